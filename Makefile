@@ -1,0 +1,50 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV = .venv/bin/python
+export PYTHONUNBUFFERED = 1
+
+.PHONY: help run smoke train test check format lock fetch clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: .runs ## set up, train, start all services, send a first burst, stay up until Ctrl-C
+	@exec $(VENV) -m launch
+
+smoke: .runs ## the same, and stop after the burst: exits 0 when it went through
+	@exec $(VENV) -m launch --smoke
+
+train: .runs ## execute the notebooks whose data or code is newer than what the store holds
+	@exec $(VENV) -m notebooks.train
+
+test: .develops ## set up, and run the tests (ARGS='-k split' for some)
+	@exec $(VENV) -m pytest $(ARGS)
+
+check: .develops ## lint, formatting, types
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
+
+format: .develops ## put the code in form
+	$(VENV) -m ruff check --fix .
+	$(VENV) -m ruff format .
+
+lock: ## compile the locks anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) pyproject.toml -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) --all-extras -c requirements.txt \
+		pyproject.toml -o requirements-dev.txt
+
+fetch: .develops ## get the whole data set, 30,000 clients, from its publisher
+	@exec $(VENV) -m data.fetch
+
+clean: ## remove the environment, the models, the ledger and the logs
+	rm -rf .venv var *.egg-info
+
+# The environments. The first line is printed before anything is waited for.
+.PHONY: .runs .develops
+.runs:
+	@echo "Runoff: two models, one router, real traffic."
+	@$(PYTHON) launch/environment.py run
+
+.develops:
+	@$(PYTHON) launch/environment.py dev

@@ -1,0 +1,1 @@
+"""The credit data: the sample, its card (`README.md`), and the loader."""

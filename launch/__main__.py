@@ -1,0 +1,162 @@
+"""`python -m launch [--smoke]`: the whole loop, from training to a first burst of traffic."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+import urllib3
+from scipy.stats import binomtest
+from traffic.clients import held_out
+from traffic.send import Sent, send
+
+from launch.progress import Voice
+from launch.services import SERVICES, LaunchError, Services, ports
+from notebooks import train
+from router import experiment
+from runoff.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+BURST = 500
+CONCURRENCY = 4
+SEED = 2009
+TAG = "simulation"
+ALL_WELL = 200
+
+
+def main(*, smoke: bool) -> int:
+    """Train, start, send the burst, and stay up; return an exit code.
+
+    Args:
+        smoke: stop after the burst; the exit code says whether all of it went through.
+    """
+    voice = Voice()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    var = Path(os.environ.get("RUNOFF_VAR") or ROOT / "var").resolve()
+    os.environ.setdefault("RUNOFF_BOARD", str(var / "models"))
+    services: Services | None = None
+    try:
+        chosen = ports(os.environ)
+        _train(voice)
+        services = Services(chosen, var, os.environ)
+        _start(voice, services)
+        went_through = _burst(voice, services)
+        if smoke:
+            return 0 if went_through else 1
+        voice.say("\nUp until Ctrl-C.")
+        _stay(voice, services)
+    except (LaunchError, train.TrainingFailed, experiment.ExperimentError) as error:
+        voice.say(f"\n{error}")
+        return 1
+    except KeyboardInterrupt:
+        voice.say("\nStopping …")
+    finally:
+        if services:
+            services.stop()
+            voice.say("All services are stopped.")
+    return 0
+
+
+def _train(voice: Voice) -> None:
+    """Execute the notebooks of which the store holds no version of this data and code."""
+    store = Store.open()
+    missing = train.untrained(store)
+    for name in train.NOTEBOOKS:
+        if name in missing:
+            with voice.progress(f"Training {name} by its notebook", missing[name]) as advance:
+                train.train_one(store, name, lambda done, _total: advance(done, ""))
+        version = store.version(name)
+        area = version.record["metrics"]["roc_auc"]["value"]
+        voice.say(
+            f"{name} {version.id}: {version.record['algorithm']}, ROC AUC {area:.3f} on held-out clients"
+        )
+
+
+def _start(voice: Voice, services: Services) -> None:
+    with voice.progress("Starting the services", len(SERVICES)) as advance:
+        ready: list[str] = []
+
+        def on_ready(name: str) -> None:
+            ready.append(name)
+            advance(len(ready), f"{name} is ready")
+
+        services.start(on_ready)
+    voice.say(", ".join(f"{name} {url}" for name, url in services.urls.items()))
+
+
+def _burst(voice: Voice, services: Services) -> bool:
+    """Send real held-out clients through the router, and say what came back; true if all were answered."""
+    url = services.urls["router"]
+    before = _recorded(url)
+    began = time.perf_counter()
+    replies: list[Sent] = []
+    with voice.progress(f"Sending {BURST} held-out clients", BURST) as advance:
+        for reply in send(held_out(BURST, seed=SEED), url, concurrency=CONCURRENCY, tag=TAG, stop=None):
+            replies.append(reply)
+            advance(len(replies), "")
+    seconds = time.perf_counter() - began
+    answered = [reply for reply in replies if reply.status == ALL_WELL]
+    voice.say(
+        f"{len(answered)} of {len(replies)} answered in {seconds:.1f} s, {_recorded(url) - before} on record"
+    )
+    for problem, count in Counter(r.problem for r in replies if r.status != ALL_WELL).most_common(3):
+        voice.say(f"  {count} failed: {problem}")
+    if answered:
+        _summarize(voice, answered)
+    _invite(voice, services)
+    return len(answered) == BURST
+
+
+def _summarize(voice: Voice, answered: list[Sent]) -> None:
+    """The observed split with its interval (one look, Wilson 1927), and the latency seen by the sender."""
+    shares = experiment.load().shares
+    counts = Counter(reply.variant for reply in answered)
+    for name, share in shares.items():
+        test = binomtest(counts[name], len(answered), share)
+        interval = test.proportion_ci(0.95, method="wilson")
+        verdict = "as configured" if interval.low <= share <= interval.high else "off: see the trust checks"
+        voice.say(
+            f"  variant {name}: {counts[name]} requests, {counts[name] / len(answered):.1%} "
+            f"(95 % interval {interval.low:.1%} to {interval.high:.1%}, configured {share:.0%}: {verdict})"
+        )
+    milliseconds = sorted(1000 * reply.seconds for reply in answered)
+    p99 = statistics.quantiles(milliseconds, n=100, method="inclusive")[98]
+    voice.say(f"  latency: median {statistics.median(milliseconds):.1f} ms, p99 {p99:.1f} ms")
+
+
+def _invite(voice: Voice, services: Services) -> None:
+    router = services.urls["router"]
+    record = json.dumps(next(iter(held_out(1, seed=SEED))), separators=(",", ":"))
+    voice.say(f"\nDashboard  {services.urls['dashboard']}\nRouter     {router}\n\nAsk it yourself:\n")
+    voice.say(f"curl -s {router}/predict -H 'Content-Type: application/json' -d '{record}'")
+
+
+def _recorded(router: str) -> int:
+    stats = urllib3.request("GET", f"{router}/v1/stats", timeout=10.0, retries=False).json()
+    return int(stats["requests"])
+
+
+def _stay(voice: Voice, services: Services) -> None:
+    """Stay up; say so once when a service ends. The others go on: the dashboard names what is down."""
+    told: set[str] = set()
+    while True:
+        for name in set(services.dead()) - told:
+            told.add(name)
+            voice.say(f"\n{name} has stopped. {services.log_tail(name)}")
+        time.sleep(0.5)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(smoke="--smoke" in sys.argv[1:] or os.environ.get("CI") == "true"))

@@ -1,0 +1,82 @@
+"""Make `.venv` from the lock: `python3 launch/environment.py [dev]`.
+
+This is the one file that runs before anything is installed, so it needs nothing but Python.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+OLDEST = (3, 11)
+
+# What is installed for which purpose. The development lock holds all of the other one.
+LOCKS = {"run": "requirements.txt", "dev": "requirements-dev.txt"}
+
+
+def main(purpose: str) -> int:
+    """Make the environment for a purpose, unless it is there already; answer with an exit code."""
+    uv = shutil.which("uv")
+    if uv is None and sys.version_info < OLDEST:
+        wanted, found = ".".join(map(str, OLDEST)), sys.version.split()[0]
+        print(f"Runoff needs Python {wanted} or later; this is {found}.", file=sys.stderr)
+        print("Name a later one: make run PYTHON=python3.12", file=sys.stderr)
+        return 1
+    if any(_is_made(each) for each in ("dev", purpose)):
+        return 0
+    lock = LOCKS[purpose]
+    count = sum(line[:1].isalnum() for line in (ROOT / lock).read_text(encoding="utf-8").splitlines())
+    tool = "uv" if uv else "pip"
+    print(f"Setting up .venv: {count} packages from {lock}, by {tool} …", flush=True)
+    try:
+        _install(uv, lock)
+    except subprocess.CalledProcessError as error:
+        print(f"Setting up .venv failed: {tool} exited with {error.returncode}; its message is above.")
+        return 1
+    _stamp(purpose).write_text(_fingerprint(purpose), encoding="utf-8")
+    return 0
+
+
+def _install(uv: str | None, lock: str) -> None:
+    """Install the lock, then this project itself: editable, and with nothing fetched for its build."""
+    python = VENV / "bin" / "python"
+    if uv:
+        if not python.exists():
+            _run(uv, "venv", "--quiet", "--python", f">={'.'.join(map(str, OLDEST))}", str(VENV))
+        # Compiled now, once, rather than by each of the first processes.
+        install = [uv, "pip", "install", "--compile-bytecode", "--python", str(python)]
+    else:
+        if not python.exists():
+            venv.create(VENV, with_pip=True)
+        install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    quiet = [] if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ["--quiet"]
+    _run(*install, *quiet, "--requirement", str(ROOT / lock))
+    _run(*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603 (what is run is written above)
+
+
+def _is_made(purpose: str) -> bool:
+    stamp = _stamp(purpose)
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == _fingerprint(purpose)
+
+
+def _stamp(purpose: str) -> Path:
+    return VENV / f"made-for-{purpose}"
+
+
+def _fingerprint(purpose: str) -> str:
+    """What the environment depends on: another lock, or another place of this checkout, makes a new one."""
+    parts = [str(ROOT), *((ROOT / name).read_text("utf-8") for name in ("pyproject.toml", LOCKS[purpose]))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "run"))

@@ -1,0 +1,47 @@
+"""How the launcher talks: bars where somebody watches a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+# Plain progress speaks this many times, so that a log stays short.
+PLAIN_STEPS = 4
+
+Advance = Callable[[int, str], None]
+
+
+class Voice:
+    """Says what the launcher does, on standard output."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._bars = self.console.is_terminal and not os.environ.get("NO_COLOR")
+
+    def say(self, text: str = "") -> None:
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Show how far a step is; yields a function that takes the count done so far, and a remark."""
+        if not self._bars:
+            self.say(f"{what} …")
+            yield self._plain(what, total)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("[dim]{task.fields[remark]}"), console=self.console) as bars:
+            task = bars.add_task(what, total=total, remark="")
+            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
+
+    def _plain(self, what: str, total: int) -> Advance:
+        step = max(1, total // PLAIN_STEPS)
+
+        def advance(done: int, _remark: str) -> None:
+            if done % step == 0 or done == total:
+                self.say(f"{what}: {done} of {total}")
+
+        return advance

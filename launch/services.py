@@ -1,0 +1,203 @@
+"""The four services as processes: started, waited for, watched, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import urllib3
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+READY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service: its name, which is its folder's too, its default port, and gunicorn's extra arguments."""
+
+    name: str
+    port: int
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def port_variable(self) -> str:
+        return f"{self.name.upper()}_PORT"
+
+
+# In the order in which they are started: each needs those above it.
+SERVICES = (
+    Service("model_a", 8001),
+    Service("model_b", 8002),
+    Service("router", 8000),
+    # One process: it keeps the simulations that it runs in memory.
+    Service("dashboard", 8050, ("--workers", "1")),
+)
+
+
+class LaunchError(Exception):
+    """The services cannot be started; the message says what to do."""
+
+
+def ports(environment: Mapping[str, str]) -> dict[str, int]:
+    """The port of each service by its name: MODEL_A_PORT, … where they are set, else the defaults.
+
+    Raises:
+        LaunchError: a variable holds no port, two services have the same, or one is taken by another process.
+    """
+    chosen: dict[str, int] = {}
+    for service in SERVICES:
+        text = environment.get(service.port_variable) or str(service.port)
+        if not text.isdecimal() or not 0 < int(text) < 2**16:
+            raise LaunchError(f"{service.port_variable}={text} is no port: choose one from 1 to 65535")
+        port = int(text)
+        choose = f"choose another: make run {service.port_variable}={port + 100}"
+        if port in chosen.values():
+            raise LaunchError(f"port {port} is wanted by two services, one of them {service.name}; {choose}")
+        if _taken(port):
+            raise LaunchError(f"port {port}, wanted by {service.name}, is taken by another program; {choose}")
+        chosen[service.name] = port
+    return chosen
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        # As gunicorn binds: a port that only waits out its last connections is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+class Services:
+    """The running house. Everything that it writes goes under one folder."""
+
+    def __init__(self, ports: Mapping[str, int], var: Path, environment: Mapping[str, str]) -> None:
+        """Prepare the services without starting them.
+
+        Args:
+            ports: by service name.
+            var: the folder for the logs, the ledger and the models, where the environment names no others.
+            environment: the variables that the services start with.
+        """
+        self.urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+        self._ports = ports
+        self._logs = var / "log"
+        self._environment = {
+            "RUNOFF_BOARD": str(var / "models"),
+            "RUNOFF_LEDGER": f"sqlite:///{var / 'ledger.sqlite'}",
+            **environment,
+            **{f"{name.upper()}_URL": url for name, url in self.urls.items()},
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._http = urllib3.PoolManager(retries=False, timeout=2.0)
+
+    def start(self, on_ready: Callable[[str], None] = lambda _: None) -> None:
+        """Start all services, and return when each is ready.
+
+        Args:
+            on_ready: called with the name of each service when it is.
+
+        Raises:
+            LaunchError: one stopped or was not ready in time; named, with the last lines of its log. None
+                is left running.
+        """
+        try:
+            for service in SERVICES:
+                self.start_one(service.name)
+            for service in SERVICES:
+                self.wait_ready(service.name)
+                on_ready(service.name)
+        except BaseException:
+            self.stop()
+            raise
+
+    def start_one(self, name: str) -> None:
+        """Start one service without waiting for it."""
+        service = next(each for each in SERVICES if each.name == name)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(sys.executable, "-m", "gunicorn", "--bind", f"{HOST}:{self._ports[name]}", "--name", name),
+            *(*service.arguments, f"{name}.app:app"),
+        ]
+        with self._log(name).open("ab") as log:
+            self._processes[name] = subprocess.Popen(  # noqa: S603 (our own command)
+                command,
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches the launcher alone, which then stops the services in order.
+                start_new_session=True,
+            )
+
+    def wait_ready(self, name: str) -> None:
+        """Wait until a service's `/readyz` is green.
+
+        Raises:
+            LaunchError: its process ended, or it was not ready in READY_SECONDS.
+        """
+        self._wait(name, "/readyz")
+
+    def wait_answering(self, name: str) -> None:
+        """Wait until a service answers at all, ready or not; raises as `wait_ready` does."""
+        self._wait(name, "/livez")
+
+    def _wait(self, name: str, path: str) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        reason = "no answer yet"
+        while time.monotonic() < deadline:
+            if (code := self._processes[name].poll()) is not None:
+                raise LaunchError(f"{name} stopped with exit code {code}.\n{self.log_tail(name)}")
+            try:
+                response = self._http.request("GET", f"{self.urls[name]}{path}")
+            except urllib3.exceptions.HTTPError:
+                pass
+            else:
+                if response.status == 200:  # noqa: PLR2004
+                    return
+                reason = response.data.decode(errors="replace").strip()
+            time.sleep(0.05)
+        raise LaunchError(f"{name} is not ready after {READY_SECONDS:g} s: {reason}\n{self.log_tail(name)}")
+
+    def dead(self) -> Iterator[str]:
+        """The services whose process has ended."""
+        return (name for name, process in self._processes.items() if process.poll() is not None)
+
+    def kill(self, name: str) -> None:
+        """Kill a service, master and workers at once, as a crash would."""
+        process = self._processes[name]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        """Stop all services, callers before those they call; what is in flight is finished."""
+        for name in reversed(list(self._processes)):
+            process = self._processes.pop(name)
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def log_tail(self, name: str) -> str:
+        """The last lines of a service's log, and where the rest is."""
+        path = self._log(name)
+        lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
+        return "\n".join([f"The end of {path}:", *(f"    {line}" for line in lines)])
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"

@@ -1,0 +1,1 @@
+"""Model B as a service of its own: `gunicorn model_b.app:app`."""

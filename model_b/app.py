@@ -1,0 +1,5 @@
+"""The prediction service of model B."""
+
+from runoff.prediction import create_app
+
+app = create_app("model-b")

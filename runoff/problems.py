@@ -1,0 +1,142 @@
+"""Errors as a client sees them: RFC 9457 problem details. Each class carries its status.
+
+The classes here are the problems that every app of ours has; a room adds its own beside its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+# Errors listed in one answer. A batch of a thousand broken rows is told with the first of them.
+MAX_ERRORS = 20
+MAX_VALUE_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One rule broken by one value.
+
+    `pointer` is an RFC 6901 JSON pointer into the request's body; `rule` is the JSON Schema keyword of the
+    rule (`/prototype` is the schema); `value` is what the caller sent there, shortened.
+    """
+
+    pointer: str
+    rule: str
+    detail: str
+    value: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pointer": self.pointer,
+            "rule": self.rule,
+            "detail": self.detail,
+            "value": _shown(self.value),
+        }
+
+
+class Problem(Exception):
+    """What went wrong with a request, as its caller is told."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Something went wrong here"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: dict[str, str] | None = None,
+        **extensions: str | int | float | None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = headers or {}
+        self.extensions = extensions
+
+    def to_json(self, request_id: str) -> dict[str, Any]:
+        """The body, RFC 9457 section 3; the type is a URN, since the project has no address of its own."""
+        body: dict[str, Any] = {
+            "type": f"urn:runoff:problem:{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "request_id": request_id,
+            **self.extensions,
+        }
+        if self.errors:
+            body["errors"] = [error.to_json() for error in self.errors[:MAX_ERRORS]]
+            body["error_count"] = len(self.errors)
+        return body
+
+
+class Malformed(Problem):
+    """The request cannot be read at all."""
+
+    status = 400
+    slug = "malformed-request"
+    title = "The request cannot be read"
+
+
+class NotFound(Problem):
+    status = 404
+    slug = "not-found"
+    title = "There is nothing at this address"
+
+
+class MethodNotAllowed(Problem):
+    status = 405
+    slug = "method-not-allowed"
+    title = "This address does not take that method"
+
+
+class Conflict(Problem):
+    status = 409
+    slug = "conflict"
+    title = "The request contradicts what is recorded"
+
+
+class TooLarge(Problem):
+    status = 413
+    slug = "too-large"
+    title = "The request is too large"
+
+
+class UnsupportedMediaType(Problem):
+    status = 415
+    slug = "unsupported-media-type"
+    title = "The request is not JSON"
+
+
+class Invalid(Problem):
+    """The request can be read, and breaks a rule."""
+
+    status = 422
+    slug = "invalid-request"
+    title = "The request breaks a rule"
+
+
+class Unavailable(Problem):
+    """It cannot be done now; it may be later."""
+
+    status = 503
+    slug = "unavailable"
+    title = "This cannot be done right now"
+
+
+def _shown(value: Any) -> Any:
+    """The caller's value, short, and such that JSON can say it."""
+    if isinstance(value, dict):
+        return "(an object)"
+    if isinstance(value, list | tuple):
+        return "(an array)"
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and abs(value) < 1e15:  # noqa: PLR2004 (false for NaN, too)
+        return value
+    # An integer of thousands of digits has no decimal form in Python (CVE-2020-10735).
+    text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else str(value)
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}…"

@@ -1,0 +1,248 @@
+"""From what a client sends to rows that a model takes.
+
+`RecordReader` checks records against a prototype. `DIALECTS` is the table of the shapes in which clients
+send records to `POST /predict`, and of the shape in which each expects its answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from pydantic_core import ErrorDetails, SchemaValidator, ValidationError
+from pydantic_core import core_schema as cs
+
+from runoff.problems import MAX_VALUE_LENGTH, FieldError, Invalid
+from runoff.prototype import Feature, Prototype
+
+# Beyond this, JSON readers disagree on which integer was meant (RFC 8259, section 6).
+EXACT_INTEGER = 2**53 - 1
+
+JSON_NAMES = {
+    "boolean": "a boolean",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a string",
+}
+DTYPES = {"boolean": "bool", "integer": "int64", "number": "float64", "string": "str"}
+
+Row = dict[str, Any]
+
+
+class RecordReader:
+    """Reads records by the prototype of a model: by name, in any order of the columns."""
+
+    def __init__(self, prototype: Prototype) -> None:
+        self.prototype = prototype
+        self._features = {feature.name: feature for feature in prototype.features}
+        self._dtypes = {
+            feature.name: "float64"
+            if feature.type == "integer" and feature.nullable
+            else DTYPES[feature.type]
+            for feature in prototype.features
+            if feature.type in ("integer", "number") or not feature.nullable
+        }
+        fields = {feature.name: cs.typed_dict_field(_schema(feature)) for feature in prototype.features}
+        self._strict = SchemaValidator(cs.typed_dict_schema(fields, extra_behavior="forbid"))
+        self._lenient = SchemaValidator(cs.typed_dict_schema(fields, extra_behavior="ignore"))
+
+    def read(self, records: Sequence[Any], *, at: str, ignore_extra: bool = False) -> pd.DataFrame:
+        """Check records and make the model's input of them.
+
+        Args:
+            records: decoded JSON values, each of which ought to be an object.
+            at: the JSON pointer of a record, with `{}` for its number.
+            ignore_extra: whether columns that the model does not know are ignored, instead of refused.
+
+        Returns:
+            A frame of shape (len(records), features), columns in the model's order and types.
+
+        Raises:
+            Invalid: one or more fields break a rule; each is named with its rule and value.
+        """
+        validator = self._lenient if ignore_extra else self._strict
+        rows: list[Row] = []
+        errors: list[FieldError] = []
+        for number, record in enumerate(records):
+            try:
+                rows.append(validator.validate_python(record))
+            except ValidationError as error:
+                errors += [
+                    self._explain(each, at.format(number), record)
+                    for each in error.errors(include_url=False, include_context=False)
+                ]
+        if errors:
+            more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+            raise Invalid(f"{errors[0].detail}{more}", errors=errors)
+        return pd.DataFrame(rows, columns=list(self._features)).astype(self._dtypes)
+
+    def _explain(self, error: ErrorDetails, record_at: str, record: Any) -> FieldError:
+        """Say an error of the validator in the words of the prototype's JSON Schema."""
+        kind, value = error["type"], error["input"]
+        if kind == "dict_type":
+            return FieldError(record_at, "type", "a record is an object of column names and values", value)
+        name = str(error["loc"][0])
+        pointer = f"{record_at}/{name.replace('~', '~0').replace('/', '~1')}"
+        if kind == "missing":
+            return FieldError(pointer, "required", f"{name} is missing")
+        if kind == "extra_forbidden":
+            shown = name if len(name) <= MAX_VALUE_LENGTH else f"{name[:MAX_VALUE_LENGTH]}…"
+            detail = f"{shown} is not a column of this model{self._guess(name, record)}"
+            return FieldError(pointer, "additionalProperties", detail, value)
+        rule, must = _broken_rule(kind, self._features[name])
+        return FieldError(pointer, rule, f"{name} must be {must}", value)
+
+    def _guess(self, name: str, record: Row) -> str:
+        missing = [known for known in self._features if known not in record]
+        near = difflib.get_close_matches(name, missing or self._features, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+def _broken_rule(kind: str, feature: Feature) -> tuple[str, str]:
+    """The JSON Schema keyword for a validator's kind of error, and what the value must be."""
+    if kind == "literal_error":
+        return "enum", f"one of {', '.join(map(str, feature.codes or ()))}"
+    if kind == "greater_than_equal":
+        return "minimum", f"at least {_least(feature)}"
+    if kind == "less_than_equal":
+        return "maximum", f"at most {_most(feature)}"
+    if kind == "finite_number":
+        return "type", "a finite number"
+    return "type", JSON_NAMES[feature.type]
+
+
+def _least(feature: Feature) -> float | None:
+    return -EXACT_INTEGER if feature.minimum is None and feature.type == "integer" else feature.minimum
+
+
+def _most(feature: Feature) -> float | None:
+    return EXACT_INTEGER if feature.maximum is None and feature.type == "integer" else feature.maximum
+
+
+Answer = Callable[[list[float], str, str], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One shape of a request body: how it is told from the others, read, and answered.
+
+    `answer` takes the probabilities, and the name and the version of the model.
+    """
+
+    name: str
+    speaks: Callable[[Any], bool]
+    read: Callable[[Any, RecordReader], pd.DataFrame]
+    answer: Answer
+
+
+def decode(body: Any, reader: RecordReader) -> tuple[pd.DataFrame, Answer]:
+    """Decode the body of `POST /predict` in whichever dialect it is.
+
+    Returns:
+        The rows, shape (n, features), n ≥ 1, and the form in which their probabilities are answered.
+
+    Raises:
+        Invalid: it is in no dialect, or breaks a rule of the model's prototype.
+    """
+    for dialect in DIALECTS:
+        if dialect.speaks(body):
+            return dialect.read(body, reader), dialect.answer
+    raise Invalid(
+        'the body is neither a record {"column": value, …} nor a list of records',
+        errors=[FieldError("", "type", "a record or a list of records is expected", body)],
+    )
+
+
+def _read_record(body: Any, reader: RecordReader) -> pd.DataFrame:
+    return reader.read([body], at="")
+
+
+def _read_records(body: Any, reader: RecordReader) -> pd.DataFrame:
+    return reader.read(_listed(body["records"], "/records"), at="/records/{}")
+
+
+def _read_vetiver(body: Any, reader: RecordReader) -> pd.DataFrame:
+    return reader.read(_listed(body, ""), at="/{}", ignore_extra=True)
+
+
+def _read_original(body: Any, reader: RecordReader) -> pd.DataFrame:
+    """Numbers separated by commas, in the order of the columns; one more in front is the client's ID."""
+    names = reader.prototype.names
+    values = [_number(text.strip()) for text in body["input"].split(",")]
+    if len(values) == len(names) + 1:
+        values = values[1:]
+    if len(values) != len(names):
+        count = f"{len(names)} comma-separated values, or one more with an ID in front"
+        raise Invalid(
+            f"input holds {len(values)} values; this model takes {count}",
+            errors=[FieldError("/input", "type", count, body["input"])],
+        )
+    try:
+        return reader.read([dict(zip(names, values, strict=True))], at="")
+    except Invalid as problem:
+        # A pointer cannot point into the text: the detail names the column.
+        problem.errors = tuple(replace(error, pointer="/input") for error in problem.errors)
+        raise
+
+
+def _listed(records: Any, pointer: str) -> list[Any]:
+    if isinstance(records, list) and records:
+        return records
+    detail = "a list of one or more records is expected"
+    raise Invalid(detail, errors=[FieldError(pointer, "minItems", detail, records)])
+
+
+def _one(probabilities: list[float], model: str, version: str) -> dict[str, Any]:
+    return {"prediction": probabilities[0], "model": model, "version": version}
+
+
+def _many(probabilities: list[float], model: str, version: str) -> dict[str, Any]:
+    return {"predictions": probabilities, "model": model, "version": version}
+
+
+def _vetiver(probabilities: list[float], _model: str, _version: str) -> dict[str, Any]:
+    return {"predict": probabilities}
+
+
+# Tried from top to bottom; the last takes any object, so that a misspelt column is told as such.
+DIALECTS = (
+    Dialect("vetiver", lambda body: isinstance(body, list), _read_vetiver, _vetiver),
+    Dialect("2020 original", lambda body: _only(body, "input", str), _read_original, _one),
+    Dialect("records", lambda body: _only(body, "records", list), _read_records, _many),
+    Dialect("record", lambda body: isinstance(body, dict), _read_record, _one),
+)
+
+
+def _only(body: Any, key: str, kind: type) -> bool:
+    return isinstance(body, dict) and body.keys() == {key} and isinstance(body[key], kind)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return text if "_" in text else float(text)
+    except ValueError:
+        return text
+
+
+def _schema(feature: Feature) -> cs.CoreSchema:
+    """The rule for one column; strict, so that "1" and true are no numbers."""
+    schema: cs.CoreSchema
+    if feature.type == "boolean":
+        schema = cs.bool_schema(strict=True)
+    elif feature.type == "string":
+        schema = cs.str_schema(strict=True)
+    else:
+        # Whole numbers are read as floats, too: clients that pass through a data frame write 1.0 for 1.
+        schema = cs.float_schema(
+            strict=True,
+            allow_inf_nan=False,
+            multiple_of=1 if feature.type == "integer" else None,
+            ge=_least(feature),
+            le=_most(feature),
+        )
+    if feature.codes is not None:
+        schema = cs.chain_schema([schema, cs.literal_schema(list(feature.codes))])
+    return cs.nullable_schema(schema) if feature.nullable else schema

@@ -1,0 +1,292 @@
+"""The model store: versions of models as pins, in the form that vetiver writes and reads.
+
+Life of a version: `write` → `versions` → `attach` → `load`. A version is a folder of the board,
+`<model>/<time>-<hash>/`, with `<model>.joblib` and `data.txt` (YAML). What Runoff knows of it stands in
+`data.txt` under `user.user.runoff`, with the SHA-256 of the joblib file: nothing is unpickled before
+its digest is found to be that one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import pins
+from pins.boards import BaseBoard
+from pins.config import pins_options
+from pins.errors import PinsError
+from pins.versions import Version as PinVersion
+from xxhash import xxh64
+
+from runoff.prototype import Prototype, Scalar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+# pins announces each write on stderr; the rooms say themselves what they do.
+pins_options.quiet = True
+
+# The form of what stands under `user.user.runoff`. A reader refuses a form that it does not know.
+FORMAT = 1
+
+DEFAULT_BOARD = Path(__file__).resolve().parent.parent / "var" / "models"
+
+
+class StoreError(Exception):
+    """The store does not hold what was asked for, or what it holds must not be used."""
+
+
+class NoSuchVersion(StoreError):
+    """No model or no version of this name."""
+
+
+class CorruptVersion(StoreError):
+    """The model file is not the one that was written: it has not been unpickled."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """What is known of one version without loading it.
+
+    `digest` is the SHA-256 of the joblib file as recorded when it was written; a pin that another tool
+    wrote has None. `record` is the training record: library, algorithm, parameters, metrics, …
+    """
+
+    name: str
+    id: str
+    created: datetime
+    digest: str | None
+    pin_hash: str
+    prototype: Prototype
+    record: Mapping[str, Any] = field(default_factory=dict)
+    required_packages: tuple[str, ...] = ()
+    python_version: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A version with its estimator in memory, and the digest of the bytes that it was read from."""
+
+    version: ModelVersion
+    digest: str
+    estimator: Any
+
+    def probabilities(self, X: pd.DataFrame) -> NDArray[np.float64]:
+        """The probability of the outcome, which is the greater class, for each row of X; shape (n,)."""
+        answer: NDArray[np.float64] = self.estimator.predict_proba(X)[:, 1]
+        return answer
+
+
+class Store:
+    """Model versions on a pins board."""
+
+    def __init__(self, board: BaseBoard) -> None:
+        self._board = board
+
+    @classmethod
+    def open(cls, board: str | os.PathLike[str] | None = None) -> Store:
+        """Open the board at a path or an fsspec URL.
+
+        Args:
+            board: a folder, or a URL such as `s3://bucket/models` (with the matching fsspec package);
+                by default what RUNOFF_BOARD says, else `var/models` in this checkout.
+        """
+        place = str(board or os.environ.get("RUNOFF_BOARD") or DEFAULT_BOARD)
+        protocol, separator, path = place.partition("://")
+        if separator and protocol != "file":
+            return cls(pins.board(protocol, path, versioned=True, cache=None, allow_pickle_read=False))
+        folder = Path(path if separator else place).expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(pins.board_folder(str(folder), versioned=True, allow_pickle_read=False))
+
+    def write(
+        self,
+        name: str,
+        estimator: Any,
+        *,
+        prototype: Prototype,
+        record: Mapping[str, Any],
+        required_packages: Iterable[str] = ("scikit-learn",),
+    ) -> ModelVersion:
+        """Store a trained model as a new version.
+
+        Args:
+            name: the model's name, which is the pin's.
+            estimator: a fitted classifier of two classes, which must unpickle where it will be served.
+            prototype: the columns that it takes.
+            record: the training record, of JSON types only.
+            required_packages: what must be installed to unpickle it, by their names on the package index.
+
+        Raises:
+            StoreError: the file that the board holds afterwards is not the one that was written.
+            TypeError: the record holds what JSON cannot say.
+        """
+        pickled = _pickle(estimator)
+        digest = hashlib.sha256(pickled).hexdigest()
+        record = json.loads(json.dumps(record, allow_nan=False))
+        known = self._version_ids(name)
+        meta = self._board.pin_write(
+            estimator,
+            name,
+            type="joblib",
+            title=f"{name}: a pinned {type(estimator).__name__}",
+            description=record.get("algorithm"),
+            metadata={
+                "user": {
+                    "runoff": {
+                        "format": FORMAT,
+                        "sha256": digest,
+                        "prototype": prototype.to_json(),
+                        "record": record,
+                    }
+                },
+                "vetiver_meta": {
+                    "required_pkgs": list(required_packages),
+                    "prototype": json.dumps(prototype.example),
+                    "python_version": [*map(int, platform.python_version_tuple()[:2])],
+                },
+            },
+            created=_after(known[-1] if known else None),
+            # The same bytes trained again are still another version: its record differs.
+            force_identical_write=True,
+        )
+        version = self.version(name, meta.version.version)
+        self._read_checked(version)
+        return version
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a model that are whole, oldest first; none if there is no such model."""
+        whole = []
+        for version_id in self._version_ids(name):
+            try:
+                whole.append(self.version(name, version_id))
+            except NoSuchVersion:
+                continue  # a folder whose data.txt is not there yet: somebody is writing it
+        return whole
+
+    def version(self, name: str, version_id: str | None = None) -> ModelVersion:
+        """What is known of one version, by default the newest.
+
+        Raises:
+            NoSuchVersion: there is none.
+            StoreError: it is written in a form that this release does not know.
+        """
+        if version_id is None:
+            versions = self.versions(name)
+            if not versions:
+                raise NoSuchVersion(f"the store holds no version of {name!r}")
+            return versions[-1]
+        try:
+            meta = self._board.pin_meta(name, version_id)
+        except (PinsError, FileNotFoundError, ValueError) as error:
+            raise NoSuchVersion(f"the store holds no version {version_id!r} of {name!r}") from error
+        user = meta.user or {}
+        vetiver = user.get("vetiver_meta") or {}
+        ours = (user.get("user") or {}).get("runoff") or {}
+        if ours.get("format", FORMAT) != FORMAT:
+            raise StoreError(f"{name} {version_id} has format {ours['format']}; this release reads {FORMAT}")
+        examples: dict[str, Scalar] = json.loads(vetiver.get("prototype") or "{}")
+        python = vetiver.get("python_version")
+        return ModelVersion(
+            name=name,
+            id=version_id,
+            created=PinVersion.parse_created(meta.created).replace(tzinfo=UTC),
+            digest=ours.get("sha256"),
+            pin_hash=meta.pin_hash,
+            prototype=(Prototype.from_json(ours["prototype"]) if ours else Prototype.from_examples(examples)),
+            record=ours.get("record", {}),
+            required_packages=tuple(vetiver.get("required_pkgs") or ()),
+            python_version=".".join(map(str, python)) if python else None,
+        )
+
+    def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:
+        """Keep files with a version, by name, inside its folder (anything beside it would count as a pin)."""
+        for name, path in files.items():
+            self._board.fs.put(str(path), self._path(version, name))
+
+    def open_attached(self, version: ModelVersion, name: str) -> bytes:
+        """The content of a file that was attached to a version.
+
+        Raises:
+            FileNotFoundError: none of this name was.
+        """
+        content: bytes = self._board.fs.cat_file(self._path(version, name))
+        return content
+
+    def load(self, name: str, version_id: str | None = None) -> LoadedModel:
+        """Load a version, by default the newest; its digest is checked before anything is unpickled.
+
+        Raises:
+            NoSuchVersion: there is none.
+            CorruptVersion: the file is not the one that was written.
+            StoreError: it cannot be unpickled here, or is no classifier of two classes.
+        """
+        version = self.version(name, version_id)
+        pickled = self._read_checked(version)
+        try:
+            estimator = joblib.load(io.BytesIO(pickled))
+        except Exception as error:
+            needs = ", ".join(version.required_packages) or "unknown packages"
+            raise StoreError(
+                f"{name} {version.id} cannot be unpickled here (it needs {needs}): {error}"
+            ) from error
+        if not hasattr(estimator, "predict_proba") or len(getattr(estimator, "classes_", ())) != 2:  # noqa: PLR2004
+            raise StoreError(
+                f"{name} {version.id} is no classifier of two classes with predict_proba: Runoff serves probabilities"
+            )
+        return LoadedModel(version, hashlib.sha256(pickled).hexdigest(), estimator)
+
+    def _version_ids(self, name: str) -> list[str]:
+        if not self._board.pin_exists(name):
+            return []
+        return [version.version for version in self._board.pin_versions(name, as_df=False)]
+
+    def _path(self, version: ModelVersion, file: str) -> str:
+        path: str = self._board.construct_path([self._board.path_to_pin(version.name), version.id, file])
+        return path
+
+    def _read_checked(self, version: ModelVersion) -> bytes:
+        """The bytes of the model file. What is returned is what was checked: it is not read twice."""
+        try:
+            pickled: bytes = self._board.fs.cat_file(self._path(version, f"{version.name}.joblib"))
+        except FileNotFoundError as error:
+            raise CorruptVersion(f"{version.name} {version.id} has lost its model file") from error
+        if version.digest is not None:
+            intact = hashlib.sha256(pickled).hexdigest() == version.digest
+        else:
+            # A pin that another tool wrote has only the hash of pins: it shows damage, not malice.
+            intact = xxh64(pickled).hexdigest() == version.pin_hash
+        if not intact:
+            raise CorruptVersion(
+                f"the file of {version.name} {version.id} does not match its recorded digest: not unpickled"
+            )
+        return pickled
+
+
+def _pickle(estimator: Any) -> bytes:
+    """The bytes that `pin_write` will store. It takes objects only, so they are dumped once to be hashed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.joblib"
+        joblib.dump(estimator, path)
+        return path.read_bytes()
+
+
+def _after(newest: str | None) -> datetime:
+    """Now, or the second after the newest version: ids tell seconds only, and their order is their age."""
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    if newest is None:
+        return now
+    taken: datetime = PinVersion.parse_created(newest.partition("-")[0])
+    return max(now, taken + timedelta(seconds=1))

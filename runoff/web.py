@@ -1,0 +1,145 @@
+"""What every Flask app of ours has in common: request ids, problem answers, health, the reading of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from runoff import problems
+from runoff.problems import Problem
+
+# Far above any record or batch that belongs into one JSON body.
+MAX_BODY_BYTES = 1_000_000
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+# A check returns nothing when all is well and raises with the reason when it is not.
+Check = Callable[[], None]
+
+log = logging.getLogger(__name__)
+
+
+def equip(app: Flask, *, checks: Mapping[str, Check]) -> Flask:
+    """Give an app its request ids, problem answers and health endpoints.
+
+    Args:
+        app: the app to equip.
+        checks: what must hold for the app to be ready, by name, as `/readyz` tells.
+    """
+    # One more than is taken: a body of unknown length is cut off there, and is seen to be too long.
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES + 1
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.strict_slashes = False
+    app.before_request(_identify)
+    app.after_request(_sign)
+    app.register_error_handler(Problem, answer_problem)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_unexpected)
+
+    @app.get("/livez")
+    def livez() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/readyz")
+    @app.get("/healthz")
+    def readyz() -> tuple[dict[str, Any], int]:
+        results = {name: _outcome(check) for name, check in checks.items()}
+        ready = all(result == "ok" for result in results.values())
+        return {"status": "ready" if ready else "not ready", "checks": results}, 200 if ready else 503
+
+    return app
+
+
+def json_body() -> Any:
+    """Decode the request's JSON body.
+
+    NaN and Infinity are let through, though RFC 8259 has no such numbers: the rule that refuses them can
+    name the field.
+
+    Raises:
+        problems.UnsupportedMediaType: the body is not declared as JSON.
+        problems.TooLarge: it is longer than MAX_BODY_BYTES.
+        problems.Malformed: it is empty, cut off, or otherwise not JSON.
+    """
+    if not request.is_json:
+        sent = request.mimetype or "nothing"
+        raise problems.UnsupportedMediaType(
+            f"Content-Type is {sent}; send JSON with 'Content-Type: application/json'"
+        )
+    body = request.get_data(cache=True)
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
+    if not body.strip():
+        raise problems.Malformed("the body is empty; a JSON document is expected")
+    try:
+        return json.loads(body)
+    except UnicodeDecodeError as error:
+        raise problems.Malformed(f"the body is not UTF-8: byte {error.start} cannot be decoded") from None
+    except json.JSONDecodeError as error:
+        raise problems.Malformed(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except ValueError:
+        raise problems.Malformed("the body holds a number of too many digits") from None
+    except RecursionError:
+        raise problems.Malformed("the body is nested too deeply") from None
+
+
+def answer_problem(problem: Problem) -> Response:
+    """Answer a request with a problem, RFC 9457."""
+    response = jsonify(problem.to_json(g.request_id))
+    response.status_code = problem.status
+    response.mimetype = "application/problem+json"
+    response.headers.update(problem.headers)
+    return response
+
+
+def _identify() -> None:
+    sent = request.headers.get("X-Request-ID")
+    g.request_id = sent if sent and REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    if sent is not None and g.request_id != sent:
+        raise problems.Malformed(
+            "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
+        )
+
+
+def _sign(response: Response) -> Response:
+    response.headers["X-Request-ID"] = g.request_id
+    return response
+
+
+def _answer_http_error(error: HTTPException) -> Response:
+    """Flask's own refusals in our form."""
+    if isinstance(error, RequestEntityTooLarge):
+        return answer_problem(
+            problems.TooLarge(f"the body is longer than {MAX_BODY_BYTES:,} bytes; send fewer rows at a time")
+        )
+    if error.code == problems.NotFound.status:
+        return answer_problem(problems.NotFound(f"{request.path} is not an address of this service"))
+    if error.code == problems.MethodNotAllowed.status:
+        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        detail = f"{request.path} does not take {request.method}; it takes {allowed}"
+        return answer_problem(problems.MethodNotAllowed(detail, headers={"Allow": allowed}))
+    if error.code is not None and error.code < 400:  # noqa: PLR2004
+        return Response(error.get_response().response, error.code, dict(error.get_headers()))
+    return answer_problem(problems.Malformed(error.description or error.name))
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    log.error("request %s failed", g.get("request_id"), exc_info=error)
+    return answer_problem(Problem("this is a fault of the service, not of the request; its log says more"))
+
+
+def _outcome(check: Check) -> str:
+    try:
+        check()
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return "ok"

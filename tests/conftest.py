@@ -1,0 +1,189 @@
+"""The house as tests see it: real processes on free ports, on models trained by the real notebooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from traffic.clients import held_out
+
+from data import credit
+from launch.services import SERVICES, Services
+from notebooks import train
+from runoff.store import Store
+
+CI = os.environ.get("CI") == "true"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a visitor got."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def prediction(self) -> float:
+        return float(self.json["prediction"])
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        return list(self.json.get("errors", []))
+
+
+class Visitor:
+    """Somebody who talks to a service over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = urllib3.PoolManager(retries=False, timeout=30.0, maxsize=16)
+
+    def asks(self, record: Any, **headers: str) -> Reply:
+        """POST a record, or what the test says instead, to /predict."""
+        return self.sends(json.dumps(record).encode(), **headers)
+
+    def sends(self, body: bytes, path: str = "/predict", method: str = "POST", **headers: str) -> Reply:
+        """Send bytes as they are; header names are written with underscores."""
+        sent = {"Content-Type": "application/json"} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        return self._reply(self._http.request(method, self.url + path, body=body, headers=sent))
+
+    def gets(self, path: str, method: str = "GET") -> Reply:
+        return self._reply(self._http.request(method, self.url + path))
+
+    @staticmethod
+    def _reply(response: urllib3.BaseHTTPResponse) -> Reply:
+        return Reply(response.status, response.headers, response.data)
+
+
+@dataclass
+class House:
+    """The four services, running."""
+
+    services: Services
+    var: Path
+    router: Visitor = field(init=False)
+    model_a: Visitor = field(init=False)
+    model_b: Visitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.router = Visitor(self.router_url)
+        self.model_a = Visitor(self.services.urls["model_a"])
+        self.model_b = Visitor(self.services.urls["model_b"])
+
+    @property
+    def router_url(self) -> str:
+        return self.services.urls["router"]
+
+    @property
+    def dashboard_url(self) -> str:
+        return self.services.urls["dashboard"]
+
+    def stats(self, tag: str | None = None) -> dict[str, Any]:
+        """What `/stats` says, its variants by name."""
+        told: dict[str, Any] = self.router.gets("/v1/stats" + (f"?tag={tag}" if tag else "")).json
+        return {**told, "variants": {each["name"]: each for each in told["variants"]}}
+
+    def record(self, since: int = 0) -> list[dict[str, Any]]:
+        """The whole record after a cursor, paged through as a client would."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.router.gets(f"/v1/predictions?since={since}&limit=1000").json
+            found += page["predictions"]
+            since = page["next"]
+            if not page["more"]:
+                return found
+
+    def on_disk(self) -> list[sqlite3.Row]:
+        """The ledger's rows as they lie in the database, asking no service."""
+        with sqlite3.connect(self.var / "ledger.sqlite") as connection:
+            connection.row_factory = sqlite3.Row
+            return connection.execute("SELECT * FROM predictions ORDER BY cursor").fetchall()
+
+
+def free_ports() -> dict[str, int]:
+    """A free port for each service."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in SERVICES]
+    chosen = {service.name: probe.getsockname()[1] for service, probe in zip(SERVICES, probes, strict=True)}
+    for probe in probes:
+        probe.close()
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with both models, trained on the sample by the notebooks."""
+    folder = tmp_path_factory.mktemp("board")
+    train.train(str(folder), lambda *_: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(board: Path) -> Store:
+    return Store.open(board)
+
+
+@pytest.fixture(scope="session")
+def house(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house that the tests share; each looks only at what it added."""
+    with running(tmp_path_factory.mktemp("house"), board) as shared:
+        yield shared
+
+
+@pytest.fixture
+def own_house(board: Path, tmp_path: Path) -> Iterator[House]:
+    """A house for one test alone, which may break it."""
+    with running(tmp_path, board) as own:
+        yield own
+
+
+@contextmanager
+def running(var: Path, board: Path, *services: str, **environment: str) -> Iterator[House]:
+    """The services, or the named ones, for the length of a `with`; with variables of their environment.
+
+    All of them are waited for until ready; named ones only until they answer at all.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
+    house = Services(free_ports(), var, {**inherited, "RUNOFF_BOARD": str(board), **environment})
+    try:
+        if services:
+            for name in services:
+                house.start_one(name)
+                house.wait_answering(name)
+        else:
+            house.start()
+        yield House(house, var)
+    finally:
+        house.stop()
+
+
+@pytest.fixture(scope="session")
+def clients() -> list[dict[str, int]]:
+    """Three hundred held-out clients."""
+    return list(islice(held_out(300, seed=1), 300))
+
+
+@pytest.fixture(scope="session")
+def client(clients: list[dict[str, int]]) -> dict[str, int]:
+    return clients[0]
+
+
+@pytest.fixture(scope="session")
+def features() -> tuple[str, ...]:
+    return credit.FEATURES

@@ -1,0 +1,121 @@
+"""The prediction service: one model, whichever way it is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from runoff.store import Store
+from tests.conftest import House, running
+
+
+def comma_separated(client: dict[str, int], features: tuple[str, ...]) -> str:
+    return ",".join(str(client[name]) for name in features)
+
+
+def offline(store: Store, client: dict[str, int]) -> float:
+    return float(store.load("model-a").probabilities(pd.DataFrame([client]))[0])
+
+
+def test_a_record_is_answered_with_a_probability_the_model_and_its_version(
+    house: House, store: Store, client: dict[str, int]
+) -> None:
+    reply = house.model_a.asks(client)
+    version = store.version("model-a")
+    assert reply.json == {
+        "prediction": offline(store, client),
+        "model": "model-a",
+        "version": version.id,
+    }
+    assert 0 <= reply.prediction <= 1
+    assert reply.headers["X-Model-Name"] == "model-a"
+    assert reply.headers["X-Model-Version"] == version.id
+    assert reply.headers["X-Model-Digest"] == version.digest
+
+
+def test_the_order_of_the_columns_does_not_matter(house: House, client: dict[str, int]) -> None:
+    reply = house.model_a.asks(dict(reversed(client.items())))
+    assert reply.json == house.model_a.asks(client).json
+
+
+def test_whole_numbers_may_be_written_as_floats(house: House, client: dict[str, int]) -> None:
+    floats = {name: float(value) for name, value in client.items()}
+    assert house.model_a.asks(floats).json == house.model_a.asks(client).json
+
+
+@pytest.mark.parametrize("prefix", ["", "4711,"], ids=["23 numbers", "24 numbers, an ID first"])
+def test_the_request_of_the_2020_original_is_answered_alike(
+    house: House, client: dict[str, int], features: tuple[str, ...], prefix: str
+) -> None:
+    reply = house.model_a.asks({"input": prefix + comma_separated(client, features)})
+    assert reply.json == house.model_a.asks(client).json
+    # What its clients do with the answer.
+    assert float(json.loads(reply.body)["prediction"]) == reply.prediction
+
+
+def test_a_list_of_records_is_answered_as_vetiver_does(
+    house: House, store: Store, clients: list[dict[str, int]]
+) -> None:
+    reply = house.model_a.asks(clients[:5])
+    assert reply.json == {"predict": [offline(store, client) for client in clients[:5]]}
+    extra = [client | {"ID": 7} for client in clients[:5]]
+    assert house.model_a.asks(extra).json == reply.json, "vetiver ignores columns that it does not know"
+    assert house.model_a.sends(json.dumps(clients[:5]).encode(), "/predict/").json == reply.json
+
+
+def test_records_are_answered_as_a_batch_of_ours(house: House, clients: list[dict[str, int]]) -> None:
+    reply = house.model_a.asks({"records": clients[:5]})
+    assert reply.json["predictions"] == house.model_a.asks(clients[:5]).json["predict"]
+    assert reply.json["model"] == "model-a"
+
+
+def test_the_service_says_what_it_is(house: House, store: Store) -> None:
+    version = store.version("model-a")
+    index = house.model_a.gets("/").json
+    assert index["model"] == "model-a"
+    assert index["version"] == version.id
+    metadata = house.model_a.gets("/metadata").json
+    assert set(metadata) == {"user", "version", "url", "required_pkgs", "python_version"}
+    assert metadata["version"] == version.id
+    assert metadata["user"]["digest"] == version.digest
+    assert metadata["user"]["record"] == version.record
+
+
+def test_the_prototype_is_a_schema_with_an_example_that_the_model_takes(
+    house: House, features: tuple[str, ...]
+) -> None:
+    schema = house.model_a.gets("/prototype").json
+    assert (schema["title"], schema["type"]) == ("prototype", "object")
+    assert tuple(schema["required"]) == features
+    assert schema["properties"]["SEX"]["enum"] == [1, 2]
+    assert schema["properties"]["LIMIT_BAL"]["x-seen"]["maximum"] > 0
+    example = {name: properties["example"] for name, properties in schema["properties"].items()}
+    assert house.model_a.asks(example).status == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_health_is_green_when_all_is_well(house: House, path: str) -> None:
+    for service in (house.model_a, house.model_b, house.router):
+        assert service.gets(path).status == 200
+
+
+def test_a_request_id_is_echoed_and_made_where_there_is_none(house: House, client: dict[str, int]) -> None:
+    assert house.model_a.asks(client, X_Request_ID="mine-1").headers["X-Request-ID"] == "mine-1"
+    made = {house.model_a.asks(client).headers["X-Request-ID"] for _ in range(5)}
+    assert len(made) == 5
+
+
+def test_a_service_without_a_version_is_up_but_not_ready_and_says_why(
+    client: dict[str, int], tmp_path: Path
+) -> None:
+    with running(tmp_path / "var", tmp_path / "empty", "model_a") as house:
+        reply = house.model_a.gets("/readyz")
+        assert reply.status == 503
+        assert reply.json["checks"]["model"] == "the store holds no version of 'model-a'"
+        refused = house.model_a.asks(client)
+        assert refused.status == 503
+        assert refused.headers["Retry-After"] == "10"
+        assert house.model_a.gets("/livez").status == 200

@@ -1,0 +1,1 @@
+"""Traffic for the router: who asks, and how their requests are sent."""
