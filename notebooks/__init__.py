@@ -1,0 +1,1 @@
+"""The notebooks that train the models, and what executes them."""

@@ -41,6 +41,8 @@ pins_options.quiet = True
 # The form of what stands under `user.user.runoff`. A reader refuses a form that it does not know.
 FORMAT = 1
 
+TWO_CLASSES = 2
+
 DEFAULT_BOARD = Path(__file__).resolve().parent.parent / "var" / "models"
 
 
@@ -92,7 +94,9 @@ class LoadedModel:
 class Store:
     """Model versions on a pins board."""
 
-    def __init__(self, board: BaseBoard) -> None:
+    def __init__(self, board: BaseBoard, place: str) -> None:
+        """Wrap a board; `place` is what `open` would find it by."""
+        self.place = place
         self._board = board
 
     @classmethod
@@ -106,10 +110,11 @@ class Store:
         place = str(board or os.environ.get("RUNOFF_BOARD") or DEFAULT_BOARD)
         protocol, separator, path = place.partition("://")
         if separator and protocol != "file":
-            return cls(pins.board(protocol, path, versioned=True, cache=None, allow_pickle_read=False))
+            board_at = pins.board(protocol, path, versioned=True, cache=None, allow_pickle_read=False)
+            return cls(board_at, place)
         folder = Path(path if separator else place).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(pins.board_folder(str(folder), versioned=True, allow_pickle_read=False))
+        return cls(pins.board_folder(str(folder), versioned=True, allow_pickle_read=False), str(folder))
 
     def write(
         self,
@@ -242,10 +247,8 @@ class Store:
             raise StoreError(
                 f"{name} {version.id} cannot be unpickled here (it needs {needs}): {error}"
             ) from error
-        if not hasattr(estimator, "predict_proba") or len(getattr(estimator, "classes_", ())) != 2:  # noqa: PLR2004
-            raise StoreError(
-                f"{name} {version.id} is no classifier of two classes with predict_proba: Runoff serves probabilities"
-            )
+        if not hasattr(estimator, "predict_proba") or len(getattr(estimator, "classes_", ())) != TWO_CLASSES:
+            raise StoreError(f"{name} {version.id} is no classifier of two classes with predict_proba")
         return LoadedModel(version, hashlib.sha256(pickled).hexdigest(), estimator)
 
     def _version_ids(self, name: str) -> list[str]:

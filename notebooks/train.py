@@ -1,0 +1,152 @@
+"""Execute the training notebooks: `python -m notebooks.train`.
+
+A notebook writes a version into the store by itself. What is added here: it is executed only when the
+store holds no version of the same data and code, and its executed form and HTML are kept with the version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+
+from data import credit
+from runoff.store import ModelVersion, Store
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+CELL_SECONDS = 600
+
+# The notebook of each model, in the order of training: B compares itself with A.
+NOTEBOOKS = {"model-a": FOLDER / "train_model_a.ipynb", "model-b": FOLDER / "train_model_b.ipynb"}
+
+# What a trained model depends on, besides its notebook and the data.
+CODE = ("data/credit.py", *(f"runoff/{name}.py" for name in ("evaluation", "figures", "prototype", "store")))
+PACKAGES = ("scikit-learn", "numpy", "pandas")
+
+OnCell = Callable[[int, int], None]
+
+
+class TrainingFailed(Exception):
+    """A notebook did not run to its end; the message names the cell and where the notebook is kept."""
+
+
+def code_digest(name: str) -> str:
+    """The SHA-256 of what trains a model: its notebook's source, our library, the packages' versions."""
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    parts = [
+        *(cell.source for cell in notebook.cells),
+        *((ROOT / path).read_text(encoding="utf-8") for path in CODE),
+        *(f"{package} {version(package)}" for package in PACKAGES),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def trained(store: Store, name: str) -> ModelVersion | None:
+    """The newest version of a model trained from the data and code as they are now, if there is one."""
+    wanted = {"data_digest": credit.digest(credit.load()), "code_digest": code_digest(name)}
+    fitting = (v for v in store.versions(name) if wanted.items() <= v.record.items())
+    return max(fitting, key=lambda v: v.id, default=None)
+
+
+def count_cells(name: str) -> int:
+    """How many cells a notebook's execution reports."""
+    return sum(cell.cell_type == "code" for cell in nbformat.read(NOTEBOOKS[name], as_version=4).cells)
+
+
+def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
+    """Execute a model's notebook, and keep it with the version that it wrote.
+
+    Args:
+        store: where the version goes.
+        name: of the model.
+        on_cell: told after each code cell how many are done, and of how many.
+
+    Raises:
+        TrainingFailed: a cell raised an error.
+    """
+    # Imported here, since a start that has nothing to train need not wait for them.
+    from nbclient import NotebookClient  # noqa: PLC0415
+    from nbclient.exceptions import CellExecutionError  # noqa: PLC0415
+    from papermill.iorw import load_notebook_node  # noqa: PLC0415
+    from papermill.parameterize import parameterize_notebook  # noqa: PLC0415
+
+    notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOKS[name])), {"board": store.place})
+    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+    done = 0
+
+    def executed(**_: object) -> None:
+        nonlocal done
+        done += 1
+        on_cell(min(done, total), total)
+
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
+        on_cell_executed=executed,
+        # Of each kernel, jupyter warns that it listens on loopback without encryption.
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        kept = Path(tempfile.gettempdir()) / f"{name}-failed.ipynb"
+        nbformat.write(notebook, kept)
+        raise TrainingFailed(
+            f"{NOTEBOOKS[name].name} failed in code cell {done}: {error.ename}: {error.evalue}\n"
+            f"The notebook as far as it came is {kept}"
+        ) from error
+    written = trained(store, name)
+    if written is None:
+        raise TrainingFailed(f"{NOTEBOOKS[name].name} ran, and wrote no version of this data and code")
+    _keep(store, written, notebook)
+    return written
+
+
+def train(board: str | None, on_cell: Callable[[str, int, int], None]) -> list[ModelVersion]:
+    """Train each model of which the store holds no version of this data and code; return the versions."""
+    store = Store.open(board)
+    return [
+        trained(store, name)
+        or train_one(store, name, lambda done, total, name=name: on_cell(name, done, total))  # type: ignore[misc]
+        for name in NOTEBOOKS
+    ]
+
+
+def _keep(store: Store, written: ModelVersion, notebook: nbformat.NotebookNode) -> None:
+    """Attach the executed notebook and its HTML, which needs no network to be read."""
+    from nbconvert import HTMLExporter  # noqa: PLC0415
+
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input_prompt=True)
+    exporter.exclude_output_prompt = True
+    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": NOTEBOOKS[written.name].stem}})
+    with tempfile.TemporaryDirectory() as folder:
+        executed, page = Path(folder) / "notebook.ipynb", Path(folder) / "notebook.html"
+        nbformat.write(notebook, executed)
+        page.write_text(html, encoding="utf-8")
+        store.attach(written, {executed.name: executed, page.name: page})
+
+
+def main() -> int:
+    """Train what needs training, and say what the store then holds."""
+    try:
+        versions = train(None, lambda name, done, total: print(f"{name}: cell {done} of {total}", flush=True))
+    except (TrainingFailed, credit.BadData) as error:
+        print(error, file=sys.stderr)
+        return 1
+    for each in versions:
+        metrics = {name: round(figures["value"], 4) for name, figures in each.record["metrics"].items()}
+        print(f"{each.name} {each.id}: {json.dumps(metrics)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
