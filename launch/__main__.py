@@ -14,14 +14,14 @@ from types import FrameType
 
 import urllib3
 from scipy.stats import binomtest
-from traffic.clients import held_out
-from traffic.send import Sent, send
 
 from launch.progress import Voice
 from launch.services import SERVICES, LaunchError, Services, ports
 from notebooks import train
 from router import experiment
 from runoff.store import Store
+from traffic.clients import held_out
+from traffic.send import Sent, send
 
 ROOT = Path(__file__).resolve().parent.parent
 BURST = 500
@@ -68,12 +68,11 @@ def main(*, smoke: bool) -> int:
 def _train(voice: Voice) -> None:
     """Execute the notebooks of which the store holds no version of this data and code."""
     store = Store.open()
-    missing = train.untrained(store)
     for name in train.NOTEBOOKS:
-        if name in missing:
-            with voice.progress(f"Training {name} by its notebook", missing[name]) as advance:
-                train.train_one(store, name, lambda done, _total: advance(done, ""))
-        version = store.version(name)
+        version = train.trained(store, name)
+        if version is None:
+            with voice.progress(f"Training {name} by its notebook", train.count_cells(name)) as advance:
+                version = train.train_one(store, name, advance)
         area = version.record["metrics"]["roc_auc"]["value"]
         voice.say(
             f"{name} {version.id}: {version.record['algorithm']}, ROC AUC {area:.3f} on held-out clients"
@@ -86,7 +85,7 @@ def _start(voice: Voice, services: Services) -> None:
 
         def on_ready(name: str) -> None:
             ready.append(name)
-            advance(len(ready), f"{name} is ready")
+            advance(len(ready))
 
         services.start(on_ready)
     voice.say(", ".join(f"{name} {url}" for name, url in services.urls.items()))
@@ -101,7 +100,7 @@ def _burst(voice: Voice, services: Services) -> bool:
     with voice.progress(f"Sending {BURST} held-out clients", BURST) as advance:
         for reply in send(held_out(BURST, seed=SEED), url, concurrency=CONCURRENCY, tag=TAG, stop=None):
             replies.append(reply)
-            advance(len(replies), "")
+            advance(len(replies))
     seconds = time.perf_counter() - began
     answered = [reply for reply in replies if reply.status == ALL_WELL]
     voice.say(

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # Plain progress speaks this many times, so that a log stays short.
 PLAIN_STEPS = 4
 
-Advance = Callable[[int, str], None]
+# Takes how many are done.
+Advance = Callable[[int], None]
 
 
 class Voice:
@@ -27,20 +28,20 @@ class Voice:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Show how far a step is; yields a function that takes the count done so far, and a remark."""
+        """Show how far a step is; yields a function that takes the count done so far."""
         if not self._bars:
             self.say(f"{what} …")
             yield self._plain(what, total)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("[dim]{task.fields[remark]}"), console=self.console) as bars:
-            task = bars.add_task(what, total=total, remark="")
-            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
+        with Progress(*columns, console=self.console) as bars:
+            task = bars.add_task(what, total=total)
+            yield lambda done: bars.update(task, completed=done)
 
     def _plain(self, what: str, total: int) -> Advance:
         step = max(1, total // PLAIN_STEPS)
 
-        def advance(done: int, _remark: str) -> None:
+        def advance(done: int) -> None:
             if done % step == 0 or done == total:
                 self.say(f"{what}: {done} of {total}")
 

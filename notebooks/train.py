@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +31,8 @@ NOTEBOOKS = {"model-a": FOLDER / "train_model_a.ipynb", "model-b": FOLDER / "tra
 CODE = ("data/credit.py", *(f"runoff/{name}.py" for name in ("evaluation", "figures", "prototype", "store")))
 PACKAGES = ("scikit-learn", "numpy", "pandas")
 
-OnCell = Callable[[int, int], None]
+# Takes how many code cells are done.
+OnCell = Callable[[int], None]
 
 
 class TrainingFailed(Exception):
@@ -66,7 +68,7 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
     Args:
         store: where the version goes.
         name: of the model.
-        on_cell: told after each code cell how many are done, and of how many.
+        on_cell: told after each code cell how many are done, of those that `count_cells` counts.
 
     Raises:
         TrainingFailed: a cell raised an error.
@@ -84,7 +86,7 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
     def executed(**_: object) -> None:
         nonlocal done
         done += 1
-        on_cell(min(done, total), total)
+        on_cell(min(done, total))
 
     client = NotebookClient(
         notebook,
@@ -111,14 +113,10 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
     return written
 
 
-def train(board: str | None, on_cell: Callable[[str, int, int], None]) -> list[ModelVersion]:
+def train(board: str | None, on_cell: Callable[[str, int], None]) -> list[ModelVersion]:
     """Train each model of which the store holds no version of this data and code; return the versions."""
     store = Store.open(board)
-    return [
-        trained(store, name)
-        or train_one(store, name, lambda done, total, name=name: on_cell(name, done, total))  # type: ignore[misc]
-        for name in NOTEBOOKS
-    ]
+    return [trained(store, name) or train_one(store, name, partial(on_cell, name)) for name in NOTEBOOKS]
 
 
 def _keep(store: Store, written: ModelVersion, notebook: nbformat.NotebookNode) -> None:
@@ -138,7 +136,7 @@ def _keep(store: Store, written: ModelVersion, notebook: nbformat.NotebookNode) 
 def main() -> int:
     """Train what needs training, and say what the store then holds."""
     try:
-        versions = train(None, lambda name, done, total: print(f"{name}: cell {done} of {total}", flush=True))
+        versions = train(None, _say)
     except (TrainingFailed, credit.BadData) as error:
         print(error, file=sys.stderr)
         return 1
@@ -146,6 +144,10 @@ def main() -> int:
         metrics = {name: round(figures["value"], 4) for name, figures in each.record["metrics"].items()}
         print(f"{each.name} {each.id}: {json.dumps(metrics)}")
     return 0
+
+
+def _say(name: str, done: int) -> None:
+    print(f"{name}: cell {done} of {count_cells(name)}", flush=True)
 
 
 if __name__ == "__main__":

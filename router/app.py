@@ -170,14 +170,15 @@ def predictions() -> dict[str, Any]:
 def stats() -> tuple[dict[str, Any], dict[str, str]]:
     router = _router()
     tag = _tag(request.args.get("tag"), "tag")
-    counts = router.ledger.counts(tag)
+    cursor = router.ledger.newest()
+    counts = router.ledger.counts(cursor, tag)
     requests = sum(each.requests for each in counts.values())
     shares = router.experiment.shares
     answer = {
         "as_of": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "experiment": router.experiment.name,
         "requests": requests,
-        "cursor": router.ledger.newest(),
+        "cursor": cursor,
         "variants": [
             {
                 "name": variant.name,
@@ -212,6 +213,7 @@ def _observed(
         "answered": mine.answered,
         "refused": mine.refused,
         "failed": mine.failed,
+        "failing": ledger.failing(variant),
         "mean_prediction": mine.mean_prediction,
         "latency_ms": latency if mine.answered else None,
     }

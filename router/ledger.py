@@ -153,10 +153,11 @@ class Ledger:
         """The cursor of the newest record, 0 where there is none."""
         return int(self._read(sa.select(sa.func.max(predictions.c.cursor)))[0][0] or 0)
 
-    def counts(self, tag: str | None = None) -> dict[str, Counts]:
+    def counts(self, upto: int, tag: str | None = None) -> dict[str, Counts]:
         """What happened to the requests of each variant, by its name.
 
         Args:
+            upto: the cursor of the last record that is counted, so that counts and pages can be joined.
             tag: only traffic of this tag; "real" is the traffic without one. None counts all.
         """
         answered = predictions.c.status < 400  # noqa: PLR2004
@@ -169,7 +170,7 @@ class Ledger:
                 sa.func.count().filter(refused),
                 sa.func.avg(predictions.c.prediction),
             )
-            .where(_tagged(tag))
+            .where(predictions.c.cursor <= upto, _tagged(tag))
             .group_by(predictions.c.variant)
         )
         return {
@@ -188,6 +189,12 @@ class Ledger:
         query = sa.select(predictions.c.model, predictions.c.version).where(*mine)
         found = self._read(query.order_by(predictions.c.cursor.desc()).limit(1))
         return (found[0].model, found[0].version) if found else (None, None)
+
+    def failing(self, variant: str) -> str | None:
+        """What is wrong with a variant: the problem of its newest request, if that failed (5xx)."""
+        query = sa.select(predictions.c.status, predictions.c.problem).where(predictions.c.variant == variant)
+        found = self._read(query.order_by(predictions.c.cursor.desc()).limit(1))
+        return found[0].problem if found and found[0].status >= 500 else None  # noqa: PLR2004
 
     def latency(self, variant: str, share: float, tag: str | None = None) -> float | None:
         """A quantile of the latency of answered requests, milliseconds; None where there are none.

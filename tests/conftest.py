@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import urllib3
-from traffic.clients import held_out
 
 from data import credit
 from launch.services import SERVICES, Services
 from notebooks import train
 from runoff.store import Store
+from traffic.clients import held_out
 
 CI = os.environ.get("CI") == "true"
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request, its caller is told the field and the rule, and nothing is half recorded."""
+"""Whatever is wrong with a request, its caller is told field and rule, and nothing is half recorded."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ BROKEN_DOCUMENTS = [
 def test_a_broken_document_is_refused_by_field_and_rule(tmp_path: Path, text: str, message: str) -> None:
     document = tmp_path / "experiment.toml"
     document.write_text(text)
-    with pytest.raises(experiment.ExperimentError, match="experiment.toml") as raised:
+    with pytest.raises(experiment.ExperimentError, match=r"experiment\.toml") as raised:
         experiment.load(document)
     assert message in str(raised.value)
 

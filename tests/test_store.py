@@ -139,7 +139,7 @@ def test_a_model_that_cannot_be_unpickled_here_is_named_with_its_needs(empty: St
     text = (data := next(tmp_path.glob("m/*/data.txt"))).read_text()
     digest = empty.version("m").digest
     data.write_text(text.replace(str(digest), hashlib.sha256(path.read_bytes()).hexdigest()))
-    with pytest.raises(StoreError, match="cannot be unpickled here .it needs scikit-learn"):
+    with pytest.raises(StoreError, match=r"cannot be unpickled here \(it needs scikit-learn"):
         empty.load("m")
 
 

@@ -1,0 +1,97 @@
+"""The classic simulation: a bounded number of queries, sent in the background, one run at a time.
+
+The run lives in the server, so that a tab that is reloaded, and any other tab, finds it again.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+
+from traffic.clients import PROFILES, Record, held_out, profile
+from traffic.send import send
+
+TAG = "simulation"
+HELD_OUT = "held-out clients"
+KINDS = (HELD_OUT, *PROFILES)
+MAX_QUERIES = 2000
+MAX_CONCURRENCY = 16
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is. `problem` is the first thing that went wrong."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    running: bool = False
+    stopped: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to send. Numbers beyond the bounds are brought within them."""
+
+    kind: str = HELD_OUT
+    queries: int = 100
+    concurrency: int = 4
+    seed: int = 1
+
+    def bounded(self) -> Order:
+        return replace(
+            self,
+            kind=self.kind if self.kind in KINDS else HELD_OUT,
+            queries=min(max(self.queries, 1), MAX_QUERIES),
+            concurrency=min(max(self.concurrency, 1), MAX_CONCURRENCY),
+        )
+
+
+@dataclass
+class Simulator:
+    """Runs one order at a time against a router."""
+
+    router_url: str
+    progress: Progress = field(default_factory=Progress)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, order: Order) -> bool:
+        """Start a run in the background; false, and nothing is done, while another one runs."""
+        order = order.bounded()
+        with self._lock:
+            if self.progress.running:
+                return False
+            self.progress = Progress(total=order.queries, running=True)
+            self._stop.clear()
+        threading.Thread(target=self._run, args=(order,), name="simulation", daemon=True).start()
+        return True
+
+    def stop(self) -> None:
+        """Send no further query; those under way are still waited for."""
+        self._stop.set()
+
+    def _run(self, order: Order) -> None:
+        try:
+            for sent in send(
+                _records(order),
+                self.router_url,
+                concurrency=order.concurrency,
+                tag=TAG,
+                stop=self._stop,
+            ):
+                self.progress = replace(
+                    self.progress,
+                    done=self.progress.done + 1,
+                    failed=self.progress.failed + (sent.problem is not None),
+                    problem=self.progress.problem or sent.problem,
+                )
+        finally:
+            self.progress = replace(self.progress, running=False, stopped=self._stop.is_set())
+
+
+def _records(order: Order) -> list[Record]:
+    if order.kind == HELD_OUT:
+        return list(held_out(order.queries, order.seed))
+    return list(profile(order.kind, order.queries, order.seed))
