@@ -232,9 +232,9 @@ def test_a_body_of_unknown_length_is_limited_too(house: House) -> None:
 def test_a_problem_shows_the_value_but_never_the_rest_of_the_record(
     house: House, client: dict[str, int]
 ) -> None:
-    reply = house.model_a.asks(client | {"AGE": "x" * 1000, "LIMIT_BAL": 123_454_321})
+    reply = house.model_a.asks(client | {"AGE": "x" * 1000, "LIMIT_BAL": 12_345_678})
     assert reply.errors[0]["value"] == "x" * 40 + "…"
-    assert b"123454321" not in reply.body
+    assert b"12345678" not in reply.body
 
 
 def assert_nothing_half_recorded(house: House, before: int) -> None:

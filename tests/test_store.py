@@ -181,7 +181,7 @@ def test_a_prototype_describes_every_type_and_survives_json() -> None:
     )
     prototype = Prototype.from_frame(frame)
     by_name = {feature.name: feature for feature in prototype.features}
-    assert [by_name[name].type for name in frame] == ["integer", "number", "boolean", "string", "string"]
+    assert [by_name[str(name)].type for name in frame] == ["integer", "number", "boolean", "string", "string"]
     assert by_name["real"].nullable
     assert by_name["kind"].codes == ("x", "y", "z")
     assert by_name["kind"].seen.values == ("x", "y")
