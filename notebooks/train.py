@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -98,7 +99,8 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
     try:
-        client.execute()
+        # One thread: two runs at once, with a thread for each core each, would spin on each other.
+        client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
     except CellExecutionError as error:
         kept = Path(tempfile.gettempdir()) / f"{name}-failed.ipynb"
         nbformat.write(notebook, kept)

@@ -27,18 +27,19 @@ class _Embedded(MimetypeRenderer):  # type: ignore[misc] # plotly carries no typ
     """Draws figures by a script that stands in the document itself, once: nothing comes from a network."""
 
     def __init__(self) -> None:
-        self._script_stands = False
+        # plotly copies a renderer each time it draws; what a copy appends, all of them see.
+        self._drawn: list[None] = []
 
     def to_mimebundle(self, figure: dict[str, Any]) -> dict[str, str]:
         html = to_html(
             figure,
             config={"displaylogo": False, "showSendToCloud": False},
-            include_plotlyjs=not self._script_stands,
+            include_plotlyjs=not self._drawn,
             include_mathjax=False,
             full_html=False,
             validate=False,
         )
-        self._script_stands = True
+        self._drawn.append(None)
         return {"text/html": html}
 
 
