@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format lock fetch clean
+.PHONY: help run smoke train test check format docs lock fetch clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ check: .develops ## lint, formatting, types
 format: .develops ## put the code in form
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
+
+docs: .develops ## bring the README's outputs and screenshots up to date (needs Chromium)
+	@exec $(VENV) docs/refresh.py
 
 lock: ## compile the locks anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) pyproject.toml -o requirements.txt

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-# Short: a page waits for it, and asks again in two seconds.
+# Short: a page waits for it, and asks again by itself.
 TIMEOUT = urllib3.Timeout(connect=1.0, read=4.0)
 
 
@@ -42,13 +42,20 @@ class RouterClient:
         asked = urlencode({key: value for key, value in query.items() if value is not None})
         try:
             response = self._http.request("GET", f"{self.url}{path}?{asked}")
-            answer: dict[str, Any] = response.json()
-        except urllib3.exceptions.TimeoutError:
-            raise RouterDown("it does not answer in time") from None
+            answer = response.json()
         except urllib3.exceptions.NewConnectionError:
             raise RouterDown("nothing listens there") from None
+        except urllib3.exceptions.TimeoutError:
+            raise RouterDown("it does not answer in time") from None
         except (urllib3.exceptions.HTTPError, ValueError):
             raise RouterDown("it gave no usable answer") from None
-        if response.status != 200:  # noqa: PLR2004
-            raise RouterDown(str(answer.get("detail", f"it answered {response.status}")))
+        if response.status != 200 or not isinstance(answer, dict):  # noqa: PLR2004
+            raise RouterDown(_refusal(response.status, answer))
         return answer
+
+
+def _refusal(status: int, answer: Any) -> str:
+    """What an answer other than the one asked for says, with the request id that the router's log has."""
+    told = answer if isinstance(answer, dict) else {}
+    reason = told.get("detail") or f"it answered {status}"
+    return f"{reason} (request {told['request_id']})" if told.get("request_id") else str(reason)

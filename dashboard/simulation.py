@@ -5,6 +5,7 @@ The run lives in the server, so that a tab that is reloaded, and any other tab, 
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field, replace
 
@@ -16,18 +17,9 @@ HELD_OUT = "held-out clients"
 KINDS = (HELD_OUT, *PROFILES)
 MAX_QUERIES = 2000
 MAX_CONCURRENCY = 16
+MAX_SEED = 999_999
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the run is. `problem` is the first thing that went wrong."""
-
-    total: int = 0
-    done: int = 0
-    failed: int = 0
-    running: bool = False
-    stopped: bool = False
-    problem: str | None = None
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,20 @@ class Order:
             kind=self.kind if self.kind in KINDS else HELD_OUT,
             queries=min(max(self.queries, 1), MAX_QUERIES),
             concurrency=min(max(self.concurrency, 1), MAX_CONCURRENCY),
+            seed=min(max(self.seed, 0), MAX_SEED),
         )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run of an order is. `problem` is the first thing that went wrong."""
+
+    order: Order | None = None
+    done: int = 0
+    failed: int = 0
+    running: bool = False
+    stopped: bool = False
+    problem: str | None = None
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Simulator:
         with self._lock:
             if self.progress.running:
                 return False
-            self.progress = Progress(total=order.queries, running=True)
+            self.progress = Progress(order, running=True)
             self._stop.clear()
         threading.Thread(target=self._run, args=(order,), name="simulation", daemon=True).start()
         return True
@@ -87,8 +92,17 @@ class Simulator:
                     failed=self.progress.failed + (sent.problem is not None),
                     problem=self.progress.problem or sent.problem,
                 )
+        except Exception as error:
+            # Nobody waits for this thread: what ends it must be said on the page.
+            log.exception("the simulation broke off")
+            self.progress = replace(self.progress, problem=f"the run broke off: {type(error).__name__}")
+            self._stop.set()
         finally:
-            self.progress = replace(self.progress, running=False, stopped=self._stop.is_set())
+            self.progress = replace(
+                self.progress,
+                running=False,
+                stopped=self._stop.is_set() and self.progress.done < order.queries,
+            )
 
 
 def _records(order: Order) -> list[Record]:

@@ -15,6 +15,7 @@ from types import FrameType
 import urllib3
 from scipy.stats import binomtest
 
+from data.credit import BadData
 from launch.progress import Voice
 from launch.services import SERVICES, LaunchError, Services, ports
 from notebooks import train
@@ -29,6 +30,9 @@ CONCURRENCY = 4
 SEED = 2009
 TAG = "simulation"
 ALL_WELL = 200
+
+# What can be wrong without a fault of ours; its message is all that is said.
+EXPECTED = (LaunchError, train.TrainingFailed, BadData, FileNotFoundError, experiment.ExperimentError)
 
 
 def main(*, smoke: bool) -> int:
@@ -53,7 +57,7 @@ def main(*, smoke: bool) -> int:
             return 0 if went_through else 1
         voice.say("\nUp until Ctrl-C.")
         _stay(voice, services)
-    except (LaunchError, train.TrainingFailed, experiment.ExperimentError) as error:
+    except EXPECTED as error:
         voice.say(f"\n{error}")
         return 1
     except KeyboardInterrupt:

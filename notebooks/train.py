@@ -81,7 +81,9 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
     from papermill.parameterize import parameterize_notebook  # noqa: PLC0415
 
     notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOKS[name])), {"board": store.place})
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    # The cell of parameters that papermill adds is not one that a reader of the source counts.
+    total = count_cells(name)
     done = 0
 
     def executed(**_: object) -> None:
@@ -93,7 +95,8 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
         notebook,
         timeout=CELL_SECONDS,
         kernel_name="python3",
-        resources={"metadata": {"path": str(FOLDER)}},
+        # Where the caller is: a relative CREDIT_DATA names the same file here and there.
+        resources={"metadata": {"path": str(Path.cwd())}},
         on_cell_executed=executed,
         # Of each kernel, jupyter warns that it listens on loopback without encryption.
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
@@ -105,7 +108,9 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
         kept = Path(tempfile.gettempdir()) / f"{name}-failed.ipynb"
         nbformat.write(notebook, kept)
         raise TrainingFailed(
-            f"{NOTEBOOKS[name].name} failed in code cell {done}: {error.ename}: {error.evalue}\n"
+            f"{NOTEBOOKS[name].name} failed in code cell {done}, which begins with\n"
+            f"    {code[done - 1].source.partition(chr(10))[0]}\n"
+            f"{error.ename}: {error.evalue}\n"
             f"The notebook as far as it came is {kept}"
         ) from error
     written = trained(store, name)
@@ -139,7 +144,7 @@ def main() -> int:
     """Train what needs training, and say what the store then holds."""
     try:
         versions = train(None, _say)
-    except (TrainingFailed, credit.BadData) as error:
+    except (TrainingFailed, credit.BadData, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
     for each in versions:

@@ -123,7 +123,7 @@ def _understand(variant: Variant, response: urllib3.BaseHTTPResponse, content: b
         try:
             answered = json.loads(content)
             predictions = _predictions(answered)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             raise BadGateway(
                 f"variant {variant.name} answered something that is no prediction", variant=variant.name
             ) from None

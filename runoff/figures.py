@@ -87,18 +87,23 @@ def calibration_figure(table: pd.DataFrame, name: str, colour: str = CHAMPION) -
     return _styled(figure, f"{name}: calibration", "predicted probability", "observed share")
 
 
-def scores_figure(y: ArrayLike, p: ArrayLike, name: str, outcomes: tuple[str, str]) -> go.Figure:
-    """How the predicted probabilities are spread in each class; `outcomes` names classes 0 and 1."""
+def scores_figure(
+    y: ArrayLike, p: ArrayLike, name: str, outcomes: tuple[str, str], colour: str = CHAMPION
+) -> go.Figure:
+    """How the predicted probabilities are spread in each class; `outcomes` names classes 0 and 1.
+
+    Class 1 has the model's colour: blue and orange tell models apart, never outcomes.
+    """
     y, p = np.asarray(y), np.asarray(p)
     figure = go.Figure()
-    looks = zip((0, 1), outcomes, (CHAMPION, CHALLENGER), ("", "/"), strict=True)
-    for outcome, title, colour, pattern in looks:
+    looks = zip((0, 1), outcomes, (GREY, colour), ("", "/"), strict=True)
+    for outcome, title, shade, pattern in looks:
         figure.add_histogram(
             x=p[y == outcome],
             name=title,
             xbins={"start": 0, "end": 1, "size": 0.04},
             histnorm="percent",
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={"color": shade, "pattern": {"shape": pattern}},
             opacity=0.65,
         )
     figure.update_layout(barmode="overlay", showlegend=True)

@@ -35,6 +35,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
     """
     app = Flask(name)
     served = _Served(name, store or Store.open(), os.environ.get("RUNOFF_VERSION"))
+    web.equip(app, checks={"model": served.check})
 
     @app.get("/")
     def index() -> dict[str, Any]:
@@ -77,7 +78,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
             "python_version": version.python_version,
         }
 
-    return web.equip(app, checks={"model": served.check})
+    return app
 
 
 class _Served:

@@ -26,8 +26,8 @@ Check = Callable[[], None]
 log = logging.getLogger(__name__)
 
 
-def equip(app: Flask, *, checks: Mapping[str, Check]) -> Flask:
-    """Give an app its request ids, problem answers and health endpoints.
+def equip(app: Flask, *, checks: Mapping[str, Check]) -> None:
+    """Give an app, before its own routes, its request ids, problem answers and health endpoints.
 
     Args:
         app: the app to equip.
@@ -53,8 +53,6 @@ def equip(app: Flask, *, checks: Mapping[str, Check]) -> Flask:
         results = {name: _outcome(check) for name, check in checks.items()}
         ready = all(result == "ok" for result in results.values())
         return {"status": "ready" if ready else "not ready", "checks": results}, 200 if ready else 503
-
-    return app
 
 
 def json_body() -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from sklearn.base import clone
 
 from data import credit
 from notebooks import train
@@ -78,6 +79,12 @@ def test_the_metrics_on_record_are_those_of_the_stored_model_on_held_out_clients
 @pytest.mark.parametrize("name", NAMES)
 def test_no_held_out_client_was_trained_on(store: Store, name: str) -> None:
     training, held_out = credit.split(credit.load())
+    X = held_out[list(credit.FEATURES)]
+    stored = store.load(name)
+    # Fitting is deterministic: one client more, one column more, or another seed, would show.
+    refitted = clone(stored.estimator).fit(training[list(credit.FEATURES)], training[credit.TARGET])
+    assert refitted.predict_proba(X)[:, 1] == pytest.approx(stored.probabilities(X), abs=1e-9)
+    assert stored.version.prototype.names == credit.FEATURES
     record = store.version(name).record
     assert record["rows"] == {"training": len(training), "held_out": len(held_out)}
     assert not set(training["ID"]) & set(held_out["ID"])
@@ -117,13 +124,14 @@ def test_a_notebook_that_fails_is_named_with_its_cell_and_kept(
             nbformat.v4.new_code_cell("board = None", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell("raise ValueError('no such luck')"),
         ],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
     path = tmp_path / "broken.ipynb"
     nbformat.write(broken, path)
     monkeypatch.setitem(train.NOTEBOOKS, "model-a", path)
     with pytest.raises(
-        train.TrainingFailed, match=r"(?s)broken\.ipynb failed in code cell .*no such luck"
+        train.TrainingFailed,
+        match=r"(?s)broken\.ipynb failed in code cell 3, .*\n    raise ValueError.*\nValueError: no such luck\n",
     ) as raised:
         train.train_one(Store.open(tmp_path / "board"), "model-a", lambda _: None)
     kept = Path(str(raised.value).rsplit(" ", 1)[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import threading
 import time
@@ -30,6 +31,8 @@ def answer(body: bytes, status: int = 200, length: int | None = None) -> Behave:
         handler.send_header("Content-Length", str(len(body) if length is None else length))
         handler.end_headers()
         handler.wfile.write(body)
+        # One that promised more than it sends must hang up, or the router waits for the rest.
+        handler.close_connection = length is not None
 
     return behave
 
@@ -58,7 +61,7 @@ def redirect(handler: BaseHTTPRequestHandler) -> None:
 
 
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
-    handler.connection.close()
+    handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+"""Bring the README up to date: the output of its two commands, and the screenshots. `make docs` runs this.
+
+It runs what a reader would, on the ports of `make run`, with a `var/` of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+IMAGES = ROOT / "docs" / "images"
+DASHBOARD = "http://127.0.0.1:8050"
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+UP = "Up until Ctrl-C."
+
+
+def main() -> None:
+    """Run both commands, and put what they say and show into the README."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as var:
+        said = run_and_look(Path(var))
+    tests = subprocess.run(["make", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S607
+    text = README.read_text(encoding="utf-8")
+    text = replaced(text, "run", said)
+    text = replaced(text, "test", "\n".join(tests.strip().splitlines()[-3:]))
+    README.write_text(text, encoding="utf-8")
+
+
+def run_and_look(var: Path) -> str:
+    """Run `make run` until it is up, take the screenshots, and stop it; return what it said."""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {
+        "RUNOFF_VAR": str(var)
+    }
+    process = subprocess.Popen(
+        ["make", "run"],  # noqa: S607
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if line.startswith(UP):
+            break
+    try:
+        take_screenshots()
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+    return "\n".join(lines)
+
+
+def take_screenshots() -> None:
+    """The dashboard in both themes, as wide as a laptop, and on a phone."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+        for theme in ("light", "dark"):
+            page = browser.new_page(viewport={"width": 1280, "height": 1130})
+            shoot(page, theme, f"dashboard-{theme}.png")
+        phone = browser.new_page(viewport={"width": 390, "height": 1600})
+        shoot(phone, "light", "dashboard-phone.png")
+        browser.close()
+
+
+def shoot(page: Page, theme: str, name: str) -> None:
+    page.goto(f"{DASHBOARD}/?theme={theme}")
+    page.wait_for_selector("#share-chart .scatterlayer")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=IMAGES / name)
+
+
+def replaced(text: str, name: str, output: str) -> str:
+    """The README with another output of a command."""
+    block = f"<!-- output: {name} -->\n```text\n{output}\n```\n"
+    return re.sub(rf"<!-- output: {name} -->\n```text\n.*?```\n", lambda _: block, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    main()
