@@ -11,8 +11,8 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, Patch, State, ctx, no_update
 
-from dashboard import charts, page
-from dashboard.charts import Points
+from dashboard import charts, page, pieces
+from dashboard.charts import Points, Stats
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.simulation import Order, Simulator
 from runoff import web
@@ -20,12 +20,39 @@ from runoff import web
 DEFAULT_ROUTER = "http://127.0.0.1:8000"
 
 # Records on the charts at first, and how many there may come to be before they are drawn anew.
-WINDOW = 500
+WINDOW = 1000
 MAX_POINTS = 2000
-# A router that does not answer is asked less and less often.
+GRID_ROWS = 200
+# A router that does not answer is asked less and less often; milliseconds.
 MAX_PERIOD = 30_000
 
-Changes = dict[str, Any]
+# What is told of the page, by the names in OUTPUTS; what is not told stays as it is.
+News = dict[str, Any]
+
+OUTPUTS = {
+    "answered": Output("answered", "data"),
+    "drawn": Output("drawn", "data"),
+    "period": Output("interval", "interval"),
+    "experiment": Output("experiment", "children"),
+    "variants": Output("variants", "children"),
+    "as_of": Output("as-of", "children"),
+    "summary": Output("summary", "children"),
+    "troubles": Output("troubles", "children"),
+    "tiles": Output("tiles", "children"),
+    "not_empty": Output("empty", "hidden"),
+    "why_empty": Output("empty-reason", "children"),
+    "no_charts": Output("charts", "hidden"),
+    "charts_class": Output("charts", "className"),
+    "requests_chart": Output("requests-chart", "figure"),
+    "requests_summary": Output("requests-summary", "children"),
+    "share_chart": Output("share-chart", "figure"),
+    "share_summary": Output("share-summary", "children"),
+    "share_table": Output("share-table", "children"),
+    "grid": Output("grid", "rowData"),
+    "progress": Output("progress", "children"),
+    "cannot_send": Output("send", "disabled"),
+    "cannot_stop": Output("stop", "disabled"),
+}
 
 
 def create_app() -> Dash:
@@ -43,17 +70,17 @@ def create_app() -> Dash:
 
 
 def _know_the_browser(app: Dash) -> None:
-    """What happens in the browser alone: what is in the address, the theme, and whether a tab is seen."""
+    """What happens in the browser alone: its address, its looks, when it asks, and when nothing comes."""
     app.clientside_callback(
         ClientsideFunction("runoff", "address"),
         Output("url", "search"),
         Output("traffic", "value"),
-        Output("theme", "data"),
+        Output("look", "data"),
         Output("provider", "forceColorScheme"),
         Input("url", "search"),
         Input("traffic", "value"),
         Input("theme-button", "n_clicks"),
-        State("theme", "data"),
+        State("look", "data"),
     )
     app.clientside_callback(
         ClientsideFunction("runoff", "tick"),
@@ -62,6 +89,8 @@ def _know_the_browser(app: Dash) -> None:
         Input("live", "checked"),
         prevent_initial_call=True,
     )
+    app.clientside_callback(ClientsideFunction("runoff", "answered"), Input("answered", "data"))
+    app.clientside_callback(ClientsideFunction("runoff", "heard"), Input("as-of", "children"))
 
 
 def _take_commands(app: Dash, simulator: Simulator) -> None:
@@ -85,163 +114,153 @@ def _take_commands(app: Dash, simulator: Simulator) -> None:
         concurrency: Any,
         seed: Any,
     ) -> list[int | None]:
+        usual = Order()
         if ctx.triggered_id == "stop":
             simulator.stop()
         elif ctx.triggered_id == "sample":
-            simulator.start(Order())
+            simulator.start(usual)
         else:
-            simulator.start(Order(kind, _whole(queries, 100), _whole(concurrency, 4), _whole(seed, 1)))
+            simulator.start(
+                Order(
+                    kind,
+                    _whole(queries, usual.queries),
+                    _whole(concurrency, usual.concurrency),
+                    _whole(seed, usual.seed),
+                )
+            )
         return [send, stop, sample]
 
 
 def _keep_up(app: Dash, router: RouterClient, simulator: Simulator) -> None:
-    outputs = {
-        "drawn": Output("drawn", "data"),
-        "period": Output("interval", "interval"),
-        "experiment": Output("experiment", "children"),
-        "variants": Output("variants", "children"),
-        "as_of": Output("as-of", "children"),
-        "as_of_class": Output("as-of", "className"),
-        "summary": Output("summary", "children"),
-        "troubles": Output("troubles", "children"),
-        "tiles": Output("tiles", "children"),
-        "empty": Output("empty", "hidden"),
-        "empty_reason": Output("empty-reason", "children"),
-        "charts": Output("charts", "hidden"),
-        "charts_class": Output("charts", "className"),
-        "requests_chart": Output("requests-chart", "figure"),
-        "requests_summary": Output("requests-summary", "children"),
-        "requests_table": Output("requests-table", "children"),
-        "share_chart": Output("share-chart", "figure"),
-        "share_summary": Output("share-summary", "children"),
-        "share_table": Output("share-table", "children"),
-        "progress": Output("progress", "children"),
-        "send_off": Output("send", "disabled"),
-        "stop_off": Output("stop", "disabled"),
-    }
-
     @app.callback(
-        outputs,
+        OUTPUTS,
         Input("tick", "data"),
         Input("commanded", "data"),
-        Input("theme", "data"),
+        Input("look", "data"),
         Input("traffic", "value"),
         State("drawn", "data"),
         State("interval", "interval"),
     )
     def refresh(
-        _tick: Any, _commanded: Any, theme: str | None, traffic: str, drawn: Changes | None, period: int
-    ) -> Changes:
+        tick: Any, _commanded: Any, look: dict[str, Any] | None, traffic: str, drawn: News | None, period: int
+    ) -> News:
         run = simulator.progress
-        told: Changes = dict.fromkeys(outputs, no_update) | {
-            "progress": page.progress(run),
-            "send_off": run.running,
-            "stop_off": not run.running,
+        news: News = dict.fromkeys(OUTPUTS, no_update) | {
+            "answered": tick,
+            "progress": pieces.progress(run),
+            "cannot_send": run.running,
+            "cannot_stop": not run.running,
         }
         tag = None if traffic == "all" else traffic
+        look = look or {"theme": "light", "narrow": False}
         try:
-            return told | _news(router, tag, theme or "light", drawn, running=run.running)
+            return news | _ask(router, tag, look, drawn)
         except RouterDown as error:
-            longer = min(2 * period, MAX_PERIOD)
-            return told | {
-                "period": longer,
-                "as_of_class": "as-of stale",
-                "troubles": page.router_down(router.url, str(error), longer / 1000),
-            }
+            # While a run goes on, the page follows it all the same.
+            period = page.PERIOD if run.running else min(2 * period, MAX_PERIOD)
+            repainted = _repainted(drawn, look["theme"]) if drawn else {}
+            troubles = pieces.router_down(router.url, str(error), period / 1000)
+            return news | repainted | {"period": period, "troubles": troubles}
 
 
-def _news(
-    router: RouterClient, tag: str | None, theme: str, drawn: Changes | None, *, running: bool
-) -> Changes:
+def _ask(router: RouterClient, tag: str | None, look: dict[str, Any], drawn: News | None) -> News:
     """Everything that may have changed on the page since it was drawn.
 
     Raises:
         RouterDown: the router cannot be asked.
     """
     stats = router.stats(tag)
-    challenger = next((each for each in stats["variants"] if each["role"] == "challenger"), None)
-    told: Changes = {
-        "period": page.BUSY_PERIOD if running else page.PERIOD,
+    told: News = {
+        "period": page.PERIOD,
         "experiment": stats["experiment"],
-        "variants": page.variants(stats),
+        "variants": pieces.variants(stats),
         "as_of": f"As of {stats['as_of'][11:19]} UTC",
-        "as_of_class": "as-of",
-        "summary": page.summary(stats),
-        "troubles": page.failing(stats),
-        "tiles": page.tiles(stats),
-        "empty": stats["requests"] > 0,
-        "empty_reason": _why_empty(tag, sum(stats["tags"].values())),
-        "charts": stats["requests"] == 0,
+        "summary": pieces.summary(stats, tag),
+        "troubles": pieces.failing(stats),
+        "tiles": pieces.tiles(stats),
+        "not_empty": stats["requests"] > 0,
+        "why_empty": pieces.why_empty(stats, tag),
+        "no_charts": stats["requests"] == 0,
         "charts_class": "",
-        "requests_summary": page.requests_summary(stats),
-        "share_summary": page.share_summary(stats),
-        "share_table": page.share_table(stats),
+        "requests_summary": pieces.requests_summary(stats),
+        "share_summary": pieces.share_summary(stats),
+        "share_table": pieces.share_table(stats),
     }
-    looks = {"tag": tag, "theme": theme}
-    behind = stats["cursor"] - drawn["cursor"] if drawn else 0
-    if drawn and drawn["looks"] == looks and 0 <= behind <= WINDOW and drawn["points"] + behind <= MAX_POINTS:
-        rows = router.since(drawn["cursor"], WINDOW, tag)
-        points = Points(rows, drawn["n"], drawn["k"], drawn["challenger"], drawn["configured"])
-        if rows:
-            told |= _added(points, stats) | {
-                "requests_table": page.requests_table(router.last(page.TABLE_ROWS, tag))
-            }
-        on_charts = drawn["points"] + len(rows)
-    else:
-        rows = [row for row in router.last(WINDOW, tag) if row["cursor"] <= stats["cursor"]]
-        name = challenger["name"] if challenger else None
-        mine = sum(row["variant"] == name for row in rows)
-        points = Points(
-            rows,
-            stats["requests"] - len(rows),
-            challenger["requests"] - mine if challenger else 0,
-            name,
-            challenger["configured_share"] if challenger else 0.0,
-        )
-        told |= {
-            "requests_chart": charts.requests_figure(points, stats["variants"], theme),
-            "share_chart": charts.share_figure(points, theme),
-            "requests_table": page.requests_table(rows),
-        }
-        on_charts = len(rows)
-    return told | {
+    scene = {
+        "tag": tag,
+        "narrow": look["narrow"],
+        "variants": [[each["name"], each["role"], each["configured_share"]] for each in stats["variants"]],
+    }
+    new = stats["cursor"] - drawn["cursor"] if drawn and drawn["scene"] == scene else -1
+    if drawn and 0 <= new <= WINDOW and drawn["points"] + new <= MAX_POINTS:
+        return told | _continued(router, stats, drawn, look["theme"])
+    return told | _drawn_anew(router, stats, scene, look["theme"])
+
+
+def _drawn_anew(router: RouterClient, stats: Stats, scene: News, theme: str) -> News:
+    """The charts and the grid from the newest records."""
+    variants = stats["variants"]
+    it = charts.followed(variants)
+    # Those that came since the counts were made are left to the next time.
+    rows = [row for row in router.last(WINDOW, scene["tag"]) if row["cursor"] <= stats["cursor"]]
+    before = it["requests"] - sum(row["variant"] == it["name"] for row in rows)
+    points = Points(rows, stats["requests"] - len(rows), before, it["name"], it["configured_share"])
+    requests = charts.requests_figure(points, variants, narrow=scene["narrow"])
+    share = charts.share_figure(points)
+    charts.paint(requests, share, [each["role"] for each in variants], theme)
+    return {
+        "requests_chart": requests,
+        "share_chart": share,
+        "grid": pieces.grid_rows(rows[-GRID_ROWS:]),
         "drawn": {
-            "looks": looks,
-            "cursor": rows[-1]["cursor"] if rows else (drawn or stats)["cursor"],
-            "n": points.first + len(rows),
-            "k": points.challenger_first + sum(row["variant"] == points.challenger for row in rows),
-            "points": on_charts,
-            "challenger": points.challenger,
-            "configured": points.configured,
-        }
+            "scene": scene,
+            "theme": theme,
+            "cursor": stats["cursor"],
+            "points": len(rows),
+            "n": points.last,
+            "k": points.followed_last,
+        },
     }
 
 
-def _added(points: Points, stats: Changes) -> Changes:
-    """The changes that a few more records make to the charts that stand."""
+def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> News:
+    """The changes to the charts and the grid that stand: what is new, in the colours that are on."""
+    scene = drawn["scene"]
+    it = charts.followed(stats["variants"])
+    rows = router.since(drawn["cursor"], WINDOW, scene["tag"])
+    now = drawn | {"cursor": max([stats["cursor"], *(row["cursor"] for row in rows[-1:])])}
+    if not rows:
+        return {"drawn": now} | _repainted(now, theme)
+    points = Points(rows, drawn["n"], drawn["k"], it["name"], it["configured_share"])
     requests, share = Patch(), Patch()
-    traces = [points.bars(variant["name"]) for variant in stats["variants"]] + [points.failures()]
-    for number, trace in enumerate(traces):
-        for axis, values in trace.items():
-            requests["data"][number][axis].extend(values)
-    requests["layout"]["xaxis"]["range"] = charts.shown_range(points)
-    told = points.share()
-    for number, edge in enumerate(("upper", "lower", "share")):
-        share["data"][number]["x"].extend(told["x"])
-        share["data"][number]["y"].extend(told[edge])
-    return {"requests_chart": requests, "share_chart": share}
+    charts.tell(requests, share, points, [name for name, *_ in scene["variants"]], narrow=scene["narrow"])
+    charts.paint(requests, share, [role for _, role, _ in scene["variants"]], theme)
+    return {
+        "requests_chart": requests,
+        "share_chart": share,
+        "grid": pieces.grid_rows(router.last(GRID_ROWS, scene["tag"])),
+        "drawn": now
+        | {
+            "theme": theme,
+            "points": drawn["points"] + len(rows),
+            "n": points.last,
+            "k": points.followed_last,
+        },
+    }
 
 
-def _why_empty(tag: str | None, on_record: int) -> str:
-    if on_record:
-        kind = "real" if tag == "real" else "simulated"
-        return f"The router has {on_record:,} requests on record, none of them of {kind} traffic."
-    return "The router has nothing on record. Send some traffic, and it will show here."
+def _repainted(drawn: News, theme: str) -> News:
+    """The charts that stand, in another theme: nothing, if they are in it already."""
+    if drawn["theme"] == theme:
+        return {}
+    requests, share = Patch(), Patch()
+    charts.paint(requests, share, [role for _, role, _ in drawn["scene"]["variants"]], theme)
+    return {"requests_chart": requests, "share_chart": share, "drawn": drawn | {"theme": theme}}
 
 
-def _whole(value: Any, default: int) -> int:
+def _whole(value: Any, usual: int) -> int:
     """What an input field holds: a number, or nothing or a piece of one while somebody types."""
-    return int(value) if isinstance(value, int | float) else default
+    return int(value) if isinstance(value, int | float) else usual
 
 
 app = create_app().server

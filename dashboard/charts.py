@@ -16,7 +16,8 @@ from dash import Patch
 
 from verdict.split import share_interval
 
-Drawing = go.Figure | Patch
+# A figure, or a patch to one.
+Drawing = Any
 Stats = dict[str, Any]
 
 # Okabe & Ito: told apart by everybody. The champion's colour first, then the challengers'; each challenger
@@ -33,7 +34,6 @@ GRID = {"light": "#e8ebee", "dark": "#2d333b"}
 
 # Bars in view at first, on a wide screen and on a narrow one; the reader may drag back to the rest.
 BARS_SHOWN, BARS_SHOWN_NARROW = 150, 50
-HEIGHT = 280
 FONT = "system-ui, sans-serif"
 
 GRAPH_CONFIG: Any = {
@@ -41,7 +41,6 @@ GRAPH_CONFIG: Any = {
     # plotly 7 offers to upload a figure unless told not to.
     "showSendToCloud": False,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-    "responsive": True,
 }
 
 
@@ -85,7 +84,7 @@ class Points:
     @property
     def followed_last(self) -> int:
         """How many of all requests the followed variant got."""
-        return self.followed_first + sum(row["variant"] == self.followed for row in self.rows)
+        return self.followed_first + sum(bool(row["variant"] == self.followed) for row in self.rows)
 
     @property
     def numbers(self) -> list[int]:
@@ -140,7 +139,13 @@ def requests_figure(points: Points, variants: Sequence[Stats], *, narrow: bool) 
             name=f"{variant['name']} {variant['role']}",
             marker={
                 "line": {"width": 0},
-                "pattern": {"shape": HATCHES[place], "fgopacity": 0.45, "size": 5, "solidity": 0.35},
+                "pattern": {
+                    "shape": HATCHES[place],
+                    "fillmode": "overlay",
+                    "fgopacity": 0.4,
+                    "size": 5,
+                    "solidity": 0.35,
+                },
             },
             hovertemplate=(
                 f"<b>{variant['name']} %{{y:.3f}}</b><br>request %{{x}}, %{{customdata[1]:.1f}} ms"
@@ -163,7 +168,7 @@ def requests_figure(points: Points, variants: Sequence[Stats], *, narrow: bool) 
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
     )
     figure.update_xaxes(title="request", range=shown_range(points, narrow=narrow), tickformat="d")
-    figure.update_yaxes(title="probability", range=[0, 1], tickformat=".1f", dtick=0.25 if narrow else 0.2)
+    figure.update_yaxes(title="probability", range=[0, 1], tickformat=".1f", dtick=0.2)
     return figure
 
 
@@ -201,7 +206,9 @@ def share_figure(points: Points) -> go.Figure:
     _lay_out(figure)
     figure.update_layout(margin={"t": 16, "r": 108}, showlegend=False)
     figure.update_xaxes(title="requests so far", tickformat="d", rangemode="nonnegative")
-    figure.update_yaxes(title=f"share of {points.followed}", tickformat=".0%")
+    figure.update_yaxes(
+        title=f"share of {points.followed}", tickformat=".0%", range=[0, min(1.02, 2 * points.configured)]
+    )
     label_end(figure, points)
     return figure
 
@@ -281,7 +288,6 @@ def shown_range(points: Points, *, narrow: bool) -> list[float]:
 def _lay_out(figure: go.Figure) -> None:
     figure.update_layout(
         template="none",
-        height=HEIGHT,
         margin={"l": 52, "r": 12, "t": 8, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

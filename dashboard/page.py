@@ -1,42 +1,62 @@
-"""What stands on the live page: its layout, and the pieces that change."""
+"""What stands on the live page: its layout, before anything is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import dcc, html
 
 from dashboard.charts import GRAPH_CONFIG
-from dashboard.simulation import HELD_OUT, KINDS, MAX_CONCURRENCY, MAX_QUERIES, Progress
+from dashboard.pieces import kind_title, notice
+from dashboard.simulation import KINDS, MAX_CONCURRENCY, MAX_QUERIES, MAX_SEED, Order
 
-# How often the router is asked for what is new, milliseconds: at rest, and while a simulation runs.
+# How often the router is asked for what is new, milliseconds.
 PERIOD = 2000
-BUSY_PERIOD = 1000
 
 TRAFFIC = [
     {"value": "all", "label": "All traffic"},
     {"value": "real", "label": "Real"},
     {"value": "simulation", "label": "Simulated"},
 ]
-TABLE_ROWS = 50
+
+# The grid takes its colours from the style sheet, and so follows the theme by itself.
+GRID_THEME = (
+    "themeQuartz.withParams({backgroundColor: 'var(--surface)', foregroundColor: 'var(--ink)', "
+    "headerBackgroundColor: 'var(--surface)', headerTextColor: 'var(--soft)', borderColor: 'var(--line)', "
+    "accentColor: 'var(--focus)', fontFamily: 'inherit', fontSize: 13, headerFontSize: 13, "
+    "headerFontWeight: 500, spacing: 5, wrapperBorder: false, wrapperBorderRadius: 0})"
+)
 
 
 def layout() -> dmc.MantineProvider:
     """The page as it is first sent: everything in its place, and nothing known yet."""
+    order = Order()
     return dmc.MantineProvider(
         id="provider",
         defaultColorScheme="auto",
-        theme={"fontFamily": "system-ui, sans-serif", "primaryColor": "blue", "defaultRadius": "md"},
+        theme={"fontFamily": "system-ui, sans-serif", "defaultRadius": "md"},
         children=[
             dcc.Location(id="url", refresh=False),
             dcc.Interval(id="interval", interval=PERIOD),
-            # What the browser knows: when to ask, how it looks, and up to where the charts are drawn.
-            *(dcc.Store(id=name) for name in ("tick", "theme", "drawn", "commanded")),
+            # What the browser knows: when it asks and was answered, how it looks, up to where it is drawn.
+            *(dcc.Store(id=name) for name in ("tick", "answered", "look", "drawn", "commanded")),
             html.A("Skip to the content", href="#content", className="skip-link"),
             html.Header(_header(), className="top"),
-            html.Main(_main(), id="content"),
+            html.Main(
+                id="content",
+                className="page",
+                children=[
+                    html.H1(id="summary", children="Live traffic"),
+                    html.Div(id="troubles", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+                    _silence(),
+                    html.Div(
+                        id="tiles", className="tiles", children=[dmc.Skeleton(height=124) for _ in range(5)]
+                    ),
+                    html.Div(className="columns", children=[_simulation(order), _results()]),
+                ],
+            ),
         ],
     )
 
@@ -53,43 +73,25 @@ def _header() -> html.Div:
                 className="controls",
                 children=[
                     html.Span(id="as-of", className="as-of", children="Loading …"),
-                    dmc.Switch(id="live", checked=True, label="Live", size="md"),
-                    dmc.SegmentedControl(id="traffic", value="all", data=TRAFFIC, size="sm"),
-                    dmc.Button("Theme", id="theme-button", variant="default", size="compact-md"),
-                ],
-            ),
-        ],
-    )
-
-
-def _main() -> html.Div:
-    return html.Div(
-        className="page",
-        children=[
-            html.H1(id="summary", className="summary", children="Live traffic"),
-            html.Div(id="troubles", **{"aria-live": "polite"}),  # type: ignore[arg-type]
-            html.Div(
-                className="columns",
-                children=[
-                    _simulation(),
-                    html.Div(
-                        className="results",
-                        children=[
-                            html.Div(
-                                id="tiles",
-                                className="tiles",
-                                children=[dmc.Skeleton(height=112) for _ in range(5)],
-                            ),
-                            html.Div(id="empty", hidden=True, children=_empty()),
-                            html.Div(
-                                id="charts",
-                                className="loading",
-                                children=[
-                                    _chart("requests", "Each request and who answered it"),
-                                    _chart("share", "Is the traffic split as configured?"),
-                                ],
-                            ),
+                    dmc.Switch(id="live", checked=True, label="Live", size="sm"),
+                    dmc.SegmentedControl(
+                        id="traffic",
+                        value="all",
+                        data=TRAFFIC,
+                        size="sm",
+                        **{"aria-label": "which traffic to show"},
+                    ),
+                    dmc.Button(
+                        # The style sheet shows the one that is not on.
+                        [
+                            html.Span("Dark theme", className="when-light"),
+                            html.Span("Light theme", className="when-dark"),
                         ],
+                        id="theme-button",
+                        variant="default",
+                        size="compact-md",
+                        fz="sm",
+                        fw=500,
                     ),
                 ],
             ),
@@ -97,11 +99,50 @@ def _main() -> html.Div:
     )
 
 
-def _simulation() -> dmc.Paper:
-    return dmc.Paper(
-        withBorder=True,
-        p="md",
-        className="simulation",
+def _silence() -> html.Div:
+    """Shown by the browser itself when this very server does not answer."""
+    return html.Div(
+        id="silence",
+        hidden=True,
+        role="alert",
+        children=notice(
+            "The dashboard does not answer",
+            "Its server may have stopped. What stands below is what was known before; "
+            "the page asks again by itself.",
+        ),
+    )
+
+
+def _results() -> html.Div:
+    return html.Div(
+        className="results",
+        children=[
+            html.Div(id="empty", hidden=True, children=_empty()),
+            html.Div(
+                id="charts",
+                className="loading",
+                children=[
+                    _chart(
+                        "requests",
+                        "Each request, and who answered it",
+                        html.A("View as table", href="#log", className="more"),
+                    ),
+                    _chart(
+                        "share",
+                        "Is the traffic split as configured?",
+                        html.Details([html.Summary("View as table"), html.Div(id="share-table")]),
+                    ),
+                    _log(),
+                ],
+            ),
+        ],
+    )
+
+
+def _simulation(order: Order) -> html.Section:
+    return html.Section(
+        className="card simulation",
+        **{"aria-label": "Simulation"},  # type: ignore[arg-type]
         children=dmc.Stack(
             gap="sm",
             children=[
@@ -109,32 +150,33 @@ def _simulation() -> dmc.Paper:
                 dmc.Select(
                     id="kind",
                     label="Who asks",
-                    data=[{"value": kind, "label": _kind_title(kind)} for kind in KINDS],
-                    value=HELD_OUT,
+                    data=[{"value": kind, "label": kind_title(kind)} for kind in KINDS],
+                    value=order.kind,
                     allowDeselect=False,
                 ),
-                dmc.NumberInput(
-                    id="queries", label="Number of queries", value=100, min=1, max=MAX_QUERIES, step=50
+                _number(
+                    "queries", f"Queries, up to {MAX_QUERIES:,}", order.queries, (1, MAX_QUERIES), step=50
                 ),
                 dmc.Group(
                     grow=True,
+                    gap="sm",
                     children=[
-                        dmc.NumberInput(
-                            id="concurrency", label="At once", value=4, min=1, max=MAX_CONCURRENCY
-                        ),
-                        dmc.NumberInput(id="seed", label="Seed", value=1, min=0, max=999_999),
+                        _number("concurrency", "At once", order.concurrency, (1, MAX_CONCURRENCY)),
+                        _number("seed", "Seed", order.seed, (0, MAX_SEED)),
                     ],
                 ),
                 dmc.Group(
                     grow=True,
+                    gap="sm",
+                    mt=4,
                     children=[
-                        dmc.Button("Send", id="send"),
+                        dmc.Button("Send", id="send", className="primary"),
                         dmc.Button("Stop", id="stop", variant="default", disabled=True),
                     ],
                 ),
                 html.Div(id="progress", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 html.P(
-                    "Each query goes through the router to a model, tagged as simulated. "
+                    "Each query goes through the router to a model, and is tagged as simulated. "
                     "Opening this page sends nothing.",
                     className="note",
                 ),
@@ -143,247 +185,94 @@ def _simulation() -> dmc.Paper:
     )
 
 
-def _chart(name: str, title: str) -> dmc.Paper:
-    return dmc.Paper(
-        withBorder=True,
-        p="md",
-        mb="md",
+def _number(name: str, label: str, value: int, bounds: tuple[int, int], step: int = 1) -> dmc.NumberInput:
+    least, most = bounds
+    return dmc.NumberInput(
+        id=name,
+        label=label,
+        value=value,
+        min=least,
+        max=most,
+        step=step,
+        allowDecimal=False,
+        hideControls=True,
+    )
+
+
+def _chart(name: str, title: str, table: Any) -> html.Section:
+    return html.Section(
+        className="card",
         children=[
             html.H2(title),
-            html.P(id=f"{name}-summary", className="note", **{"aria-live": "polite"}),  # type: ignore[arg-type]
-            dcc.Graph(id=f"{name}-chart", config=GRAPH_CONFIG, figure={}, className="chart"),
-            html.Details([html.Summary("View as table"), html.Div(id=f"{name}-table", className="table")]),
+            html.P(id=f"{name}-summary", className="note"),
+            dcc.Graph(
+                id=f"{name}-chart",
+                config=GRAPH_CONFIG,
+                figure={},
+                responsive=True,
+                className="chart",
+                style={"height": 280},
+            ),
+            table,
         ],
     )
 
 
-def _empty() -> dmc.Paper:
-    return dmc.Paper(
-        withBorder=True,
-        p="xl",
-        className="empty",
+def _log() -> html.Section:
+    return html.Section(
+        id="log",
+        className="card",
         children=[
-            html.H2("No requests yet"),
-            html.P(id="empty-reason"),
-            dmc.Button("Send 100 sample requests", id="sample"),
-        ],
-    )
-
-
-def _kind_title(kind: str) -> str:
-    if kind == HELD_OUT:
-        return "Held-out clients, as they are"
-    return f"Clients who pay {kind.replace('-', '–')}"
-
-
-# The pieces that change.
-
-
-def variants(stats: dict[str, Any]) -> list[html.Span]:
-    """Who is champion, who is challenger, and with which weight."""
-    return [
-        html.Span(
-            f"{each['name']} {each['role']} {each['configured_share']:.0%}",
-            className=f"variant {each['role']}",
-            title=f"{each['model'] or 'has not answered yet'} {each['version'] or ''}",
-        )
-        for each in stats["variants"]
-    ]
-
-
-def tiles(stats: dict[str, Any]) -> list[html.Div]:
-    """Requests, share, errors, latency, average probability."""
-    every = stats["variants"]
-    first = next((each for each in every if each["role"] == "champion"), every[0])
-    total = stats["requests"]
-    failed, refused = (sum(each[what] for each in every) for what in ("failed", "refused"))
-    tags = stats["tags"]
-    simulated = sum(count for tag, count in tags.items() if tag != "real")
-    share = "–" if first["share"] is None else f"{first['share']:.1%}"
-    if first["share_interval"] is None:
-        band = f"configured {first['configured_share']:.0%}"
-    else:
-        lower, upper = first["share_interval"]
-        band = f"configured {first['configured_share']:.0%}; always-valid {lower:.1%} to {upper:.1%}"
-    return [
-        _tile("Requests", f"{total:,}", f"on record: {tags.get('real', 0):,} real, {simulated:,} simulated"),
-        _tile(f"Share of {first['name']}", share, band),
-        _tile(
-            "Errors",
-            f"{(failed + refused) / total:.1%}" if total else "–",
-            f"{failed:,} failed, {refused:,} refused",
-        ),
-        _tile(
-            "Average probability",
-            _by_variant(every, lambda each: _figure(each["mean_prediction"], ".3f")),
-            "of default, as answered",
-        ),
-        _tile("Latency, ms", _latency(every), "as the router saw it"),
-    ]
-
-
-def _tile(title: str, value: Any, note: str) -> html.Div:
-    name = title.lower().replace(",", "").replace(" ", "-")
-    return html.Div(
-        className="tile",
-        children=[
-            html.H2(title),
-            html.Div(value, className="value", id=f"tile-{name}"),
-            html.Div(note, className="note"),
-        ],
-    )
-
-
-def _by_variant(every: Sequence[dict[str, Any]], tell: Any) -> html.Div:
-    return html.Div([html.Span([html.Small(each["name"]), tell(each)]) for each in every], className="pair")
-
-
-def _latency(every: Sequence[dict[str, Any]]) -> html.Table:
-    quantiles = ("p50", "p95", "p99")
-    return html.Table(
-        className="quantiles",
-        children=[
-            html.Thead(html.Tr([html.Th(""), *(html.Th(name, scope="col") for name in quantiles)])),
-            html.Tbody(
-                [
-                    html.Tr(
-                        [
-                            html.Th(each["name"], scope="row"),
-                            *(html.Td(_figure((each["latency_ms"] or {}).get(q), ".1f")) for q in quantiles),
-                        ]
-                    )
-                    for each in every
-                ]
+            html.H2("The last 200 requests"),
+            html.P("Newest first.", className="note"),
+            dag.AgGrid(
+                id="grid",
+                columnDefs=_columns(),
+                rowData=[],
+                getRowId="params.data.id",
+                defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
+                columnSize="responsiveSizeToFit",
+                dashGridOptions={
+                    "theme": {"function": GRID_THEME},
+                    "animateRows": False,
+                    "enableCellTextSelection": True,
+                },
+                style={"height": 360},
             ),
         ],
     )
 
 
-def summary(stats: dict[str, Any]) -> str:
-    """The page in one sentence."""
-    total = stats["requests"]
-    if not total:
-        return "No requests yet."
-    every = stats["variants"]
-    first = next((each for each in every if each["role"] == "champion"), every[0])
-    failed = sum(each["failed"] for each in every)
-    errors = "no errors" if not failed else f"{failed:,} without an answer"
-    return f"{total:,} requests, {first['share']:.1%} of them to {first['name']}: {_split(first)}, {errors}."
+def _columns() -> list[dict[str, Any]]:
+    def number(form: str) -> dict[str, Any]:
+        shown = {"function": f"params.value == null ? '–' : d3.format('{form}')(params.value)"}
+        return {"type": "rightAligned", "valueFormatter": shown}
 
-
-def share_summary(stats: dict[str, Any]) -> str:
-    """What the share chart shows, in one sentence."""
-    told = [
-        f"{each['name']} got {each['share']:.1%} of the requests, configured {each['configured_share']:.0%}"
-        for each in stats["variants"]
-        if each["share"] is not None
-    ]
-    first = stats["variants"][0]
-    return f"{'; '.join(told)}: {_split(first)}." if told else "Nothing to split yet."
-
-
-def requests_summary(stats: dict[str, Any]) -> str:
-    """What the request chart shows, in one sentence."""
-    told = [
-        f"{each['name']} answered {each['answered']:,}, on average with {each['mean_prediction']:.3f}"
-        for each in stats["variants"]
-        if each["mean_prediction"] is not None
-    ]
-    return f"{'; '.join(told)}." if told else "No request was answered yet."
-
-
-def requests_table(rows: Sequence[dict[str, Any]]) -> html.Table:
-    """The newest requests, newest first."""
-    return _table(
-        ("Time (UTC)", "Variant", "Version", "Probability", "ms", "Status", "Traffic"),
-        [
-            (
-                row["time"][11:23],
-                row["variant"],
-                row["version"] or "–",
-                _figure(row["prediction"], ".3f"),
-                _figure(row["latency_ms"], ".1f"),
-                row["status"],
-                row["tag"] or "real",
-            )
-            for row in list(reversed(rows))[:TABLE_ROWS]
-        ],
-    )
-
-
-def share_table(stats: dict[str, Any]) -> html.Table:
-    """Requests and shares by variant."""
-    return _table(
-        ("Variant", "Requests", "Share", "From", "To", "Configured"),
-        [
-            (
-                each["name"],
-                f"{each['requests']:,}",
-                _figure(each["share"], ".1%"),
-                *(_figure(edge, ".1%") for edge in each["share_interval"] or (None, None)),
-                f"{each['configured_share']:.0%}",
-            )
-            for each in stats["variants"]
-        ],
-    )
-
-
-def progress(run: Progress) -> list[Any]:
-    """How far the simulation is."""
-    if not run.total:
-        return []
-    state = "Sending" if run.running else "Stopped" if run.stopped else "Sent"
-    text = f"{state}: {run.done:,} of {run.total:,}"
-    if run.failed:
-        text += f", {run.failed:,} failed"
-    bar = dmc.Progress(
-        value=100 * run.done / run.total, animated=run.running, **{"aria-label": "queries sent"}
-    )
-    problem = [html.P(f"First failure: {run.problem}", className="note")] if run.problem else []
-    return [bar, html.P(text, id="progress-text", className="note"), *problem]
-
-
-def failing(stats: dict[str, Any]) -> list[dmc.Alert]:
-    """A notice for each variant whose newest request failed."""
+    text = {"valueFormatter": {"function": "params.value == null ? '–' : params.value"}}
     return [
-        dmc.Alert(
-            f"{each['failing']}. The others keep answering; {each['url']} is where the router looks for it.",
-            title=f"Variant {each['name']} does not answer",
-            color="orange",
-            mb="md",
-        )
-        for each in stats["variants"]
-        if each["failing"]
+        {
+            "field": "time",
+            "headerName": "Time, UTC",
+            "minWidth": 118,
+            "valueFormatter": {"function": "params.value.slice(11, 23)"},
+        },
+        {"field": "variant", "headerName": "Variant", "minWidth": 76},
+        {"field": "prediction", "headerName": "Probability", "minWidth": 94, **number(".3f")},
+        {"field": "latency_ms", "headerName": "Latency, ms", "minWidth": 102, **number(".1f")},
+        {"field": "status", "headerName": "Status", "minWidth": 70},
+        {"field": "tag", "headerName": "Traffic", "minWidth": 92},
+        {"field": "id", "headerName": "Request", "minWidth": 120, "tooltipField": "id"},
+        {"field": "version", "headerName": "Version", "minWidth": 120, "tooltipField": "version", **text},
+        {"field": "problem", "headerName": "Problem", "minWidth": 110, "tooltipField": "problem", **text},
     ]
 
 
-def router_down(url: str, reason: str, seconds: float) -> dmc.Alert:
-    """A notice that nothing new can be shown."""
-    return dmc.Alert(
-        f"{url}: {reason}. What stands below is what was known before; the next try is in {seconds:.0f} s.",
-        title="The router does not answer",
-        color="orange",
-        mb="md",
-    )
-
-
-def _split(variant: dict[str, Any]) -> str:
-    if not variant["share_interval"]:
-        return "nothing to split yet"
-    lower, upper = variant["share_interval"]
-    if lower <= variant["configured_share"] <= upper:
-        return "split as configured"
-    return "▲ not split as configured"
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> html.Table:
-    return html.Table(
-        [
-            html.Thead(html.Tr([html.Th(title, scope="col") for title in head])),
-            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
-        ]
+def _empty() -> html.Section:
+    return html.Section(
+        className="card empty",
+        children=[
+            html.H2("No requests yet"),
+            html.P(id="empty-reason"),
+            dmc.Button("Send 100 sample requests", id="sample", className="primary"),
+        ],
     )

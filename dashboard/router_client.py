@@ -43,7 +43,7 @@ class RouterClient:
         try:
             response = self._http.request("GET", f"{self.url}{path}?{asked}")
             answer = response.json()
-        except urllib3.exceptions.NewConnectionError:
+        except urllib3.exceptions.NewConnectionError:  # which is a TimeoutError, too
             raise RouterDown("nothing listens there") from None
         except urllib3.exceptions.TimeoutError:
             raise RouterDown("it does not answer in time") from None

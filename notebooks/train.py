@@ -52,10 +52,14 @@ def code_digest(name: str) -> str:
 
 
 def trained(store: Store, name: str) -> ModelVersion | None:
-    """The newest version of a model trained from the data and code as they are now, if there is one."""
+    """The newest version of a model, if it was trained from the data and code as they are now.
+
+    An older one that fits does not count: the services load the newest, and one that was trained on other
+    data has seen clients whom these data hold out.
+    """
+    newest = next(reversed(store.versions(name)), None)
     wanted = {"data_digest": credit.digest(credit.load()), "code_digest": code_digest(name)}
-    fitting = (v for v in store.versions(name) if wanted.items() <= v.record.items())
-    return max(fitting, key=lambda v: v.id, default=None)
+    return newest if newest and wanted.items() <= newest.record.items() else None
 
 
 def count_cells(name: str) -> int:
@@ -72,11 +76,11 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
         on_cell: told after each code cell how many are done, of those that `count_cells` counts.
 
     Raises:
-        TrainingFailed: a cell raised an error.
+        TrainingFailed: a cell raised an error, took too long, or lost its kernel.
     """
     # Imported here, since a start that has nothing to train need not wait for them.
     from nbclient import NotebookClient  # noqa: PLC0415
-    from nbclient.exceptions import CellExecutionError  # noqa: PLC0415
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError  # noqa: PLC0415
     from papermill.iorw import load_notebook_node  # noqa: PLC0415
     from papermill.parameterize import parameterize_notebook  # noqa: PLC0415
 
@@ -104,13 +108,13 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
     try:
         # One thread: two runs at once, with a thread for each core each, would spin on each other.
         client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         kept = Path(tempfile.gettempdir()) / f"{name}-failed.ipynb"
         nbformat.write(notebook, kept)
         raise TrainingFailed(
             f"{NOTEBOOKS[name].name} failed in code cell {done}, which begins with\n"
             f"    {code[done - 1].source.partition(chr(10))[0]}\n"
-            f"{error.ename}: {error.evalue}\n"
+            f"{_reason(error)}\n"
             f"The notebook as far as it came is {kept}"
         ) from error
     written = trained(store, name)
@@ -151,6 +155,12 @@ def main() -> int:
         metrics = {name: round(figures["value"], 4) for name, figures in each.record["metrics"].items()}
         print(f"{each.name} {each.id}: {json.dumps(metrics)}")
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """The error of a cell as Python would end its traceback, or what else went wrong."""
+    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+    return f"{name}: {value}"
 
 
 def _say(name: str, done: int) -> None:

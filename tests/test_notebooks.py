@@ -76,6 +76,7 @@ def test_the_metrics_on_record_are_those_of_the_stored_model_on_held_out_clients
     assert told["roc_auc"] > 0.7, "a model that ranks no better than this was not trained on these data"
 
 
+@pytest.mark.filterwarnings("ignore:Bins whose width are too small")
 @pytest.mark.parametrize("name", NAMES)
 def test_no_held_out_client_was_trained_on(store: Store, name: str) -> None:
     training, held_out = credit.split(credit.load())
@@ -116,26 +117,54 @@ def test_other_data_are_trained_on_anew(board: Path, tmp_path: Path, monkeypatch
     assert train.trained(store, "model-a") == store.version("model-a")
 
 
-def test_a_notebook_that_fails_is_named_with_its_cell_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_the_newest_version_counts_as_trained_since_it_is_the_one_served(
+    store: Store, tmp_path: Path
 ) -> None:
+    fits = store.load("model-a")
+    own = Store.open(tmp_path)
+    for record in (fits.version.record, {**fits.version.record, "data_digest": "of other clients"}):
+        own.write("model-a", fits.estimator, prototype=fits.version.prototype, record=record)
+    assert train.trained(own, "model-a") is None
+
+
+def failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, on_cell: train.OnCell) -> str:
+    """What is said of a notebook whose last cell, of the given source, fails."""
     broken = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell("board = None", metadata={"tags": ["parameters"]}),
-            nbformat.v4.new_code_cell("raise ValueError('no such luck')"),
+            nbformat.v4.new_code_cell(source),
         ],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
     path = tmp_path / "broken.ipynb"
     nbformat.write(broken, path)
     monkeypatch.setitem(train.NOTEBOOKS, "model-a", path)
-    with pytest.raises(
-        train.TrainingFailed,
-        match=r"(?s)broken\.ipynb failed in code cell 3, .*\n    raise ValueError.*\nValueError: no such luck\n",
-    ) as raised:
-        train.train_one(Store.open(tmp_path / "board"), "model-a", lambda _: None)
-    kept = Path(str(raised.value).rsplit(" ", 1)[-1])
+    with pytest.raises(train.TrainingFailed) as raised:
+        train.train_one(Store.open(tmp_path / "board"), "model-a", on_cell)
+    return str(raised.value)
+
+
+def test_a_notebook_that_fails_is_named_with_its_cell_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    said = failure(tmp_path, monkeypatch, "reason = 'no such luck'\nraise ValueError(reason)", told.append)
+    # The third: the runner has put the cell with its parameters before it.
+    assert "broken.ipynb failed in code cell 3" in said
+    assert "reason = 'no such luck'\nValueError: no such luck\n" in said
+    kept = Path(said.rsplit(" ", 1)[-1])
     assert "no such luck" in kept.read_text()
+    assert max(told) == train.count_cells("model-a"), "progress ends at the count it was announced with"
+
+
+def test_a_relative_path_of_the_data_means_the_same_file_to_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credit.load().head(1000).to_csv(tmp_path / "fewer.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CREDIT_DATA", "fewer.csv")
+    source = "from data import credit\nraise ValueError(f'{len(credit.load())} clients')"
+    assert "ValueError: 1000 clients" in failure(tmp_path, monkeypatch, source, lambda _: None)
 
 
 def test_a_newer_version_is_served_after_a_restart(

@@ -92,8 +92,8 @@ def _ask(http: urllib3.PoolManager, url: str, body: bytes, headers: dict[str, st
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # which is a TimeoutError, too
+        return "no connection"
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return "no answer in time"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return "no connection"
     return "the connection broke"

@@ -1,0 +1,282 @@
+"""The pieces of the live page that change: what the router's counts say, in words and in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import html
+
+from dashboard.charts import Stats, followed, places
+from dashboard.simulation import HELD_OUT, Progress
+
+# The share tile's strip shows this many percentage points on either side of the configured share.
+STRIP_REACH = 0.15
+
+
+def kind_title(kind: str) -> str:
+    """A kind of simulated client, as the reader is offered it."""
+    if kind == HELD_OUT:
+        return "Held-out clients"
+    return f"Those who pay {kind.replace('-', '–')}"
+
+
+def variants(stats: Stats) -> list[html.Span]:
+    """Who is champion, who is challenger, and with which share."""
+    return [
+        html.Span(
+            [_mark(place), html.B(each["name"]), f" {each['role']} {each['configured_share']:.0%}"],
+            className="variant",
+            title=f"{each['model'] or 'has not answered yet'} {each['version'] or ''}",
+        )
+        for each, place in _with_places(stats)
+    ]
+
+
+def tiles(stats: Stats) -> list[html.Div]:
+    """Requests, share, errors, average probability, latency."""
+    every = stats["variants"]
+    total = stats["requests"]
+    failed, refused = (sum(each[what] for each in every) for what in ("failed", "refused"))
+    first = _champion(stats)
+    return [
+        _tile("requests", "Requests", f"{total:,}", _on_record(stats)),
+        _tile("share", f"Share of {first['name']}", _figure(first["share"], ".1%"), _share_note(first)),
+        _tile(
+            "errors",
+            "Errors",
+            f"{(failed + refused) / total:.1%}" if total else "–",
+            f"{failed:,} failed, {refused:,} refused",
+        ),
+        _tile(
+            "probability",
+            "Average probability",
+            _by_variant(stats, (), lambda each: [_figure(each["mean_prediction"], ".3f")]),
+            "",
+        ),
+        _tile(
+            "latency",
+            "Latency, ms",
+            _by_variant(
+                stats,
+                ("p50", "p95", "p99"),
+                lambda each: [
+                    _figure((each["latency_ms"] or {}).get(quantile), ".1f")
+                    for quantile in ("p50", "p95", "p99")
+                ],
+            ),
+            "",
+        ),
+    ]
+
+
+def summary(stats: Stats, tag: str | None) -> str:
+    """The page in one sentence."""
+    total = stats["requests"]
+    if not total:
+        return "No requests yet" if tag is None else f"No {_kind(tag)} requests yet"
+    first = _champion(stats)
+    failed = sum(each["failed"] for each in stats["variants"])
+    errors = f"{failed:,} without an answer" if failed else "no errors"
+    real = stats["tags"].get("real", 0)
+    kind = tag or ("real" if real == total else "simulation" if real == 0 else None)
+    what = f"{total:,} {_kind(kind)} requests" if kind else f"{total:,} requests, real and simulated"
+    return f"{what}: {first['share']:.1%} went to {first['name']}, {_split(first)}, {errors}"
+
+
+def requests_summary(stats: Stats) -> str:
+    """What the request chart shows, in one sentence."""
+    told = [
+        f"{each['name']} answered {each['answered']:,} of {each['requests']:,}, "
+        f"on average with {each['mean_prediction']:.3f}"
+        for each in stats["variants"]
+        if each["mean_prediction"] is not None
+    ]
+    return f"{'; '.join(told)}." if told else "No request was answered yet."
+
+
+def share_summary(stats: Stats) -> str:
+    """What the share chart shows, in one sentence."""
+    it = followed(stats["variants"])
+    if it["share_interval"] is None:
+        return "Nothing to split yet."
+    lower, upper = it["share_interval"]
+    verb = "covers" if lower <= it["configured_share"] <= upper else "▲ does not cover"
+    return (
+        f"{it['name']} got {it['share']:.1%} of the requests; the shaded band, always valid at 95%, "
+        f"from {lower:.1%} to {upper:.1%}, {verb} the configured {it['configured_share']:.0%}."
+    )
+
+
+def share_table(stats: Stats) -> html.Table:
+    """Requests and shares by variant."""
+    head = ("Variant", "Requests", "Share", "From", "To", "Configured")
+    rows = [
+        (
+            each["name"],
+            f"{each['requests']:,}",
+            _figure(each["share"], ".1%"),
+            *(_figure(edge, ".1%") for edge in each["share_interval"] or (None, None)),
+            f"{each['configured_share']:.0%}",
+        )
+        for each in stats["variants"]
+    ]
+    return html.Table(
+        [
+            html.Thead(html.Tr([html.Th(title, scope="col") for title in head])),
+            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
+        ],
+        className="table",
+    )
+
+
+def grid_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records for the grid, newest first."""
+    shown = ("id", "time", "variant", "version", "prediction", "latency_ms", "status", "problem")
+    return [{**{name: row[name] for name in shown}, "tag": row["tag"] or "real"} for row in reversed(rows)]
+
+
+def why_empty(stats: Stats, tag: str | None) -> str:
+    """Why there is nothing to show."""
+    on_record = sum(stats["tags"].values())
+    if on_record:
+        return f"The router has {on_record:,} requests on record, none of them {_kind(tag)}."
+    return "The router has nothing on record. Send some traffic, and it will show here."
+
+
+def progress(run: Progress) -> list[Any]:
+    """How far the simulation is."""
+    if run.order is None:
+        return []
+    total = run.order.queries
+    state = "Sending" if run.running else "Stopped" if run.stopped else "Sent"
+    text = f"{state}: {run.done:,} of {total:,}"
+    if run.failed:
+        text += f", {run.failed:,} failed"
+    bar = dmc.Progress(
+        value=100 * run.done / total,
+        animated=run.running,
+        color="var(--ink)",
+        mb=6,
+        **{"aria-label": "queries sent"},
+    )
+    notes = [html.P(text, id="progress-text", className="note")]
+    if run.running:
+        notes.append(html.P(kind_title(run.order.kind), className="note"))
+    if run.problem:
+        notes.append(html.P(f"First failure: {run.problem}", className="note"))
+    return [bar, *notes]
+
+
+def failing(stats: Stats) -> list[html.Div]:
+    """A notice for each variant whose newest request failed."""
+    return [
+        notice(
+            f"Variant {each['name']} does not answer",
+            f"The router says: {each['failing']}. It looks for it at {each['url']}; the others go on. "
+            f"This goes away with the next request that {each['name']} answers.",
+        )
+        for each in stats["variants"]
+        if each["failing"]
+    ]
+
+
+def router_down(url: str, reason: str, seconds: float) -> html.Div:
+    """A notice that nothing new can be shown."""
+    return notice(
+        "The router does not answer",
+        f"{url}: {reason}. What stands below is what was known before; the next try is in {seconds:.0f} s.",
+    )
+
+
+def notice(title: str, text: str) -> html.Div:
+    """What is wrong, and what comes next."""
+    return html.Div([html.H2(title), html.P(text)], className="card notice")
+
+
+def _tile(name: str, title: str, value: Any, note: Any) -> html.Div:
+    return html.Div(
+        className=f"card tile {name}",
+        children=[
+            html.H2(title),
+            html.Div(value, className="value", id=f"tile-{name}"),
+            html.Div(note, className="note"),
+        ],
+    )
+
+
+def _by_variant(stats: Stats, head: Sequence[str], tell: Callable[[Stats], list[str]]) -> html.Table:
+    """A small table with a row for each variant."""
+    rows = [
+        html.Tr([html.Th([_mark(place), each["name"]], scope="row"), *map(html.Td, tell(each))])
+        for each, place in _with_places(stats)
+    ]
+    columns = html.Tr([html.Td(""), *(html.Th(name, scope="col") for name in head)])
+    return html.Table([*([html.Thead(columns)] if head else []), html.Tbody(rows)], className="by-variant")
+
+
+def _share_note(variant: Stats) -> list[Any]:
+    configured = variant["configured_share"]
+    if variant["share_interval"] is None:
+        return [f"configured {configured:.0%}"]
+    lower, upper = variant["share_interval"]
+    return [
+        _strip(variant["share"], lower, upper, configured),
+        html.Div(f"{lower:.1%} to {upper:.1%}, always valid"),
+        html.Div(f"configured {configured:.0%}"),
+    ]
+
+
+def _strip(share: float, lower: float, upper: float, configured: float) -> html.Div:
+    """The interval as a bar, the share as a dot, the configured share as a line in the middle."""
+
+    def at(value: float) -> float:
+        return 100 * min(max((value - configured + STRIP_REACH) / (2 * STRIP_REACH), 0), 1)
+
+    return html.Div(
+        className="strip",
+        # The note below says the same in words.
+        **{"aria-hidden": "true"},  # type: ignore[arg-type]
+        children=[
+            html.I(
+                className="interval", style={"left": f"{at(lower)}%", "width": f"{at(upper) - at(lower)}%"}
+            ),
+            html.I(className="configured"),
+            html.I(className="share", style={"left": f"{at(share)}%"}),
+        ],
+    )
+
+
+def _mark(place: int) -> html.I:
+    return html.I(className=f"mark mark-{place}", **{"aria-hidden": "true"})  # type: ignore[arg-type]
+
+
+def _with_places(stats: Stats) -> list[tuple[Stats, int]]:
+    every = stats["variants"]
+    return list(zip(every, places([each["role"] for each in every]), strict=True))
+
+
+def _champion(stats: Stats) -> Stats:
+    every = stats["variants"]
+    found: Stats = next((each for each in every if each["role"] == "champion"), every[0])
+    return found
+
+
+def _on_record(stats: Stats) -> str:
+    tags = stats["tags"]
+    simulated = sum(count for tag, count in tags.items() if tag != "real")
+    return f"on record: {tags.get('real', 0):,} real, {simulated:,} simulated"
+
+
+def _kind(tag: str | None) -> str:
+    return "real" if tag == "real" else "simulated"
+
+
+def _split(variant: Stats) -> str:
+    lower, upper = variant["share_interval"]
+    return "split as configured" if lower <= variant["configured_share"] <= upper else "▲ not as configured"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
