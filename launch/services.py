@@ -23,10 +23,14 @@ LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Service:
-    """One service: its name, which is its folder's too, its default port, and gunicorn's extra arguments."""
+    """One service: its name, which is its folder's too, its default port, and gunicorn's extra arguments.
+
+    `asks` says that it needs others to finish what it is at, and so must stop before they do.
+    """
 
     name: str
     port: int
+    asks: bool = False
     arguments: tuple[str, ...] = ()
 
     @property
@@ -38,9 +42,9 @@ class Service:
 SERVICES = (
     Service("model_a", 8001),
     Service("model_b", 8002),
-    Service("router", 8000),
+    Service("router", 8000, asks=True),
     # One process: it keeps the simulations that it runs in memory.
-    Service("dashboard", 8050, ("--workers", "1")),
+    Service("dashboard", 8050, asks=True, arguments=("--workers", "1")),
 )
 
 
@@ -183,15 +187,21 @@ class Services:
         process.wait()
 
     def stop(self) -> None:
-        """Stop all services, callers before those they call; what is in flight is finished."""
-        for name in reversed(list(self._processes)):
-            process = self._processes.pop(name)
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        """Stop all services, and let each finish what is in flight: those who ask go first."""
+        for asks in (True, False):
+            leaving = [
+                self._processes.pop(each.name)
+                for each in SERVICES
+                if each.asks == asks and each.name in self._processes
+            ]
+            for process in leaving:
+                process.terminate()
+            for process in leaving:
+                try:
+                    process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
 
     def log_tail(self, name: str) -> str:
         """The last lines of a service's log, and where the rest is."""

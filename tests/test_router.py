@@ -64,46 +64,55 @@ def hang_up(handler: BaseHTTPRequestHandler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-@contextmanager
-def a_service_that(behaves: Behave) -> Iterator[str]:
-    """Somebody else's model service, on a free port."""
+class Elsewhere(ThreadingHTTPServer):
+    """Somebody else's model service, which behaves as a test tells it to."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    behaves: Behave = staticmethod(sleep)
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            # The router hangs up on what dawdles.
-            try:
-                behaves(self)
-            except OSError:
-                self.close_connection = True
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: the router hangs up on what dawdles."""
 
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            pass
 
-    server = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Elsewhere
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.behaves(self)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Elsewhere]:
+    with Elsewhere(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
         server.shutdown()
-        server.server_close()
 
 
 @contextmanager
-def a_router_before(url: str, tmp_path: Path, board: Path) -> Iterator[House]:
+def a_router_before(url: str, folder: Path, board: Path) -> Iterator[House]:
     """A router whose only variant is at a URL."""
-    document = tmp_path / "experiment.toml"
+    document = folder / "experiment.toml"
     document.write_text(
         f'name = "one"\ntimeout_seconds = {TIMEOUT_SECONDS}\n'
         f'[[variants]]\nname = "only"\nrole = "champion"\nurl = "{url}"\nweight = 1\n'
     )
-    with running(tmp_path, board, "router", RUNOFF_EXPERIMENT=str(document)) as house:
+    with running(folder, board, "router", RUNOFF_EXPERIMENT=str(document)) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def outpost(elsewhere: Elsewhere, board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A router before the service of somebody else."""
+    with a_router_before(elsewhere.url, tmp_path_factory.mktemp("outpost"), board) as house:
         yield house
 
 
@@ -134,19 +143,20 @@ BAD_SERVICES = [
     ids=[case[0] for case in BAD_SERVICES],
 )
 def test_a_bad_service_gets_the_caller_an_honest_error_in_bounded_time_on_record(
-    tmp_path: Path, board: Path, behaves: Behave, status: int, detail: str
+    outpost: House, elsewhere: Elsewhere, behaves: Behave, status: int, detail: str
 ) -> None:
-    with a_service_that(behaves) as url, a_router_before(url, tmp_path, board) as house:
-        began = time.monotonic()
-        reply = house.router.asks({"AGE": 34})
-        assert time.monotonic() - began < PATIENCE_SECONDS
-        assert reply.status == status
-        assert detail in reply.json["detail"]
-        assert reply.json["variant"] == "only"
-        [row] = house.record()
-        assert (row["status"], row["prediction"], row["features"]) == (status, None, {"AGE": 34})
-        assert row["problem"] == reply.json["detail"]
-        assert row["request_id"] == reply.headers["X-Request-ID"]
+    elsewhere.behaves = behaves
+    before = outpost.stats()["cursor"]
+    began = time.monotonic()
+    reply = outpost.router.asks({"AGE": 34})
+    assert time.monotonic() - began < PATIENCE_SECONDS
+    assert reply.status == status
+    assert detail in reply.json["detail"]
+    assert reply.json["variant"] == "only"
+    [row] = outpost.record(before)
+    assert (row["status"], row["prediction"], row["features"]) == (status, None, {"AGE": 34})
+    assert row["problem"] == reply.json["detail"]
+    assert row["request_id"] == reply.headers["X-Request-ID"]
 
 
 def test_a_service_that_is_not_there_is_named(tmp_path: Path, board: Path) -> None:
@@ -156,21 +166,27 @@ def test_a_service_that_is_not_there_is_named(tmp_path: Path, board: Path) -> No
         assert [row["status"] for row in house.record()] == [502]
 
 
-def test_the_answer_of_a_service_of_others_passes_byte_for_byte(tmp_path: Path, board: Path) -> None:
+def test_the_answer_of_a_service_of_others_passes_byte_for_byte(outpost: House, elsewhere: Elsewhere) -> None:
     body = b'{ "prediction":0.25 ,\n "why": "because" }'
-    with a_service_that(answer(body)) as url, a_router_before(url, tmp_path, board) as house:
-        reply = house.router.asks({"anything": ["at", "all"]})
-        assert (reply.status, reply.body) == (200, body)
-        [row] = house.record()
-        assert (row["prediction"], row["model"], row["version"]) == (0.25, None, None)
+    elsewhere.behaves = answer(body)
+    before = outpost.stats()["cursor"]
+    reply = outpost.router.asks({"anything": ["at", "all"]})
+    assert (reply.status, reply.body) == (200, body)
+    [row] = outpost.record(before)
+    assert (row["prediction"], row["model"], row["version"]) == (0.25, None, None)
 
 
-def test_an_error_of_the_model_passes_byte_for_byte_and_is_on_record(tmp_path: Path, board: Path) -> None:
+def test_an_error_of_the_model_passes_byte_for_byte_and_is_on_record(
+    outpost: House, elsewhere: Elsewhere
+) -> None:
     body = b'{"error": "busy"}'
-    with a_service_that(answer(body, 503)) as url, a_router_before(url, tmp_path, board) as house:
-        reply = house.router.asks({"AGE": 34})
-        assert (reply.status, reply.body) == (503, body)
-        assert house.stats()["variants"]["only"]["failed"] == 1
+    elsewhere.behaves = answer(body, 503)
+    before = outpost.stats()
+    reply = outpost.router.asks({"AGE": 34})
+    assert (reply.status, reply.body) == (503, body)
+    [row] = outpost.record(before["cursor"])
+    assert (row["status"], row["prediction"]) == (503, None)
+    assert outpost.stats()["variants"]["only"]["failed"] == before["variants"]["only"]["failed"] + 1
 
 
 def test_the_answer_says_who_gave_it_and_how_long_it_took(house: House, client: dict[str, int]) -> None:
