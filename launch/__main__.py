@@ -128,7 +128,7 @@ def _summarize(voice: Voice, answered: list[Sent]) -> None:
         verdict = "as configured" if interval.low <= share <= interval.high else "off: see the trust checks"
         voice.say(
             f"  variant {name}: {counts[name]} requests, {counts[name] / len(answered):.1%} "
-            f"(95 % interval {interval.low:.1%} to {interval.high:.1%}, configured {share:.0%}: {verdict})"
+            f"(95% interval {interval.low:.1%} to {interval.high:.1%}, configured {share:.0%}: {verdict})"
         )
     milliseconds = sorted(1000 * reply.seconds for reply in answered)
     p99 = statistics.quantiles(milliseconds, n=100, method="inclusive")[98]

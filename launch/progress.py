@@ -40,9 +40,12 @@ class Voice:
 
     def _plain(self, what: str, total: int) -> Advance:
         step = max(1, total // PLAIN_STEPS)
+        said = 0
 
         def advance(done: int) -> None:
-            if done % step == 0 or done == total:
+            nonlocal said
+            if done > said and (done % step == 0 or done == total):
+                said = done
                 self.say(f"{what}: {done} of {total}")
 
         return advance

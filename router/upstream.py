@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
+import socket
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,12 +58,49 @@ class Answer:
     version: str | None
 
 
+class _Deadline(threading.local):
+    """Until when the exchange that this thread is at may last, on the monotonic clock."""
+
+    at = math.inf
+
+    def remaining(self) -> float:
+        """Seconds left; a TimeoutError where none are."""
+        seconds = self.at - time.monotonic()
+        if seconds <= 0:
+            raise builtins.TimeoutError("the deadline of the exchange has passed")
+        return seconds
+
+
+_deadline = _Deadline()
+
+
+class _Socket(socket.socket):
+    """A socket whose every read must end by the deadline of the exchange.
+
+    A timeout bounds one read alone: a service that drips a byte of its headers at a time outlasts it.
+    """
+
+    def recv_into(self, *arguments: Any) -> int:
+        self.settimeout(_deadline.remaining())
+        return super().recv_into(*arguments)
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _Socket(fileno=super()._new_conn().detach())
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
 class Upstream:
     """Keep-alive connections to the model services."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout = timeout_seconds
         self._pool = urllib3.PoolManager(num_pools=32, maxsize=32, retries=False)
+        self._pool.pool_classes_by_scheme = {**self._pool.pool_classes_by_scheme, "http": _Pool}
 
     def ask(self, variant: Variant, body: bytes, *, rows: int, headers: dict[str, str]) -> Answer:
         """Forward a request to a variant.
@@ -75,7 +115,7 @@ class Upstream:
             BadGateway: no connection, a broken answer, or one without the predictions.
             GatewayTimeout: no whole answer within the experiment's timeout.
         """
-        deadline = time.monotonic() + self._timeout
+        _deadline.at = time.monotonic() + self._timeout
         try:
             response = self._pool.request(
                 "POST",
@@ -86,23 +126,23 @@ class Upstream:
                 redirect=False,
                 preload_content=False,
             )
-            content = self._read(response, variant, deadline)
+            content = self._read(response, variant)
         except (NewConnectionError, ConnectTimeoutError, MaxRetryError) as error:
             raise BadGateway(f"variant {variant.name} cannot be reached", variant=variant.name) from error
-        except TimeoutError as error:
+        except (TimeoutError, builtins.TimeoutError) as error:
             raise self._too_slow(variant) from error
         except HTTPError as error:
             raise BadGateway(f"variant {variant.name} broke off its answer", variant=variant.name) from error
         return _understand(variant, response, content, rows)
 
-    def _read(self, response: urllib3.BaseHTTPResponse, variant: Variant, deadline: float) -> bytes:
-        """Read the answer piece by piece: a service that drips would else outlast any read timeout."""
+    def _read(self, response: urllib3.BaseHTTPResponse, variant: Variant) -> bytes:
+        """Read the answer piece by piece, so that neither its length nor its time goes out of bounds."""
         content = bytearray()
         try:
             while piece := response.read1(CHUNK_BYTES):
                 content += piece
-                if time.monotonic() > deadline:
-                    raise self._too_slow(variant)
+                # Behind TLS the socket is another, whose timeout bounds one read alone.
+                _deadline.remaining()
                 if len(content) > MAX_ANSWER_BYTES:
                     raise BadGateway(f"variant {variant.name} answered too much", variant=variant.name)
         except BaseException:

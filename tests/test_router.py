@@ -53,6 +53,15 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(TIMEOUT_SECONDS / 5)
 
 
+def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+    """Never even done with its headers."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    for _ in range(100):
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+        time.sleep(TIMEOUT_SECONDS / 5)
+
+
 def redirect(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(302)
     handler.send_header("Location", "http://127.0.0.1:1/elsewhere")
@@ -119,6 +128,7 @@ def outpost(elsewhere: Elsewhere, board: Path, tmp_path_factory: pytest.TempPath
 BAD_SERVICES = [
     ("sleeps", sleep, 504, "did not answer within 0.5 seconds"),
     ("drips", drip, 504, "did not answer within 0.5 seconds"),
+    ("drips headers", drip_headers, 504, "did not answer within 0.5 seconds"),
     ("hangs up", hang_up, 502, "broke off its answer"),
     ("cuts its answer short", answer(b'{"prediction": 0.5}', length=500), 502, "broke off its answer"),
     ("redirects", redirect, 502, "answered 302"),
