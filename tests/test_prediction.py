@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from flask.testing import FlaskClient
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
+from runoff.prediction import create_app
+from runoff.prototype import Prototype
 from runoff.store import Store
 from tests.conftest import House, running
 
@@ -119,3 +127,55 @@ def test_a_service_without_a_version_is_up_but_not_ready_and_says_why(
         assert refused.status == 503
         assert refused.headers["Retry-After"] == "10"
         assert house.model_a.gets("/livez").status == 200
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> tuple[FlaskClient, pd.DataFrame, Any]:
+    """A service whose model takes numbers, truth values and words, some of which may be missing."""
+    frame = pd.DataFrame(
+        {
+            "job": pd.Categorical(
+                ["clerk", "cook", "clerk", "none"] * 10, categories=["clerk", "cook", "none"]
+            ),
+            "age": [23, 45, 31, 60] * 10,
+            "income": [1.5, None, 2.2, 3.1] * 10,
+            "owner": [True, False, False, True] * 10,
+        }
+    )
+    estimator = make_pipeline(
+        make_column_transformer((OneHotEncoder(), ["job"]), remainder="passthrough"),
+        HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2),
+    ).fit(frame, [0, 1, 0, 1] * 10)
+    own = Store.open(tmp_path)
+    own.write("mixed", estimator, prototype=Prototype.from_frame(frame), record={})
+    return create_app("mixed", store=own).test_client(), frame, estimator
+
+
+def test_a_model_of_mixed_columns_is_served_as_it_was_trained(
+    mixed: tuple[FlaskClient, pd.DataFrame, Any],
+) -> None:
+    service, frame, estimator = mixed
+    records = json.loads(frame.head(4).to_json(orient="records"))
+    assert records[1]["income"] is None
+    answer = service.post("/predict", json=records).get_json()
+    assert answer == {"predict": estimator.predict_proba(frame.head(4))[:, 1].tolist()}
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"job": "pilot"}, "job must be one of clerk, cook, none"),
+        ({"job": 7}, "job must be a string"),
+        ({"owner": 1}, "owner must be a boolean"),
+        ({"owner": None}, "owner must be a boolean"),
+        ({"age": None}, "age must be a whole number"),
+    ],
+)
+def test_a_model_of_mixed_columns_refuses_what_it_was_not_trained_on(
+    mixed: tuple[FlaskClient, pd.DataFrame, Any], change: dict[str, Any], detail: str
+) -> None:
+    good = {"job": "cook", "age": 30, "income": None, "owner": True}
+    assert mixed[0].post("/predict", json=good).status_code == 200
+    refused = mixed[0].post("/predict", json=good | change)
+    assert refused.status_code == 422
+    assert refused.get_json()["detail"] == detail
