@@ -159,7 +159,7 @@ def _keep_up(app: Dash, router: RouterClient, simulator: Simulator) -> None:
             # While a run goes on, the page follows it all the same.
             period = page.PERIOD if run.running else min(2 * period, MAX_PERIOD)
             repainted = _repainted(drawn, look["theme"]) if drawn else {}
-            troubles = pieces.router_down(router.url, str(error), period / 1000)
+            troubles = pieces.router_down(router.url, str(error), period / 1000, known=bool(drawn))
             return news | repainted | {"period": period, "troubles": troubles}
 
 

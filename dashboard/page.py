@@ -230,8 +230,7 @@ def _log() -> html.Section:
                 columnDefs=_columns(),
                 rowData=[],
                 getRowId="params.data.id",
-                defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-                columnSize="responsiveSizeToFit",
+                defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True, "flex": 1},
                 dashGridOptions={
                     "theme": {"function": GRID_THEME},
                     "animateRows": False,

@@ -182,11 +182,11 @@ def failing(stats: Stats) -> list[html.Div]:
     ]
 
 
-def router_down(url: str, reason: str, seconds: float) -> html.Div:
-    """A notice that nothing new can be shown."""
+def router_down(url: str, reason: str, seconds: float, *, known: bool) -> html.Div:
+    """A notice that nothing new can be shown; `known` says whether anything was before."""
+    below = "What stands below is what was known before" if known else "Nothing is known yet"
     return notice(
-        "The router does not answer",
-        f"{url}: {reason}. What stands below is what was known before; the next try is in {seconds:.0f} s.",
+        "The router does not answer", f"{url}: {reason}. {below}; the next try is in {seconds:.0f} s."
     )
 
 
