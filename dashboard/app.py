@@ -10,14 +10,20 @@ import os
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, Patch, State, ctx, no_update
+from dash.exceptions import DependencyException
+from flask import Response, request
 
 from dashboard import charts, page, pieces
 from dashboard.charts import Points, Stats
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.simulation import Order, Simulator
 from runoff import web
+from runoff.problems import FieldError, Invalid, NotFound
 
 DEFAULT_ROUTER = "http://127.0.0.1:8000"
+
+# Where Dash's script asks for what changed.
+UPDATE = "/_dash-update-component"
 
 # Records on the charts at first, and how many there may come to be before they are drawn anew.
 WINDOW = 1000
@@ -61,12 +67,36 @@ def create_app() -> Dash:
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = page.layout
     web.equip(app.server, checks={})
+    _refuse_what_no_page_sends(app)
     router = RouterClient(os.environ.get("ROUTER_URL") or DEFAULT_ROUTER)
     simulator = Simulator(router.url)
     _know_the_browser(app)
     _take_commands(app, simulator)
     _keep_up(app, router, simulator)
     return app
+
+
+def _refuse_what_no_page_sends(app: Dash) -> None:
+    """Answer requests that Dash's own script never makes with a problem: Dash itself would fail on them."""
+
+    def check() -> None:
+        if request.path != UPDATE or request.method != "POST":
+            return
+        body = web.json_body()
+        if not isinstance(body, dict) or str(body.get("output")) not in app.callback_map:
+            detail = "the body names no output of this page"
+            raise Invalid(detail, errors=[FieldError("/output", "enum", detail)])
+        for name in ("inputs", "state"):
+            parts = body.get(name, [])
+            if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+                detail = f"{name} must be a list of objects"
+                raise Invalid(detail, errors=[FieldError(f"/{name}", "type", detail, parts)])
+
+    def no_such_library(_error: DependencyException) -> Response:
+        return web.answer_problem(NotFound(f"{request.path} is not an address of this service"))
+
+    app.server.before_request(check)
+    app.server.register_error_handler(DependencyException, no_such_library)
 
 
 def _know_the_browser(app: Dash) -> None:

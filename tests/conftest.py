@@ -81,11 +81,13 @@ class House:
     router: Visitor = field(init=False)
     model_a: Visitor = field(init=False)
     model_b: Visitor = field(init=False)
+    dashboard: Visitor = field(init=False)
 
     def __post_init__(self) -> None:
         self.router = Visitor(self.router_url)
         self.model_a = Visitor(self.services.urls["model_a"])
         self.model_b = Visitor(self.services.urls["model_b"])
+        self.dashboard = Visitor(self.dashboard_url)
 
     @property
     def router_url(self) -> str:

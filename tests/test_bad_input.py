@@ -130,6 +130,34 @@ BROKEN_REQUESTS = [
     ("router", "GET", "/predictions?last=5000", {}, 400, "last takes a whole number"),
     ("router", "GET", "/predictions?tag=%F0%9F%92%A3", {}, 400, "tag takes"),
     ("router", "GET", "/stats?tag=a'%20OR%201=1", {}, 400, "tag takes"),
+    ("dashboard", "PUT", "/", {}, 405, "/ does not take PUT"),
+    ("dashboard", "POST", "/readyz", {}, 405, "/readyz does not take POST"),
+    ("dashboard", "GET", "/assets/nothing.js", {}, 404, "/assets/nothing.js is not an address"),
+    ("dashboard", "GET", "/_dash-component-suites/no/x.js", {}, 404, "is not an address"),
+]
+
+# To the address at which a page asks the dashboard what changed: the body, the status, a part of the detail.
+BROKEN_UPDATES = [
+    ("empty", b"", 400, "the body is empty"),
+    ("cut off", b'{"output": ', 400, "not JSON"),
+    ("a list", b"[1]", 422, "names no output"),
+    ("no output", b"{}", 422, "names no output"),
+    ("a list for an output", b'{"output": [1]}', 422, "names no output"),
+    ("an output that is none", b'{"output": "x.y", "inputs": []}', 422, "names no output"),
+    ("junk for an output", b'{"output": "x", "inputs": {"deep": [[[]]]}}', 422, "names no output"),
+    (
+        "junk for inputs",
+        b'{"output": "commanded.data", "inputs": [1, "x"]}',
+        422,
+        "inputs must be a list of objects",
+    ),
+    (
+        "junk for state",
+        b'{"output": "commanded.data", "inputs": [], "state": "x"}',
+        422,
+        "state must be a list",
+    ),
+    ("ten megabytes", b"[" + b"1," * 5 * MEGABYTE + b"1]", 413, "longer than 1,000,000 bytes"),
 ]
 
 
@@ -210,6 +238,15 @@ def test_a_broken_request_is_refused(
     body = json.dumps(client).encode() if method in ("POST", "PUT", "PATCH") else b""
     assert_problem(visitor(house, service).sends(body, path, method, **headers), status, detail)
     assert len(house.on_disk()) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"), [case[1:] for case in BROKEN_UPDATES], ids=[c[0] for c in BROKEN_UPDATES]
+)
+def test_what_no_page_sends_is_refused_by_the_dashboard(
+    house: House, body: bytes, status: int, detail: str
+) -> None:
+    assert_problem(house.dashboard.sends(body, "/_dash-update-component"), status, detail)
 
 
 def test_one_broken_row_refuses_the_batch_and_is_named_by_its_number(
