@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 
 import urllib3
-from scipy.stats import binomtest
 
 from data.credit import BadData
 from launch.progress import Voice
@@ -23,6 +22,7 @@ from router import experiment
 from runoff.store import Store
 from traffic.clients import held_out
 from traffic.send import Sent, send
+from verdict.split import share_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BURST = 500
@@ -119,16 +119,14 @@ def _burst(voice: Voice, services: Services) -> bool:
 
 
 def _summarize(voice: Voice, answered: list[Sent]) -> None:
-    """The observed split with its interval (one look, Wilson 1927), and the latency seen by the sender."""
-    shares = experiment.load().shares
+    """The observed split with its always-valid interval, and the latency that the sender saw."""
     counts = Counter(reply.variant for reply in answered)
-    for name, share in shares.items():
-        test = binomtest(counts[name], len(answered), share)
-        interval = test.proportion_ci(0.95, method="wilson")
-        verdict = "as configured" if interval.low <= share <= interval.high else "off: see the trust checks"
+    for name, share in experiment.load().shares.items():
+        lower, upper = share_interval(counts[name], len(answered), share)
+        verdict = "as configured" if lower <= share <= upper else "not as configured"
         voice.say(
             f"  variant {name}: {counts[name]} requests, {counts[name] / len(answered):.1%} "
-            f"(95% interval {interval.low:.1%} to {interval.high:.1%}, configured {share:.0%}: {verdict})"
+            f"(always-valid 95% interval {lower:.1%} to {upper:.1%}, configured {share:.0%}: {verdict})"
         )
     milliseconds = sorted(1000 * reply.seconds for reply in answered)
     p99 = statistics.quantiles(milliseconds, n=100, method="inclusive")[98]

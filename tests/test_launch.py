@@ -66,7 +66,8 @@ def test_the_burst_goes_through_and_is_summed_up_in_plain_lines(surroundings: di
     assert "500 on record" in done.stdout
     for name in ("A", "B"):
         assert re.search(
-            rf"variant {name}: \d+ requests, [\d.]+% \(95% interval [\d.]+% to [\d.]+%, configured \d+%",
+            rf"variant {name}: \d+ requests, [\d.]+% "
+            r"\(always-valid 95% interval [\d.]+% to [\d.]+%, configured \d+%: as configured\)",
             done.stdout,
         )
     assert re.search(r"latency: median [\d.]+ ms, p99 [\d.]+ ms", done.stdout)
