@@ -33,7 +33,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
         name: the model's name in the store.
         store: where its versions are, by default `Store.open()`.
     """
-    app = Flask(name)
+    app = Flask(__name__)
     served = _Served(name, store or Store.open(), os.environ.get("RUNOFF_VERSION"))
     web.equip(app, checks={"model": served.check})
 
@@ -75,7 +75,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
             "version": version.id,
             "url": None,
             "required_pkgs": list(version.required_packages),
-            "python_version": version.python_version,
+            "python_version": list(version.python_version),
         }
 
     return app

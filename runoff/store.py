@@ -74,7 +74,7 @@ class ModelVersion:
     prototype: Prototype
     record: Mapping[str, Any] = field(default_factory=dict)
     required_packages: tuple[str, ...] = ()
-    python_version: str | None = None
+    python_version: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,6 @@ class Store:
         if ours.get("format", FORMAT) != FORMAT:
             raise StoreError(f"{name} {version_id} has format {ours['format']}; this release reads {FORMAT}")
         examples: dict[str, Scalar] = json.loads(vetiver.get("prototype") or "{}")
-        python = vetiver.get("python_version")
         return ModelVersion(
             name=name,
             id=version_id,
@@ -213,7 +212,7 @@ class Store:
             prototype=(Prototype.from_json(ours["prototype"]) if ours else Prototype.from_examples(examples)),
             record=ours.get("record", {}),
             required_packages=tuple(vetiver.get("required_pkgs") or ()),
-            python_version=".".join(map(str, python)) if python else None,
+            python_version=tuple(vetiver.get("python_version") or ()),
         )
 
     def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:

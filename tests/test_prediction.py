@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_the_service_says_what_it_is(house: House, store: Store) -> None:
     metadata = house.model_a.gets("/metadata").json
     assert set(metadata) == {"user", "version", "url", "required_pkgs", "python_version"}
     assert metadata["version"] == version.id
+    assert metadata["required_pkgs"] == ["scikit-learn"]
+    assert metadata["python_version"] == list(sys.version_info[:2])
     assert metadata["user"]["digest"] == version.digest
     assert metadata["user"]["record"] == version.record
 
