@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
-from flask import Flask, Response, jsonify
+from flask import Blueprint, Flask, Response, g, jsonify, request
 
 from runoff import web
-from runoff.problems import Unavailable
-from runoff.records import RecordReader, decode
+from runoff.dialects import DIALECTS, Said, model_metadata, records_of_csv, refuse_kserve, spoken
+from runoff.problems import NotFound, Unavailable
+from runoff.records import RecordReader
 from runoff.store import LoadedModel, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -46,29 +49,35 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
             "try": {"predict": "POST predict", "input": "GET prototype", "about": "GET metadata"},
         }
 
-    @app.post("/predict")
-    def predict() -> Response:
-        model, reader = served.loaded()
-        rows, answer = decode(web.json_body(), reader)
-        response = jsonify(answer(model.probabilities(rows).tolist(), name, model.version.id))
+    def predict(address: str, **named: str) -> Response:
+        g.refuse = next(dialect.refuse for dialect in DIALECTS if address in dialect.addresses)
+        model, reader = served.loaded(**named)
+        body = _body(reader)
+        dialect = spoken(address, body)
+        probabilities = model.probabilities(dialect.read(body, reader)).tolist()
+        response = jsonify(dialect.answer(Said(probabilities, name, model.version.id, body)))
         response.headers["X-Model-Name"] = name
         response.headers["X-Model-Version"] = model.version.id
         response.headers["X-Model-Digest"] = model.digest
         response.headers["Cache-Control"] = "no-store"
         return response
 
+    for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
+        app.add_url_rule(address, address, partial(predict, address), methods=["POST"])
+
     @app.get("/prototype")
     def prototype() -> dict[str, Any]:
-        return served.loaded()[0].version.prototype.to_json()
+        return served.loaded()[1].prototype.to_json()
 
     @app.get("/metadata")
     def metadata() -> dict[str, Any]:
         """Answer in vetiver's form; what is ours stands under `user`, where vetiver keeps a user's own."""
-        version = served.loaded()[0].version
+        model, _ = served.loaded()
+        version = model.version
         return {
             "user": {
                 "model": name,
-                "digest": served.loaded()[0].digest,
+                "digest": model.digest,
                 "created": version.created.isoformat().replace("+00:00", "Z"),
                 "record": dict(version.record),
             },
@@ -78,13 +87,80 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
             "python_version": list(version.python_version),
         }
 
+    app.register_blueprint(_as_others_ask(name, served))
     return app
+
+
+def _as_others_ask(name: str, served: _Served) -> Blueprint:
+    """What clients of vetiver, MLflow and KServe ask of a service besides predictions."""
+    others = Blueprint("others", __name__)
+
+    @others.before_request
+    def refuse_as_they_expect() -> None:
+        g.refuse = refuse_kserve
+
+    @others.get("/ping")
+    def ping() -> dict[str, str]:
+        return {"ping": "pong"}
+
+    @others.get("/health")
+    def health() -> dict[str, str]:
+        served.loaded()
+        return {"status": "ready"}
+
+    @others.get("/version")
+    def runoff_version() -> Response:
+        return Response(version("runoff"), mimetype="text/plain")
+
+    @others.get("/v1/models")
+    def models() -> dict[str, Any]:
+        return {"models": [name]}
+
+    @others.get("/v1/models/<model>")
+    def v1_model(model: str) -> dict[str, Any]:
+        served.loaded(model)
+        return {"name": name, "ready": True}
+
+    @others.get("/v2")
+    def server() -> dict[str, Any]:
+        return {"name": "runoff", "version": version("runoff"), "extensions": []}
+
+    @others.get("/v2/health/live")
+    def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @others.get("/v2/health/ready")
+    def ready() -> tuple[dict[str, bool], int]:
+        return {"ready": served.model is not None}, 200 if served.model else Unavailable.status
+
+    @others.get("/v2/models/<model>")
+    @others.get("/v2/models/<model>/versions/<version>")
+    def v2_model(**named: str) -> dict[str, Any]:
+        model, reader = served.loaded(**named)
+        return model_metadata(name, model.version.id, reader.prototype.features)
+
+    @others.get("/v2/models/<model>/ready")
+    @others.get("/v2/models/<model>/versions/<version>/ready")
+    def v2_ready(**named: str) -> dict[str, Any]:
+        served.loaded(**named)
+        return {"name": name, "ready": True}
+
+    return others
+
+
+def _body(reader: RecordReader) -> Any:
+    """The request's body; CSV, which MLflow's clients may send, becomes one of its JSON forms."""
+    if request.mimetype != "text/csv" or request.path != "/invocations":
+        return web.json_body()
+    features = {feature.name: feature for feature in reader.prototype.features}
+    return {"dataframe_records": records_of_csv(web.text_body(), features)}
 
 
 class _Served:
     """The version that a service has in memory, or the reason for which it has none."""
 
     def __init__(self, name: str, store: Store, version_id: str | None) -> None:
+        self._name = name
         self.model: LoadedModel | None = None
         self._reader: RecordReader | None = None
         self._reason = ""
@@ -97,9 +173,21 @@ class _Served:
             self._reason = str(error)
             log.warning("%s serves nothing: %s", name, error)
 
-    def loaded(self) -> tuple[LoadedModel, RecordReader]:
+    def loaded(
+        self, model: str | None = None, version: str | None = None
+    ) -> tuple[LoadedModel, RecordReader]:
+        """The model and its reader, where a request names them: only if it names those that are served.
+
+        Raises:
+            NotFound: it names others.
+            Unavailable: nothing is served.
+        """
+        if model not in (None, self._name):
+            raise NotFound(f"this service has the model {self._name}, not {model}")
         if self.model is None or self._reader is None:
             raise Unavailable(self._reason, headers={"Retry-After": "10"})
+        if version not in (None, self.model.version.id):
+            raise NotFound(f"this service has version {self.model.version.id} loaded, not {version}")
         return self.model, self._reader
 
     def check(self) -> None:

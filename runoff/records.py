@@ -1,14 +1,9 @@
-"""From what a client sends to rows that a model takes.
-
-`RecordReader` checks records against a prototype. `DIALECTS` is the table of the shapes in which clients
-send records to `POST /predict`, and of the shape in which each expects its answer.
-"""
+"""From decoded JSON values to rows that a model takes, checked against the model's prototype."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -130,111 +125,6 @@ def _least(feature: Feature) -> float | None:
 
 def _most(feature: Feature) -> float | None:
     return EXACT_INTEGER if feature.maximum is None and feature.type == "integer" else feature.maximum
-
-
-Answer = Callable[[list[float], str, str], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One shape of a request body: how it is told from the others, read, and answered.
-
-    `answer` takes the probabilities, and the name and the version of the model.
-    """
-
-    name: str
-    speaks: Callable[[Any], bool]
-    read: Callable[[Any, RecordReader], pd.DataFrame]
-    answer: Answer
-
-
-def decode(body: Any, reader: RecordReader) -> tuple[pd.DataFrame, Answer]:
-    """Decode the body of `POST /predict` in whichever dialect it is.
-
-    Returns:
-        The rows, shape (n, features), n ≥ 1, and the form in which their probabilities are answered.
-
-    Raises:
-        Invalid: it is in no dialect, or breaks a rule of the model's prototype.
-    """
-    for dialect in DIALECTS:
-        if dialect.speaks(body):
-            return dialect.read(body, reader), dialect.answer
-    raise Invalid(
-        'the body is neither a record {"column": value, …} nor a list of records',
-        errors=[FieldError("", "type", "a record or a list of records is expected", body)],
-    )
-
-
-def _read_record(body: Any, reader: RecordReader) -> pd.DataFrame:
-    return reader.read([body], at="")
-
-
-def _read_records(body: Any, reader: RecordReader) -> pd.DataFrame:
-    return reader.read(_listed(body["records"], "/records"), at="/records/{}")
-
-
-def _read_vetiver(body: Any, reader: RecordReader) -> pd.DataFrame:
-    return reader.read(_listed(body, ""), at="/{}", ignore_extra=True)
-
-
-def _read_original(body: Any, reader: RecordReader) -> pd.DataFrame:
-    """Numbers separated by commas, in the order of the columns; one more in front is the client's ID."""
-    names = reader.prototype.names
-    values = [_number(text.strip()) for text in body["input"].split(",")]
-    if len(values) == len(names) + 1:
-        values = values[1:]
-    if len(values) != len(names):
-        count = f"{len(names)} comma-separated values, or one more with an ID in front"
-        raise Invalid(
-            f"input holds {len(values)} values; this model takes {count}",
-            errors=[FieldError("/input", "type", count, body["input"])],
-        )
-    try:
-        return reader.read([dict(zip(names, values, strict=True))], at="")
-    except Invalid as problem:
-        # A pointer cannot point into the text: the detail names the column.
-        problem.errors = tuple(replace(error, pointer="/input") for error in problem.errors)
-        raise
-
-
-def _listed(records: Any, pointer: str) -> list[Any]:
-    if isinstance(records, list) and records:
-        return records
-    detail = "a list of one or more records is expected"
-    raise Invalid(detail, errors=[FieldError(pointer, "minItems", detail, records)])
-
-
-def _one(probabilities: list[float], model: str, version: str) -> dict[str, Any]:
-    return {"prediction": probabilities[0], "model": model, "version": version}
-
-
-def _many(probabilities: list[float], model: str, version: str) -> dict[str, Any]:
-    return {"predictions": probabilities, "model": model, "version": version}
-
-
-def _vetiver(probabilities: list[float], _model: str, _version: str) -> dict[str, Any]:
-    return {"predict": probabilities}
-
-
-# Tried from top to bottom; the last takes any object, so that a misspelt column is told as such.
-DIALECTS = (
-    Dialect("vetiver", lambda body: isinstance(body, list), _read_vetiver, _vetiver),
-    Dialect("2020 original", lambda body: _only(body, "input", str), _read_original, _one),
-    Dialect("records", lambda body: _only(body, "records", list), _read_records, _many),
-    Dialect("record", lambda body: isinstance(body, dict), _read_record, _one),
-)
-
-
-def _only(body: Any, key: str, kind: type) -> bool:
-    return isinstance(body, dict) and body.keys() == {key} and isinstance(body[key], kind)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return text if "_" in text else float(text)
-    except ValueError:
-        return text
 
 
 def _schema(feature: Feature) -> cs.CoreSchema:

@@ -55,6 +55,24 @@ def equip(app: Flask, *, checks: Mapping[str, Check]) -> None:
         return {"status": "ready" if ready else "not ready", "checks": results}, 200 if ready else 503
 
 
+def text_body() -> str:
+    """The request's body as text.
+
+    Raises:
+        problems.TooLarge: it is longer than MAX_BODY_BYTES.
+        problems.Malformed: it is empty, or not UTF-8.
+    """
+    body = request.get_data(cache=True)
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
+    if not body.strip():
+        raise problems.Malformed("the body is empty")
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise problems.Malformed(f"the body is not UTF-8: byte {error.start} cannot be decoded") from None
+
+
 def json_body() -> Any:
     """Decode the request's JSON body.
 
@@ -71,15 +89,9 @@ def json_body() -> Any:
         raise problems.UnsupportedMediaType(
             f"Content-Type is {request.mimetype}; send JSON with 'Content-Type: application/json'"
         )
-    body = request.get_data(cache=True)
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestEntityTooLarge
-    if not body.strip():
-        raise problems.Malformed("the body is empty; a JSON document is expected")
+    text = text_body()
     try:
-        return json.loads(body)
-    except UnicodeDecodeError as error:
-        raise problems.Malformed(f"the body is not UTF-8: byte {error.start} cannot be decoded") from None
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise problems.Malformed(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -91,7 +103,13 @@ def json_body() -> Any:
 
 
 def answer_problem(problem: Problem) -> Response:
-    """Answer a request with a problem, RFC 9457."""
+    """Answer a request with a problem: RFC 9457, unless `g.refuse` holds the form of another dialect."""
+    if refuse := g.get("refuse"):
+        body, status = refuse(problem)
+        response = jsonify(body)
+        response.status_code = status
+        response.headers.update(problem.headers)
+        return response
     response = jsonify(problem.to_json(g.request_id))
     response.status_code = problem.status
     response.mimetype = "application/problem+json"

@@ -1,0 +1,363 @@
+"""The dialects in which clients ask for predictions: one model, whatever they speak.
+
+`DIALECTS`, at the end of this page, is the whole table: where each dialect is spoken, how its requests are
+told from others, how they are read, and in which form it is answered and refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from runoff.problems import FieldError, Invalid, Malformed, Problem
+from runoff.prototype import Feature
+from runoff.records import RecordReader
+
+
+# Errors told in dialects that have one text for all.
+MAX_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is answered: a probability for each row, by which version of which model, to which request."""
+
+    probabilities: list[float]
+    model: str
+    version: str
+    request: Any
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way of asking, and of being answered and refused.
+
+    `refuse` is None where problems are answered as everywhere in Runoff (RFC 9457).
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    speaks: Callable[[Any], bool]
+    read: Callable[[Any, RecordReader], pd.DataFrame]
+    answer: Callable[[Said], dict[str, Any]]
+    refuse: Callable[[Problem], tuple[dict[str, Any], int]] | None = None
+
+
+def spoken(address: str, body: Any) -> Dialect:
+    """The dialect of a request to an address.
+
+    Raises:
+        Invalid: it is in none that is spoken there.
+    """
+    for dialect in DIALECTS:
+        if address in dialect.addresses and dialect.speaks(body):
+            return dialect
+    raise Invalid(
+        'the body is neither a record {"column": value, …} nor a list of records',
+        errors=[FieldError("", "type", "a record or a list of records is expected", body)],
+    )
+
+
+# Ours.
+
+
+def _read_record(body: Any, reader: RecordReader) -> pd.DataFrame:
+    return reader.read([body], at="")
+
+
+def _read_records(body: Any, reader: RecordReader) -> pd.DataFrame:
+    return reader.read(_listed(body["records"], "/records"), at="/records/{}")
+
+
+def _one(said: Said) -> dict[str, Any]:
+    return {"prediction": said.probabilities[0], "model": said.model, "version": said.version}
+
+
+def _many(said: Said) -> dict[str, Any]:
+    return {"predictions": said.probabilities, "model": said.model, "version": said.version}
+
+
+# The 2020 original.
+
+
+def _read_original(body: Any, reader: RecordReader) -> pd.DataFrame:
+    """Numbers separated by commas, in the order of the columns; one more in front is the client's ID."""
+    names = reader.prototype.names
+    values = [_number(text.strip()) for text in body["input"].split(",")]
+    if len(values) == len(names) + 1:
+        values = values[1:]
+    if len(values) != len(names):
+        count = f"{len(names)} comma-separated values, or one more with an ID in front"
+        raise Invalid(
+            f"input holds {len(values)} values; this model takes {count}",
+            errors=[FieldError("/input", "type", count, body["input"])],
+        )
+    try:
+        return reader.read([dict(zip(names, values, strict=True))], at="")
+    except Invalid as problem:
+        # A pointer cannot point into the text: the detail names the column.
+        problem.errors = tuple(replace(error, pointer="/input") for error in problem.errors)
+        raise
+
+
+# vetiver 0.2.6.
+
+
+def _read_vetiver(body: Any, reader: RecordReader) -> pd.DataFrame:
+    return reader.read(_listed(body, ""), at="/{}", ignore_extra=True)
+
+
+def _vetiver(said: Said) -> dict[str, Any]:
+    return {"predict": said.probabilities}
+
+
+# MLflow's scoring protocol, https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/
+
+MLFLOW_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+
+
+def _read_mlflow(body: Any, reader: RecordReader) -> pd.DataFrame:
+    """Exactly one of four forms; columns that the model does not know are ignored."""
+    forms = [form for form in MLFLOW_FORMS if isinstance(body, dict) and form in body]
+    if len(forms) != 1:
+        detail = f"the body must hold exactly one of {', '.join(MLFLOW_FORMS)}"
+        raise Invalid(detail, errors=[FieldError("", "oneOf", detail, body)])
+    form, given = forms[0], body[forms[0]]
+    if form == "dataframe_split":
+        return _read_split(given, reader)
+    if form == "inputs" and isinstance(given, dict):
+        return reader.read(_transposed(given, f"/{form}"), at=f"/{form}/{{}}", ignore_extra=True)
+    records = _named(_listed(given, f"/{form}"), reader, f"/{form}")
+    return reader.read(records, at=f"/{form}/{{}}", ignore_extra=True)
+
+
+def _read_split(given: Any, reader: RecordReader) -> pd.DataFrame:
+    """`{"columns": […], "data": [[…], …]}`, as pandas writes with `orient="split"`."""
+    at = "/dataframe_split"
+    if not isinstance(given, dict):
+        raise _mistyped(at, "an object with columns and data", given)
+    columns = given.get("columns", list(reader.prototype.names))
+    rows = _listed(given.get("data"), f"{at}/data")
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise _mistyped(f"{at}/columns", "a list of column names", columns)
+    for number, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise _mistyped(f"{at}/data/{number}", f"a list of {len(columns)} values", row)
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    return reader.read(records, at=f"{at}/data/{{}}", ignore_extra=True)
+
+
+def _refuse_mlflow(problem: Problem) -> tuple[dict[str, Any], int]:
+    status = Malformed.status if problem.status == Invalid.status else problem.status
+    code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"  # noqa: PLR2004
+    return {"error_code": code, "message": _in_a_line(problem)}, status
+
+
+def records_of_csv(text: str, features: Mapping[str, Feature]) -> list[dict[str, Any]]:
+    """Records from CSV with a header; what is empty is null, and numbers are read where columns hold them.
+
+    Raises:
+        Malformed: it is not CSV, or has no header.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
+    except csv.Error as error:
+        raise Malformed(f"the body is not CSV: {error}") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise Malformed("the body is not CSV: a row has more or fewer values than the header")
+    return [
+        {name: _of_csv(value, features[name]) if name in features else value for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def _of_csv(text: str, feature: Feature) -> Any:
+    if text == "":
+        return None
+    if feature.type == "boolean":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return text if feature.type == "string" else _number(text)
+
+
+# KServe V1, https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
+
+
+def _read_v1(body: Any, reader: RecordReader) -> pd.DataFrame:
+    given = body.get("instances") if isinstance(body, dict) else None
+    records = _named(_listed(given, "/instances"), reader, "/instances")
+    return reader.read(records, at="/instances/{}")
+
+
+def _predictions(said: Said) -> dict[str, Any]:
+    return {"predictions": said.probabilities}
+
+
+def refuse_kserve(problem: Problem) -> tuple[dict[str, Any], int]:
+    return {"error": _in_a_line(problem)}, problem.status
+
+
+# The Open Inference Protocol V2, https://github.com/kserve/open-inference-protocol
+
+TENSOR_TYPES = {"boolean": "BOOL", "integer": "INT64", "number": "FP64", "string": "BYTES"}
+OUTPUT = "predict"
+
+
+def _read_v2(body: Any, reader: RecordReader) -> pd.DataFrame:
+    """One tensor for each column, of shape [n] or [n, 1], or one of all columns, of shape [n, features]."""
+    tensors = _listed(body.get("inputs") if isinstance(body, dict) else None, "/inputs")
+    columns: dict[str, list[Any]] = {}
+    for number, tensor in enumerate(tensors):
+        at = f"/inputs/{number}"
+        values = _tensor(tensor, at)
+        if values.ndim == 2 and values.shape[1] == len(reader.prototype.names) != 1:  # noqa: PLR2004
+            if len(tensors) > 1:
+                raise _mistyped(at, "the only tensor, since it holds all columns", tensor)
+            columns = dict(zip(reader.prototype.names, values.T.tolist(), strict=True))
+        elif values.ndim == 1 or values.shape[1:] == (1,):
+            columns[tensor["name"]] = values.ravel().tolist()
+        else:
+            shapes = f"[n], [n, 1] or [n, {len(reader.prototype.names)}]"
+            raise _mistyped(f"{at}/shape", shapes, tensor["shape"])
+    return reader.read(_transposed(columns, "/inputs"), at="/inputs")
+
+
+def _tensor(tensor: Any, at: str) -> np.ndarray[Any, Any]:
+    """The values of a tensor in its shape; row-major, nested or flat."""
+    if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
+        raise _mistyped(at, "a tensor with name, shape, datatype and data", tensor)
+    shape, given = tensor.get("shape"), tensor.get("data")
+    if (
+        not isinstance(shape, list)
+        or len(shape) not in (1, 2)
+        or not all(type(n) is int and n > 0 for n in shape)
+    ):
+        raise _mistyped(f"{at}/shape", "a list of one or two whole numbers above 0", shape)
+    flat = given if isinstance(given, list) else []
+    if len(shape) > 1 and all(isinstance(row, list) for row in flat):
+        flat = [value for row in flat for value in row]
+    if len(flat) != math.prod(shape):
+        raise _mistyped(f"{at}/data", f"a list of as many values as the shape {shape} has", given)
+    values = np.empty(len(flat), dtype=object)
+    values[:] = flat
+    return values.reshape(shape)
+
+
+def _inferred(said: Said) -> dict[str, Any]:
+    n = len(said.probabilities)
+    answer = {
+        "model_name": said.model,
+        "model_version": said.version,
+        "outputs": [{"name": OUTPUT, "shape": [n], "datatype": "FP64", "data": said.probabilities}],
+    }
+    return answer | ({"id": said.request["id"]} if "id" in said.request else {})
+
+
+def model_metadata(model: str, version: str, features: tuple[Feature, ...]) -> dict[str, Any]:
+    """What the Open Inference Protocol tells of a model: its tensors, -1 for a variable size."""
+    inputs = [{"name": f.name, "datatype": TENSOR_TYPES[f.type], "shape": [-1]} for f in features]
+    outputs = [{"name": OUTPUT, "datatype": "FP64", "shape": [-1]}]
+    return {
+        "name": model,
+        "versions": [version],
+        "platform": "scikit-learn",
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
+
+# What they have in common.
+
+
+def _listed(given: Any, pointer: str) -> list[Any]:
+    if isinstance(given, list) and given:
+        return given
+    detail = f"{pointer.rpartition('/')[2] or 'the body'} must be a list of one or more"
+    raise Invalid(detail, errors=[FieldError(pointer, "minItems", detail, given)])
+
+
+def _named(rows: list[Any], reader: RecordReader, at: str) -> list[Any]:
+    """Rows that come as lists, in the order of the columns, as records; others as they are."""
+    names = reader.prototype.names
+    records = []
+    for number, row in enumerate(rows):
+        if isinstance(row, list):
+            if len(row) != len(names):
+                raise _mistyped(f"{at}/{number}", f"a list of {len(names)} values", row)
+            records.append(dict(zip(names, row, strict=True)))
+        else:
+            records.append(row)
+    return records
+
+
+def _transposed(columns: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
+    """Columns of equal length as records."""
+    if not all(isinstance(values, list) for values in columns.values()):
+        raise _mistyped(at, "an object of column names and lists of values", columns)
+    if len({len(values) for values in columns.values()}) != 1:
+        raise _mistyped(at, "columns of equal length", columns)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _in_a_line(problem: Problem) -> str:
+    """What is wrong, for dialects that have one text for it: the first errors, or the detail."""
+    shown, more = problem.errors[:MAX_TOLD], len(problem.errors) - MAX_TOLD
+    told = "; ".join(error.detail for error in shown) or problem.detail
+    return f"{told}; and {more} more" if more > 0 else told
+
+
+def _mistyped(pointer: str, expected: str, value: Any) -> Invalid:
+    detail = f"{pointer or 'the body'} must be {expected}"
+    return Invalid(detail, errors=[FieldError(pointer, "type", detail, value)])
+
+
+def _number(text: str) -> float | str:
+    try:
+        return text if "_" in text else float(text)
+    except ValueError:
+        return text
+
+
+def _is_list(body: Any) -> bool:
+    return isinstance(body, list)
+
+
+def _is_object(body: Any) -> bool:
+    return isinstance(body, dict)
+
+
+def _is_text(body: Any) -> bool:
+    return isinstance(body, dict) and body.keys() == {"input"} and isinstance(body["input"], str)
+
+
+def _is_batch(body: Any) -> bool:
+    return isinstance(body, dict) and body.keys() == {"records"} and isinstance(body["records"], list)
+
+
+def _is_any(_body: Any) -> bool:
+    return True
+
+
+PREDICT = ("/predict",)
+MLFLOW = ("/invocations",)
+V1 = ("/v1/models/<model>:predict",)
+V2 = ("/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer")
+
+# At one address the first that recognises a request reads it. The last of those at /predict takes any
+# object, so that a misspelt column is told as such.
+DIALECTS = (
+    #       name              spoken at  told by     read by         answered as   refused as
+    Dialect("vetiver",        PREDICT,   _is_list,   _read_vetiver,  _vetiver),
+    Dialect("2020 original",  PREDICT,   _is_text,   _read_original, _one),
+    Dialect("records",        PREDICT,   _is_batch,  _read_records,  _many),
+    Dialect("record",         PREDICT,   _is_object, _read_record,   _one),
+    Dialect("MLflow",         MLFLOW,    _is_any,    _read_mlflow,   _predictions, _refuse_mlflow),
+    Dialect("KServe V1",      V1,        _is_any,    _read_v1,       _predictions, refuse_kserve),
+    Dialect("Open Inference", V2,        _is_any,    _read_v2,       _inferred,    refuse_kserve),
+)  # fmt: skip
