@@ -20,7 +20,6 @@ from runoff.problems import FieldError, Invalid, Malformed, Problem
 from runoff.prototype import Feature
 from runoff.records import RecordReader
 
-
 # Errors told in dialects that have one text for all.
 MAX_TOLD = 5
 
