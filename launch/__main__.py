@@ -30,8 +30,6 @@ CONCURRENCY = 4
 SEED = 2009
 TAG = "simulation"
 ALL_WELL = 200
-# What a shell takes for "stopped by Ctrl-C".
-INTERRUPTED = 130
 
 # What can be wrong without a fault of ours; its message is all that is said.
 EXPECTED = (LaunchError, train.TrainingFailed, BadData, FileNotFoundError, experiment.ExperimentError)
@@ -64,7 +62,7 @@ def main(*, smoke: bool) -> int:
         return 1
     except KeyboardInterrupt:
         voice.say("\nStopping …")
-        return INTERRUPTED if smoke else 0
+        return train.INTERRUPTED if smoke else 0
     finally:
         if services:
             services.stop()

@@ -6,17 +6,24 @@ store holds no version of the same data and code, and its executed form and HTML
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nbformat
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
 
 from data import credit
 from runoff.store import ModelVersion, Store
@@ -24,6 +31,8 @@ from runoff.store import ModelVersion, Store
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 CELL_SECONDS = 600
+# What a shell takes for "stopped by Ctrl-C".
+INTERRUPTED = 130
 
 # The notebook of each model, in the order of training: B compares itself with A.
 NOTEBOOKS = {"model-a": FOLDER / "train_model_a.ipynb", "model-b": FOLDER / "train_model_b.ipynb"}
@@ -107,7 +116,7 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
     )
     try:
         # One thread: two runs at once, with a thread for each core each, would spin on each other.
-        client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _execute(client, os.environ | {"OMP_NUM_THREADS": "1"})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         kept = Path(tempfile.gettempdir()) / f"{name}-failed.ipynb"
         nbformat.write(notebook, kept)
@@ -122,6 +131,19 @@ def train_one(store: Store, name: str, on_cell: OnCell) -> ModelVersion:
         raise TrainingFailed(f"{NOTEBOOKS[name].name} ran, and wrote no version of this data and code")
     _keep(store, written, notebook)
     return written
+
+
+def _execute(client: NotebookClient, environment: dict[str, str]) -> None:
+    """Execute a notebook in a thread: in the main thread nbclient would take Ctrl-C for itself."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.execute, env=environment)
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            kernel: Any = client.km
+            if kernel and kernel.has_kernel:
+                asyncio.run(kernel.signal_kernel(signal.SIGKILL))
+            raise
 
 
 def train(board: str | None, on_cell: Callable[[str, int], None]) -> list[ModelVersion]:
@@ -151,6 +173,8 @@ def main() -> int:
     except (TrainingFailed, credit.BadData, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     for each in versions:
         metrics = {name: round(figures["value"], 4) for name, figures in each.record["metrics"].items()}
         print(f"{each.name} {each.id}: {json.dumps(metrics)}")

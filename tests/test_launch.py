@@ -163,3 +163,25 @@ def test_a_bad_data_file_is_named_before_anything_starts(
     assert done.returncode == 1
     assert "bad.csv is not the data set" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_ctrl_c_while_training_stops_it_without_a_traceback(
+    surroundings: dict[str, str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "launch"],
+        cwd=ROOT,
+        env=surroundings | {"RUNOFF_BOARD": str(tmp_path / "empty")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if "3 of" in line:  # a kernel is at work
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.stdout.read()
+    assert process.wait() == 0
+    assert said.strip() == "Stopping …"
