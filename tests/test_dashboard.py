@@ -272,6 +272,7 @@ def shows_what_the_router_recorded(page: Page, house: House, tag: str | None = N
         for quantile in variant["latency_ms"].values():
             expect(page.locator("#tile-latency")).to_contain_text(f"{quantile:.1f}")
 
+    page.wait_for_function(f"({LAST_SHARE})()[0] === {len(rows)}")
     bars: list[list[Any]] = page.evaluate(BARS)
     shown = len(bars) + len(page.evaluate(CROSSES))
     newest = rows[-shown:]
