@@ -42,7 +42,8 @@ def main(*, smoke: bool) -> int:
         smoke: stop after the burst; the exit code says whether all of it went through.
     """
     voice = Voice()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT, too: a shell that starts a job in the background has it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     var = Path(os.environ.get("RUNOFF_VAR") or ROOT / "var").resolve()
     os.environ.setdefault("RUNOFF_BOARD", str(var / "models"))
