@@ -38,8 +38,9 @@ INTERRUPTED = 130
 NOTEBOOKS = {"model-a": FOLDER / "train_model_a.ipynb", "model-b": FOLDER / "train_model_b.ipynb"}
 
 # What a trained model depends on, besides its notebook and the data.
-CODE = ("data/credit.py", *(f"runoff/{name}.py" for name in ("evaluation", "figures", "prototype", "store")))
-PACKAGES = ("scikit-learn", "numpy", "pandas")
+LIBRARY = ("evaluation", "evaluators", "figures", "prototype", "reference", "store", "translation")
+CODE = ("data/credit.py", *(f"runoff/{name}.py" for name in LIBRARY))
+PACKAGES = ("scikit-learn", "numpy", "pandas", "treelite", "skl2onnx", "onnx")
 
 # Takes how many code cells are done.
 OnCell = Callable[[int], None]

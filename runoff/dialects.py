@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from runoff.evaluators import Matrix
 from runoff.problems import FieldError, Invalid, Malformed, Problem
 from runoff.prototype import Feature
 from runoff.records import RecordReader
@@ -44,7 +44,7 @@ class Dialect:
     name: str
     addresses: tuple[str, ...]
     speaks: Callable[[Any], bool]
-    read: Callable[[Any, RecordReader], pd.DataFrame]
+    read: Callable[[Any, RecordReader], Matrix]
     answer: Callable[[Said], dict[str, Any]]
     refuse: Callable[[Problem], tuple[dict[str, Any], int]] | None = None
 
@@ -67,11 +67,11 @@ def spoken(address: str, body: Any) -> Dialect:
 # Ours.
 
 
-def _read_record(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_record(body: Any, reader: RecordReader) -> Matrix:
     return reader.read([body], at="")
 
 
-def _read_records(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_records(body: Any, reader: RecordReader) -> Matrix:
     return reader.read(_listed(body["records"], "/records"), at="/records/{}")
 
 
@@ -86,7 +86,7 @@ def _many(said: Said) -> dict[str, Any]:
 # The 2020 original.
 
 
-def _read_original(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_original(body: Any, reader: RecordReader) -> Matrix:
     """Numbers separated by commas, in the order of the columns; one more in front is the client's ID."""
     names = reader.prototype.names
     values = [_number(text.strip()) for text in body["input"].split(",")]
@@ -109,7 +109,7 @@ def _read_original(body: Any, reader: RecordReader) -> pd.DataFrame:
 # vetiver 0.2.6.
 
 
-def _read_vetiver(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_vetiver(body: Any, reader: RecordReader) -> Matrix:
     return reader.read(_listed(body, ""), at="/{}", ignore_extra=True)
 
 
@@ -122,7 +122,7 @@ def _vetiver(said: Said) -> dict[str, Any]:
 MLFLOW_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
-def _read_mlflow(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_mlflow(body: Any, reader: RecordReader) -> Matrix:
     """Exactly one of four forms; columns that the model does not know are ignored."""
     forms = [form for form in MLFLOW_FORMS if isinstance(body, dict) and form in body]
     if len(forms) != 1:
@@ -137,7 +137,7 @@ def _read_mlflow(body: Any, reader: RecordReader) -> pd.DataFrame:
     return reader.read(records, at=f"/{form}/{{}}", ignore_extra=True)
 
 
-def _read_split(given: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_split(given: Any, reader: RecordReader) -> Matrix:
     """`{"columns": […], "data": [[…], …]}`, as pandas writes with `orient="split"`."""
     at = "/dataframe_split"
     if not isinstance(given, dict):
@@ -188,7 +188,7 @@ def _of_csv(text: str, feature: Feature) -> Any:
 # KServe V1, https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 
 
-def _read_v1(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_v1(body: Any, reader: RecordReader) -> Matrix:
     given = body.get("instances") if isinstance(body, dict) else None
     records = _named(_listed(given, "/instances"), reader, "/instances")
     return reader.read(records, at="/instances/{}")
@@ -208,7 +208,7 @@ TENSOR_TYPES = {"boolean": "BOOL", "integer": "INT64", "number": "FP64", "string
 OUTPUT = "predict"
 
 
-def _read_v2(body: Any, reader: RecordReader) -> pd.DataFrame:
+def _read_v2(body: Any, reader: RecordReader) -> Matrix:
     """One tensor for each column, of shape [n] or [n, 1], or one of all columns, of shape [n, features]."""
     tensors = _listed(body.get("inputs") if isinstance(body, dict) else None, "/inputs")
     columns: dict[str, list[Any]] = {}

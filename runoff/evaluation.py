@@ -131,6 +131,7 @@ def training_record(
     rows: Mapping[str, int],
     metrics: Measures,
     importance: pd.DataFrame,
+    threshold: float,
 ) -> dict[str, Any]:
     """Everything that is worth knowing of a training run later, in JSON types.
 
@@ -145,6 +146,7 @@ def training_record(
         rows: how many rows were trained on, held out, ….
         metrics: on held-out rows, as `measure_with_intervals` gives them.
         importance: as `importance` gives it.
+        threshold: from which probability on a row is of class 1, for those who ask for a class.
     """
     now = datetime.now(UTC)
     packages = ("scikit-learn", "numpy", "scipy", "pandas", "joblib")
@@ -160,6 +162,7 @@ def training_record(
         "trained_at": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "seconds": round((now - began).total_seconds(), 1),
         "rows": dict(rows),
+        "threshold": threshold,
         "metrics": metrics,
         "importance": {
             str(name): {key: round(float(value), 6) for key, value in row.items()}

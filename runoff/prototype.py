@@ -10,13 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 Scalar = bool | int | float | str
 FeatureType = Literal["boolean", "integer", "number", "string"]
 Bounds = tuple[float | None, float | None]
+
+# The type of a column by that of an example.
+TYPES: dict[type, FeatureType] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+DTYPES = {"boolean": "bool", "integer": "int64", "number": "float64", "string": "str"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,13 @@ class Feature:
     maximum: float | None = None
     nullable: bool = False
     seen: Seen = Seen()
+
+    @property
+    def dtype(self) -> str | None:
+        """The type of the column in a data frame; None where pandas has to find one that holds nulls."""
+        if not self.nullable:
+            return DTYPES[self.type]
+        return "float64" if self.type in ("integer", "number") else None
 
     def to_json(self) -> dict[str, Any]:
         schema: dict[str, Any] = {
@@ -98,6 +110,11 @@ class Prototype:
         return tuple(feature.name for feature in self.features)
 
     @property
+    def is_numeric(self) -> bool:
+        """Whether rows are matrices of float64: every column holds numbers or truth values."""
+        return all(feature.dtype not in (None, "str") for feature in self.features)
+
+    @property
     def example(self) -> dict[str, Scalar]:
         """A record that the model takes: the first row that it was trained on."""
         return {feature.name: feature.example for feature in self.features}
@@ -133,12 +150,7 @@ class Prototype:
     @classmethod
     def from_examples(cls, examples: Mapping[str, Scalar]) -> Prototype:
         """Describe a model of which only one example record is known, as in a pin that vetiver wrote."""
-        return cls(
-            tuple(
-                Feature(name, _type_of(pd.Series([example]), name), example)
-                for name, example in examples.items()
-            )
-        )
+        return cls(tuple(Feature(name, TYPES[type(example)], example) for name, example in examples.items()))
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON Schema object in vetiver's form."""
@@ -159,18 +171,20 @@ class Prototype:
 
 
 def _describe(name: str, column: pd.Series, codes: Sequence[Scalar] | None, bounds: Bounds) -> Feature:
+    import pandas as pd  # noqa: PLC0415 (a service has no data frame to describe)
+
     kind = _type_of(column, name)
     present = column.dropna()
     if codes is None and isinstance(column.dtype, pd.CategoricalDtype):
-        codes = [_plain(code) for code in column.cat.categories]
+        codes = [plain(code) for code in column.cat.categories]
     if codes is not None or kind in ("boolean", "string"):
-        seen = Seen(values=tuple(sorted({_plain(value) for value in present})))
+        seen = Seen(values=tuple(sorted({plain(value) for value in present})))
     else:
         seen = Seen(minimum=_number(present.min()), maximum=_number(present.max()))
     return Feature(
         name=name,
         type=kind,
-        example=_plain(present.iloc[0]),
+        example=plain(present.iloc[0]),
         codes=None if codes is None else tuple(codes),
         minimum=bounds[0],
         maximum=bounds[1],
@@ -180,6 +194,8 @@ def _describe(name: str, column: pd.Series, codes: Sequence[Scalar] | None, boun
 
 
 def _type_of(column: pd.Series, name: str) -> FeatureType:
+    import pandas as pd  # noqa: PLC0415
+
     values = column.cat.categories.to_series() if isinstance(column.dtype, pd.CategoricalDtype) else column
     if pd.api.types.is_bool_dtype(values):
         return "boolean"
@@ -192,12 +208,12 @@ def _type_of(column: pd.Series, name: str) -> FeatureType:
     raise ValueError(f"column {name!r} holds {column.dtype}: a model takes numbers, strings and booleans")
 
 
-def _plain(value: Any) -> Scalar:
-    """A Python scalar, so that JSON and YAML can say it."""
+def plain(value: Any) -> Scalar:
+    """Make a Python scalar of a numpy one, so that JSON and YAML can say it."""
     plain: Scalar = value.item() if hasattr(value, "item") else value
     return plain
 
 
 def _number(value: Any) -> float | int | None:
-    plain = _plain(value)
-    return plain if isinstance(plain, int | float) and math.isfinite(plain) else None
+    number = plain(value)
+    return number if isinstance(number, int | float) and math.isfinite(number) else None

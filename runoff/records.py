@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pydantic_core import ErrorDetails, SchemaValidator, ValidationError
 from pydantic_core import core_schema as cs
 
+from runoff.evaluators import Matrix, to_matrix
 from runoff.problems import MAX_VALUE_LENGTH, FieldError, Invalid
 from runoff.prototype import Feature, Prototype
 
@@ -23,31 +25,33 @@ JSON_NAMES = {
     "number": "a number",
     "string": "a string",
 }
-DTYPES = {"boolean": "bool", "integer": "int64", "number": "float64", "string": "str"}
+LARGEST = np.finfo(np.float64).max
+NUMBERS = {int, float}
 
 Row = dict[str, Any]
 
 
 class RecordReader:
-    """Reads records by the prototype of a model: by name, in any order of the columns."""
+    """Reads records by the prototype of a model: by name, in any order of the columns.
+
+    Records of numbers are checked all at once, as a matrix. Where that finds a fault, or cannot be done, they
+    are checked one by one by a validator that can say which rule is broken.
+    """
 
     def __init__(self, prototype: Prototype) -> None:
         self.prototype = prototype
         self._features = {feature.name: feature for feature in prototype.features}
-        self._dtypes = {
-            feature.name: "float64"
-            if feature.type == "integer" and feature.nullable
-            else DTYPES[feature.type]
-            for feature in prototype.features
-            if feature.type in ("integer", "number") or not feature.nullable
-        }
-        kinds = {self._dtypes.get(name) for name in self._features}
-        self._one_dtype = kinds.pop() if len(kinds) == 1 else None
         fields = {feature.name: cs.typed_dict_field(_schema(feature)) for feature in prototype.features}
         self._strict = SchemaValidator(cs.typed_dict_schema(fields, extra_behavior="forbid"))
         self._lenient = SchemaValidator(cs.typed_dict_schema(fields, extra_behavior="ignore"))
+        self._width = len(prototype.features)
+        self._rules = _MatrixRules.of(prototype.features)
+        self._seen = [_SeenColumn(number, each) for number, each in enumerate(prototype.features)]
+        names = prototype.names
+        # itemgetter gives a tuple only of two or more.
+        self._values = itemgetter(*names) if len(names) > 1 else lambda record: (record[names[0]],)
 
-    def read(self, records: Sequence[Any], *, at: str, ignore_extra: bool = False) -> pd.DataFrame:
+    def read(self, records: Sequence[Any], *, at: str, ignore_extra: bool = False) -> Matrix:
         """Check records and make the model's input of them.
 
         Args:
@@ -56,11 +60,39 @@ class RecordReader:
             ignore_extra: whether columns that the model does not know are ignored, instead of refused.
 
         Returns:
-            A frame of shape (len(records), features), columns in the model's order and types.
+            A matrix of shape (len(records), features), columns in the model's order: of float64 where they
+            are all numbers or truth values, else of objects.
 
         Raises:
             Invalid: one or more fields break a rule; each is named with its rule and value.
         """
+        if self._rules:
+            try:
+                rows = [self._values(record) for record in records]
+            except (LookupError, TypeError):
+                rows = []
+            if rows and (ignore_extra or all(len(record) == self._width for record in records)):
+                matrix = self._rules.matrix(rows)
+                if matrix is not None:
+                    return matrix
+        return self._read_each(records, at, ignore_extra)
+
+    def read_rows(self, rows: Sequence[Sequence[Any]]) -> Matrix | None:
+        """Make the model's input of rows whose values are in the order of its columns.
+
+        Returns:
+            As `read`; None where something is wrong or unusual, so that `read` has to look at each.
+        """
+        return self._rules.matrix(rows) if self._rules else None
+
+    def unseen(self, matrix: Matrix) -> Counter[str]:
+        """How many rows hold, in which column, what is allowed and was never seen in training."""
+        if self._rules and self._rules.has_seen(matrix):
+            return Counter()
+        found = ((column.name, column.unseen(matrix)) for column in self._seen)
+        return Counter({name: count for name, count in found if count})
+
+    def _read_each(self, records: Sequence[Any], at: str, ignore_extra: bool) -> Matrix:
         validator = self._lenient if ignore_extra else self._strict
         rows: list[Row] = []
         errors: list[FieldError] = []
@@ -75,14 +107,7 @@ class RecordReader:
         if errors:
             more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
             raise Invalid(f"{errors[0].detail}{more}", errors=errors)
-        return self._frame(rows)
-
-    def _frame(self, rows: Sequence[Row]) -> pd.DataFrame:
-        if self._one_dtype:
-            # One array at once: a column at a time costs more than a small model's prediction.
-            values = np.array([[row[name] for name in self._features] for row in rows], self._one_dtype)
-            return pd.DataFrame(values, columns=list(self._features))
-        return pd.DataFrame(rows, columns=list(self._features)).astype(self._dtypes)
+        return to_matrix(rows, self.prototype)
 
     def _explain(self, error: ErrorDetails, record_at: str, record: Any) -> FieldError:
         """Say an error of the validator in the words of the prototype's JSON Schema."""
@@ -104,6 +129,99 @@ class RecordReader:
         missing = [known for known in self._features if known not in record]
         near = difflib.get_close_matches(name, missing or self._features, n=1)
         return f"; did you mean {near[0]}?" if near else ""
+
+
+class _MatrixRules:
+    """The rules of columns of numbers, in a form in which a whole matrix is held against them at once."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        whole = np.array([feature.type == "integer" for feature in features])
+        self._whole: Any = slice(None) if whole.all() else whole
+        self._allowed = _Ranges([(f.codes, _least(f), _most(f)) for f in features])
+        self._seen = _Ranges([(f.seen.values, f.seen.minimum, f.seen.maximum) for f in features])
+
+    @classmethod
+    def of(cls, features: Sequence[Feature]) -> _MatrixRules | None:
+        """The rules, if all columns hold numbers, and all codes are whole ones."""
+        numbers = all(feature.type in ("integer", "number") for feature in features)
+        codes = [code for feature in features for code in feature.codes or ()]
+        return cls(features) if features and numbers and all(type(code) is int for code in codes) else None
+
+    def matrix(self, rows: Sequence[Sequence[Any]]) -> Matrix | None:
+        """The rows as a matrix of float64; None if a value is no number or breaks a rule."""
+        # Asked of the values, since numpy would take true for 1 and null for NaN.
+        if not {type(value) for row in rows for value in row} <= NUMBERS:
+            return None
+        try:
+            matrix = np.array(rows, np.float64)
+        except (ValueError, OverflowError):
+            return None
+        if matrix.ndim != 2 or matrix.shape[1] != self._allowed.width:  # noqa: PLR2004
+            return None
+        whole = matrix[:, self._whole]
+        if (np.floor(whole) == whole).all() and self._allowed.hold(matrix):
+            return matrix
+        return None
+
+    def has_seen(self, matrix: Matrix) -> bool:
+        """Whether training saw, column by column, everything that is in a matrix."""
+        return self._seen.hold(matrix)
+
+
+class _Ranges:
+    """For each column a least and a greatest value, and where values are listed, which lie between."""
+
+    def __init__(self, columns: Sequence[tuple[tuple[Any, ...] | None, float | None, float | None]]) -> None:
+        """Take, for each column, the whole numbers that are listed, else its limits."""
+        self.width = len(columns)
+        self._least = np.array([_bound(values, least, min, -LARGEST) for values, least, _ in columns])
+        self._most = np.array([_bound(values, most, max, LARGEST) for values, _, most in columns])
+        listed = {number: values for number, (values, _, _) in enumerate(columns) if values}
+        with_gaps = {n: values for n, values in listed.items() if len(values) <= max(values) - min(values)}
+        self._columns = np.array(list(with_gaps), np.intp)
+        self._first = self._least[self._columns]
+        size = max((int(max(values) - min(values)) for values in with_gaps.values()), default=0) + 1
+        self._table = np.zeros((len(with_gaps), size), bool)
+        for row, values in enumerate(with_gaps.values()):
+            self._table[row, [int(value - min(values)) for value in values]] = True
+        self._rows = np.arange(len(with_gaps))
+
+    def hold(self, matrix: Matrix) -> bool:
+        """Whether all values lie in their columns' ranges. A NaN lies in none."""
+        if not ((matrix >= self._least) & (matrix <= self._most)).all():
+            return False
+        if not self._rows.size:
+            return True
+        # Where a value is not whole, it has been refused before; where it is, it is a place in the table.
+        places = (matrix[:, self._columns] - self._first).astype(np.intp)
+        return bool(self._table[self._rows, places].all())
+
+
+class _SeenColumn:
+    """What training saw in one column."""
+
+    def __init__(self, number: int, feature: Feature) -> None:
+        self.name = feature.name
+        self._number = number
+        self._seen = feature.seen
+
+    def unseen(self, matrix: Matrix) -> int:
+        """How many rows hold something else; a null counts as seen where it is allowed at all."""
+        column = matrix[:, self._number]
+        present = [value for value in column.tolist() if value is not None and value == value]  # noqa: PLR0124
+        if self._seen.values is not None:
+            return sum(value not in self._seen.values for value in present)
+        least = _bound(None, self._seen.minimum, min, -LARGEST)
+        most = _bound(None, self._seen.maximum, max, LARGEST)
+        return sum(not least <= value <= most for value in present)
+
+
+def _bound(
+    values: tuple[Any, ...] | None, limit: float | None, best: Callable[..., Any], default: float
+) -> float:
+    """The least or greatest of the values, where they are listed, else the limit."""
+    bound = best(values) if values else limit
+    return default if bound is None else float(bound)
 
 
 def _broken_rule(kind: str, feature: Feature) -> tuple[str, str]:

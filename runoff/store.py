@@ -2,8 +2,13 @@
 
 Life of a version: `write` → `versions` → `attach` → `load`. A version is a folder of the board,
 `<model>/<time>-<hash>/`, with `<model>.joblib` and `data.txt` (YAML). What Runoff knows of it stands in
-`data.txt` under `user.user.runoff`, with the SHA-256 of the joblib file: nothing is unpickled before
-its digest is found to be that one.
+`data.txt` under `user.user.runoff`, with the SHA-256 of the joblib file and of each file beside it: nothing
+is unpickled, or otherwise used, before its digest is found to be that one. Beside it lie, where the version
+was written with examples,
+
+- `model.onnx`, the model translated, which serves if it reproduces the golden rows;
+- `golden.json`, rows with scikit-learn's probabilities at the time of writing;
+- `reference.json`, histograms of the columns in training.
 """
 
 from __future__ import annotations
@@ -11,16 +16,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joblib
+import numpy as np
 import pins
 from pins.boards import BaseBoard
 from pins.config import pins_options
@@ -28,12 +35,14 @@ from pins.errors import PinsError
 from pins.versions import Version as PinVersion
 from xxhash import xxh64
 
+from runoff.evaluators import TOLERANCE, Evaluator, GoldenRows, Matrix, Onnx, ScikitLearn
 from runoff.prototype import Prototype, Scalar
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 # pins announces each write on stderr; the rooms say themselves what they do.
 pins_options.quiet = True
@@ -42,6 +51,8 @@ pins_options.quiet = True
 FORMAT = 1
 
 TWO_CLASSES = 2
+
+ONNX, GOLDEN, REFERENCE = "model.onnx", "golden.json", "reference.json"
 
 DEFAULT_BOARD = Path(__file__).resolve().parent.parent / "var" / "models"
 
@@ -55,7 +66,11 @@ class NoSuchVersion(StoreError):
 
 
 class CorruptVersion(StoreError):
-    """The model file is not the one that was written: it has not been unpickled."""
+    """A file of the version is not the one that was written: it has not been used."""
+
+
+class UnfaithfulVersion(StoreError):
+    """The version does not say here what it said when it was stored, or cannot be shown to."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,8 @@ class ModelVersion:
     """What is known of one version without loading it.
 
     `digest` is the SHA-256 of the joblib file as recorded when it was written; a pin that another tool
-    wrote has None. `record` is the training record: library, algorithm, parameters, metrics, …
+    wrote has None. `files` holds those of the files beside it that serve the model. `record` is the training
+    record: library, algorithm, parameters, metrics, … `untranslated` says why there is no `model.onnx`.
     """
 
     name: str
@@ -75,20 +91,36 @@ class ModelVersion:
     record: Mapping[str, Any] = field(default_factory=dict)
     required_packages: tuple[str, ...] = ()
     python_version: tuple[int | str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    untranslated: str | None = None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A version with its estimator in memory, and the digest of the bytes that it was read from."""
+    """A version in memory, with the digest of the bytes that it was read from.
+
+    `reason` says why it is scikit-learn that evaluates, where it is.
+    """
 
     version: ModelVersion
     digest: str
-    estimator: Any
+    evaluator: Evaluator
+    reason: str | None = None
 
-    def probabilities(self, X: pd.DataFrame) -> NDArray[np.float64]:
-        """The probability of the outcome, which is the greater class, for each row of X; shape (n,)."""
-        answer: NDArray[np.float64] = self.estimator.predict_proba(X)[:, 1]
-        return answer
+    def probabilities(self, X: Matrix | pd.DataFrame) -> NDArray[np.float64]:
+        """The probability of the outcome, which is the greater class, for each row.
+
+        Args:
+            X: shape (n, features), a matrix in the order of the prototype's columns, or a data frame.
+
+        Returns:
+            Shape (n,).
+        """
+        prototype = self.version.prototype
+        if isinstance(X, np.ndarray):
+            return self.evaluator.probabilities(X)
+        rows = X[list(prototype.names)].to_numpy("float64" if prototype.is_numeric else object)
+        return self.evaluator.probabilities(rows)
 
 
 class Store:
@@ -123,6 +155,7 @@ class Store:
         *,
         prototype: Prototype,
         record: Mapping[str, Any],
+        examples: pd.DataFrame | None = None,
         required_packages: Iterable[str] = ("scikit-learn",),
     ) -> ModelVersion:
         """Store a trained model as a new version.
@@ -132,15 +165,19 @@ class Store:
             estimator: a fitted classifier of two classes, which must unpickle where it will be served.
             prototype: the columns that it takes.
             record: the training record, of JSON types only.
+            examples: rows of the training data. Golden rows are chosen from them and histograms made of
+                them, and the model is translated for fast serving; without them it is served as it is.
             required_packages: what must be installed to unpickle it, by their names on the package index.
 
         Raises:
             StoreError: the file that the board holds afterwards is not the one that was written.
             TypeError: the record holds what JSON cannot say.
+            ValueError: the model fails on a row that its prototype allows.
         """
         pickled = _pickle(estimator)
         digest = hashlib.sha256(pickled).hexdigest()
         record = json.loads(json.dumps(record, allow_nan=False))
+        files, untranslated = _files(estimator, prototype, examples)
         known = self._version_ids(name)
         meta = self._board.pin_write(
             estimator,
@@ -155,6 +192,8 @@ class Store:
                         "sha256": digest,
                         "prototype": prototype.to_json(),
                         "record": record,
+                        "files": {file: hashlib.sha256(files[file]).hexdigest() for file in files},
+                        "untranslated": untranslated,
                     }
                 },
                 "vetiver_meta": {
@@ -168,7 +207,9 @@ class Store:
             force_identical_write=True,
         )
         version = self.version(name, meta.version.version)
-        self._read_checked(version)
+        for file, content in files.items():
+            self._board.fs.pipe_file(self._path(version, file), content)
+        self._read_model(version)
         return version
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -213,6 +254,8 @@ class Store:
             record=ours.get("record", {}),
             required_packages=tuple(vetiver.get("required_pkgs") or ()),
             python_version=tuple(vetiver.get("python_version") or ()),
+            files=ours.get("files", {}),
+            untranslated=ours.get("untranslated", "it was stored without examples"),
         )
 
     def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:
@@ -229,8 +272,63 @@ class Store:
         content: bytes = self._board.fs.cat_file(self._path(version, name))
         return content
 
+    def golden_rows(self, version: ModelVersion) -> GoldenRows | None:
+        """The golden rows of a version; None if it was stored without examples.
+
+        Raises:
+            CorruptVersion: they are not those that were written.
+        """
+        if GOLDEN not in version.files:
+            return None
+        return GoldenRows(**json.loads(self._read_file(version, GOLDEN)))
+
+    def reference(self, version: ModelVersion) -> dict[str, Any] | None:
+        """The histograms of the columns in training, as `runoff.reference.histograms` made them.
+
+        Raises:
+            CorruptVersion: they are not those that were written.
+        """
+        if REFERENCE not in version.files:
+            return None
+        found: dict[str, Any] = json.loads(self._read_file(version, REFERENCE))
+        return found
+
     def load(self, name: str, version_id: str | None = None) -> LoadedModel:
-        """Load a version, by default the newest; its digest is checked before anything is unpickled.
+        """Load a version, by default the newest, and see that it says what it said when it was stored.
+
+        Every file's digest is checked before it is used. The translated model serves if it reproduces the
+        golden rows; else the estimator is unpickled, and has to reproduce them itself. Where there are none,
+        it is served unless scikit-learn itself warns that it was trained under another release.
+
+        Raises:
+            NoSuchVersion: there is none.
+            CorruptVersion: a file is not the one that was written.
+            UnfaithfulVersion: its probabilities are others than when it was stored, or may well be.
+            StoreError: it cannot be unpickled here, or is no classifier of two classes.
+        """
+        version = self.version(name, version_id)
+        pickled = self._read_model(version)
+        digest = hashlib.sha256(pickled).hexdigest()
+        golden = self.golden_rows(version)
+        reason = version.untranslated
+        if ONNX in version.files and golden:
+            try:
+                translated = Onnx(self._read_file(version, ONNX))
+                off = golden.difference(translated, version.prototype)
+            except StoreError:
+                raise
+            # A graph of a later opset, a machine without onnxruntime: scikit-learn still serves.
+            except Exception as error:
+                reason = f"onnxruntime cannot evaluate it: {error}"
+            else:
+                if off <= TOLERANCE:
+                    return LoadedModel(version, digest, translated)
+                reason = f"onnxruntime is off by {off:.1g} on the golden rows"
+        log.info("%s %s is evaluated by scikit-learn: %s", name, version.id, reason)
+        return LoadedModel(version, digest, self._scikit_learn(version, pickled, golden), reason)
+
+    def estimator(self, name: str, version_id: str | None = None) -> Any:
+        """The scikit-learn estimator of a version, by default the newest, its digest checked.
 
         Raises:
             NoSuchVersion: there is none.
@@ -238,17 +336,23 @@ class Store:
             StoreError: it cannot be unpickled here, or is no classifier of two classes.
         """
         version = self.version(name, version_id)
-        pickled = self._read_checked(version)
-        try:
-            estimator = joblib.load(io.BytesIO(pickled))
-        except Exception as error:
-            needs = ", ".join(version.required_packages) or "unknown packages"
-            raise StoreError(
-                f"{name} {version.id} cannot be unpickled here (it needs {needs}): {error}"
-            ) from error
-        if not hasattr(estimator, "predict_proba") or len(getattr(estimator, "classes_", ())) != TWO_CLASSES:
-            raise StoreError(f"{name} {version.id} is no classifier of two classes with predict_proba")
-        return LoadedModel(version, hashlib.sha256(pickled).hexdigest(), estimator)
+        return _unpickle(version, self._read_model(version))[0]
+
+    def _scikit_learn(self, version: ModelVersion, pickled: bytes, golden: GoldenRows | None) -> ScikitLearn:
+        """The unpickled estimator, if it can be trusted to be the one that was trained."""
+        estimator, warned = _unpickle(version, pickled)
+        evaluator = ScikitLearn(estimator, version.prototype)
+        if golden:
+            off = golden.difference(evaluator, version.prototype)
+            if off > TOLERANCE:
+                raise UnfaithfulVersion(
+                    f"{version.name} {version.id} is off by {off:.1g} on its golden rows: not served"
+                )
+            if warned:
+                log.warning("%s; its golden rows are reproduced, so it is served", warned)
+        elif warned:
+            raise UnfaithfulVersion(f"{warned}, and has no golden rows to prove that it says the same")
+        return evaluator
 
     def _version_ids(self, name: str) -> list[str]:
         if not self._board.pin_exists(name):
@@ -259,10 +363,20 @@ class Store:
         path: str = self._board.construct_path([self._board.path_to_pin(version.name), version.id, file])
         return path
 
-    def _read_checked(self, version: ModelVersion) -> bytes:
+    def _read_file(self, version: ModelVersion, file: str) -> bytes:
+        """The bytes of a file beside the model."""
+        try:
+            content = self.open_attached(version, file)
+        except FileNotFoundError as error:
+            raise CorruptVersion(f"{version.name} {version.id} has lost its {file}") from error
+        if hashlib.sha256(content).hexdigest() != version.files[file]:
+            raise CorruptVersion(f"{file} of {version.name} {version.id} does not match its recorded digest")
+        return content
+
+    def _read_model(self, version: ModelVersion) -> bytes:
         """The bytes of the model file. What is returned is what was checked: it is not read twice."""
         try:
-            pickled: bytes = self._board.fs.cat_file(self._path(version, f"{version.name}.joblib"))
+            pickled = self.open_attached(version, f"{version.name}.joblib")
         except FileNotFoundError as error:
             raise CorruptVersion(f"{version.name} {version.id} has lost its model file") from error
         if version.digest is not None:
@@ -277,8 +391,61 @@ class Store:
         return pickled
 
 
+def _files(
+    estimator: Any, prototype: Prototype, examples: pd.DataFrame | None
+) -> tuple[dict[str, bytes], str | None]:
+    """What is stored beside the model, and why the model is not translated, where it is not."""
+    if examples is None:
+        return {}, "it was stored without examples"
+    if not hasattr(estimator, "predict_proba"):
+        return {}, "it gives no probabilities"
+    # Imported here: they need pandas, scikit-learn and the translators, which a service does without.
+    from runoff.reference import golden_rows, histograms  # noqa: PLC0415
+    from runoff.translation import NotTranslatable, to_onnx  # noqa: PLC0415
+
+    def predict(rows: pd.DataFrame) -> NDArray[np.float64]:
+        probabilities: NDArray[np.float64] = estimator.predict_proba(rows)[:, 1]
+        return probabilities
+
+    X = examples[list(prototype.names)]
+    golden = golden_rows(X, prototype, predict)
+    contents = {
+        GOLDEN: json.dumps({"rows": golden.rows, "probabilities": golden.probabilities}).encode(),
+        REFERENCE: json.dumps(histograms(X, prototype, predict(X))).encode(),
+    }
+    try:
+        return {ONNX: to_onnx(estimator, prototype)} | contents, None
+    except NotTranslatable as reason:
+        return contents, f"it cannot be translated: {reason}"
+
+
+def _unpickle(version: ModelVersion, pickled: bytes) -> tuple[Any, str | None]:
+    """The estimator, and what scikit-learn says if it was trained under another release."""
+    import joblib  # noqa: PLC0415 (a translated model is served without it)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            estimator = joblib.load(io.BytesIO(pickled))
+        except Exception as error:
+            needs = ", ".join(version.required_packages) or "unknown packages"
+            raise StoreError(
+                f"{version.name} {version.id} cannot be unpickled here (it needs {needs}): {error}"
+            ) from error
+    if not hasattr(estimator, "predict_proba") or len(getattr(estimator, "classes_", ())) != TWO_CLASSES:
+        raise StoreError(f"{version.name} {version.id} is no classifier of two classes with predict_proba")
+    for warning in caught:
+        trained = getattr(warning.message, "original_sklearn_version", None)
+        if trained:
+            here = getattr(warning.message, "current_sklearn_version", "another")
+            return estimator, f"{version.name} {version.id} was trained by scikit-learn {trained}, not {here}"
+    return estimator, None
+
+
 def _pickle(estimator: Any) -> bytes:
     """The bytes that `pin_write` will store. It takes objects only, so they are dumped once to be hashed."""
+    import joblib  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.joblib"
         joblib.dump(estimator, path)

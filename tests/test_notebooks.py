@@ -83,7 +83,7 @@ def test_no_held_out_client_was_trained_on(store: Store, name: str) -> None:
     X = held_out[list(credit.FEATURES)]
     stored = store.load(name)
     # Fitting is deterministic: one client more, one column more, or another seed, would show.
-    refitted = clone(stored.estimator).fit(training[list(credit.FEATURES)], training[credit.TARGET])
+    refitted = clone(store.estimator(name)).fit(training[list(credit.FEATURES)], training[credit.TARGET])
     assert refitted.predict_proba(X)[:, 1] == pytest.approx(stored.probabilities(X), abs=1e-9)
     assert stored.version.prototype.names == credit.FEATURES
     record = store.version(name).record
@@ -123,7 +123,7 @@ def test_only_the_newest_version_counts_as_trained_since_it_is_the_one_served(
     fits = store.load("model-a")
     own = Store.open(tmp_path)
     for record in (fits.version.record, {**fits.version.record, "data_digest": "of other clients"}):
-        own.write("model-a", fits.estimator, prototype=fits.version.prototype, record=record)
+        own.write("model-a", store.estimator("model-a"), prototype=fits.version.prototype, record=record)
     assert train.trained(own, "model-a") is None
 
 
@@ -174,7 +174,7 @@ def test_a_newer_version_is_served_after_a_restart(
     own = Store.open(tmp_path / "board")
     model = store.load("model-b")
     written = own.write(
-        "model-a", model.estimator, prototype=model.version.prototype, record={"algorithm": "B"}
+        "model-a", store.estimator("model-b"), prototype=model.version.prototype, record={"algorithm": "B"}
     )
     with running(tmp_path / "var", tmp_path / "board", "model_a") as house:
         reply = house.model_a.asks(client)
