@@ -1,4 +1,4 @@
-"""The dashboard's server: `gunicorn --workers 1 dashboard.app:app`.
+"""The dashboard's server: `python -m runoff.server dashboard.app:app --port 8050 --workers 1`.
 
 Once in two seconds an open and visible tab asks for what is new; the answer adds points to the charts that
 stand. One process only: it keeps the simulation that it runs in memory.

@@ -1,4 +1,4 @@
-"""Make `.venv` from the lock: `python3 launch/environment.py [dev]`.
+"""Make `.venv` from the lock: `python3 launch/environment.py [dev]`. Others, apart from it, by `of(lock)`.
 
 This is the one file that runs before anything is installed, so it needs nothing but Python.
 """
@@ -42,18 +42,41 @@ def main(purpose: str) -> int:
     return 0
 
 
+def of(lock: Path) -> Path:
+    """Make an environment that has a lock's packages and nothing of ours, once for each content of the lock.
+
+    Returns:
+        Its interpreter, which is of the same Python as this one.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be installed.
+    """
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    folder = ROOT / "var" / "environments" / f"{lock.stem}-{digest}"
+    if not (folder / "made").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        install = _installer(shutil.which("uv"), folder, sys.executable)
+        _run(*install, "--quiet", "--requirement", str(lock))
+        (folder / "made").touch()
+    return folder / "bin" / "python"
+
+
+def _installer(uv: str | None, folder: Path, python: str) -> list[str]:
+    """Make an environment where there is none; return the command that installs into it."""
+    inside = folder / "bin" / "python"
+    if uv:
+        if not inside.exists():
+            _run(uv, "venv", "--quiet", "--python", python, str(folder))
+        # Compiled now, once, rather than by each of the first processes.
+        return [uv, "pip", "install", "--compile-bytecode", "--python", str(inside)]
+    if not inside.exists():
+        venv.create(folder, with_pip=True)
+    return [str(inside), "-m", "pip", "install", "--disable-pip-version-check"]
+
+
 def _install(uv: str | None, lock: str) -> None:
     """Install the lock, then this project itself: editable, and with nothing fetched for its build."""
-    python = VENV / "bin" / "python"
-    if uv:
-        if not python.exists():
-            _run(uv, "venv", "--quiet", "--python", f">={'.'.join(map(str, OLDEST))}", str(VENV))
-        # Compiled now, once, rather than by each of the first processes.
-        install = [uv, "pip", "install", "--compile-bytecode", "--python", str(python)]
-    else:
-        if not python.exists():
-            venv.create(VENV, with_pip=True)
-        install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    install = _installer(uv, VENV, f">={'.'.join(map(str, OLDEST))}")
     quiet = [] if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ["--quiet"]
     _run(*install, *quiet, "--requirement", str(ROOT / lock))
     _run(*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))

@@ -23,7 +23,7 @@ LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Service:
-    """One service: its name, which is its folder's too, its default port, and gunicorn's extra arguments.
+    """One service: its name, which is its folder's too, its default port, and the server's extra arguments.
 
     `asks` says that it needs others to finish what it is at, and so must stop before they do.
     """
@@ -75,7 +75,7 @@ def ports(environment: Mapping[str, str]) -> dict[str, int]:
 
 def _taken(port: int) -> bool:
     with socket.socket() as probe:
-        # As gunicorn binds: a port that only waits out its last connections is free.
+        # As the server binds: a port that only waits out its last connections is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -97,6 +97,7 @@ class Services:
         """
         self.urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
         self._ports = ports
+        self._var = var
         self._logs = var / "log"
         self._environment = {
             "RUNOFF_BOARD": str(var / "models"),
@@ -132,14 +133,14 @@ class Services:
         service = next(each for each in SERVICES if each.name == name)
         self._logs.mkdir(parents=True, exist_ok=True)
         command = [
-            *(sys.executable, "-m", "gunicorn", "--bind", f"{HOST}:{self._ports[name]}", "--name", name),
-            *(*service.arguments, f"{name}.app:app"),
+            *(sys.executable, "-m", "runoff.server", f"{name}.app:app"),
+            *("--host", HOST, "--port", str(self._ports[name]), *service.arguments),
         ]
         with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(  # noqa: S603 (our own command)
                 command,
                 cwd=ROOT,
-                env=self._environment,
+                env={"PROMETHEUS_MULTIPROC_DIR": str(self._var / "metrics" / name), **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,1 +1,1 @@
-"""Model A as a service of its own: `gunicorn model_a.app:app`."""
+"""Model A as a service of its own: `python -m runoff.server model_a.app:app --port …`."""

@@ -1,1 +1,1 @@
-"""Model B as a service of its own: `gunicorn model_b.app:app`."""
+"""Model B as a service of its own: `python -m runoff.server model_b.app:app --port …`."""

@@ -26,12 +26,25 @@ MAX_TOLD = 5
 
 @dataclass(frozen=True)
 class Said:
-    """What is answered: a probability for each row, by which version of which model, to which request."""
+    """What is answered: a probability for each row, by which version of which model, to which request.
+
+    `threshold` is None unless the request asks for classes, too.
+    """
 
     probabilities: list[float]
     model: str
     version: str
     request: Any
+    threshold: float | None = None
+
+    @property
+    def classes(self) -> list[int]:
+        """For each row 1, if its probability reaches the threshold, else 0."""
+        return [int(self.threshold is not None and p >= self.threshold) for p in self.probabilities]
+
+    def with_classes(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Add the classes to an answer, if they were asked for."""
+        return answer if self.threshold is None else answer | {"classes": self.classes}
 
 
 @dataclass(frozen=True)
@@ -76,11 +89,13 @@ def _read_records(body: Any, reader: RecordReader) -> Matrix:
 
 
 def _one(said: Said) -> dict[str, Any]:
-    return {"prediction": said.probabilities[0], "model": said.model, "version": said.version}
+    answer = {"prediction": said.probabilities[0], "model": said.model, "version": said.version}
+    return answer if said.threshold is None else answer | {"class": said.classes[0]}
 
 
 def _many(said: Said) -> dict[str, Any]:
-    return {"predictions": said.probabilities, "model": said.model, "version": said.version}
+    answer = {"predictions": said.probabilities, "model": said.model, "version": said.version}
+    return said.with_classes(answer)
 
 
 # The 2020 original.
@@ -114,7 +129,7 @@ def _read_vetiver(body: Any, reader: RecordReader) -> Matrix:
 
 
 def _vetiver(said: Said) -> dict[str, Any]:
-    return {"predict": said.probabilities}
+    return said.with_classes({"predict": said.probabilities})
 
 
 # MLflow's scoring protocol, https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/
@@ -195,7 +210,7 @@ def _read_v1(body: Any, reader: RecordReader) -> Matrix:
 
 
 def _predictions(said: Said) -> dict[str, Any]:
-    return {"predictions": said.probabilities}
+    return said.with_classes({"predictions": said.probabilities})
 
 
 def refuse_kserve(problem: Problem) -> tuple[dict[str, Any], int]:
@@ -205,12 +220,13 @@ def refuse_kserve(problem: Problem) -> tuple[dict[str, Any], int]:
 # The Open Inference Protocol V2, https://github.com/kserve/open-inference-protocol
 
 TENSOR_TYPES = {"boolean": "BOOL", "integer": "INT64", "number": "FP64", "string": "BYTES"}
-OUTPUT = "predict"
+OUTPUT, CLASS = "predict", "class"
 
 
 def _read_v2(body: Any, reader: RecordReader) -> Matrix:
     """One tensor for each column, of shape [n] or [n, 1], or one of all columns, of shape [n, features]."""
     tensors = _listed(body.get("inputs") if isinstance(body, dict) else None, "/inputs")
+    _check_outputs(body.get("outputs", []))
     columns: dict[str, list[Any]] = {}
     for number, tensor in enumerate(tensors):
         at = f"/inputs/{number}"
@@ -225,6 +241,15 @@ def _read_v2(body: Any, reader: RecordReader) -> Matrix:
             shapes = f"[n], [n, 1] or [n, {len(reader.prototype.names)}]"
             raise _mistyped(f"{at}/shape", shapes, tensor["shape"])
     return reader.read(_transposed(columns, "/inputs"), at="/inputs")
+
+
+def _check_outputs(outputs: Any) -> None:
+    if not isinstance(outputs, list):
+        raise _mistyped("/outputs", "a list of outputs", outputs)
+    for number, output in enumerate(outputs):
+        name = output.get("name") if isinstance(output, dict) else None
+        if name not in (OUTPUT, CLASS):
+            raise _mistyped(f"/outputs/{number}", f"an output named {OUTPUT} or {CLASS}", name)
 
 
 def _tensor(tensor: Any, at: str) -> np.ndarray[Any, Any]:
@@ -249,19 +274,36 @@ def _tensor(tensor: Any, at: str) -> np.ndarray[Any, Any]:
 
 
 def _inferred(said: Said) -> dict[str, Any]:
-    n = len(said.probabilities)
+    shape = [len(said.probabilities)]
+    outputs: list[dict[str, Any]] = [
+        {"name": OUTPUT, "shape": shape, "datatype": "FP64", "data": said.probabilities}
+    ]
+    if said.threshold is not None:
+        outputs.append({"name": CLASS, "shape": shape, "datatype": "INT64", "data": said.classes})
+    wanted = [each["name"] for each in said.request.get("outputs") or ()]
     answer = {
         "model_name": said.model,
         "model_version": said.version,
-        "outputs": [{"name": OUTPUT, "shape": [n], "datatype": "FP64", "data": said.probabilities}],
+        "outputs": [each for each in outputs if not wanted or each["name"] in wanted],
     }
     return answer | ({"id": said.request["id"]} if "id" in said.request else {})
+
+
+def asks_for_class(body: Any) -> bool:
+    """Whether a request's `outputs` name the class, as the Open Inference Protocol lets them."""
+    outputs = body.get("outputs") if isinstance(body, dict) else None
+    if not isinstance(outputs, list):
+        return False
+    return any(isinstance(each, dict) and each.get("name") == CLASS for each in outputs)
 
 
 def model_metadata(model: str, version: str, features: tuple[Feature, ...]) -> dict[str, Any]:
     """What the Open Inference Protocol tells of a model: its tensors, -1 for a variable size."""
     inputs = [{"name": f.name, "datatype": TENSOR_TYPES[f.type], "shape": [-1]} for f in features]
-    outputs = [{"name": OUTPUT, "datatype": "FP64", "shape": [-1]}]
+    outputs = [
+        {"name": OUTPUT, "datatype": "FP64", "shape": [-1]},
+        {"name": CLASS, "datatype": "INT64", "shape": [-1]},
+    ]
     return {
         "name": model,
         "versions": [version],
@@ -343,7 +385,7 @@ def _is_any(_body: Any) -> bool:
     return True
 
 
-PREDICT = ("/predict",)
+PREDICT = ("/predict", "/v1/predict", "/v1/models/<model>/versions/<version>/predict")
 MLFLOW = ("/invocations",)
 V1 = ("/v1/models/<model>:predict",)
 V2 = ("/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer")

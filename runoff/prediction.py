@@ -9,7 +9,6 @@ probability of the outcome.
 
 from __future__ import annotations
 
-import logging
 import os
 from functools import partial
 from importlib.metadata import version
@@ -17,49 +16,61 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
 
-from runoff import web
-from runoff.dialects import DIALECTS, Said, model_metadata, records_of_csv, refuse_kserve, spoken
-from runoff.problems import NotFound, Unavailable
+from runoff import logs, metrics, web
+from runoff.dialects import (
+    DIALECTS,
+    Said,
+    asks_for_class,
+    model_metadata,
+    records_of_csv,
+    refuse_kserve,
+    spoken,
+)
+from runoff.front import Front
+from runoff.live import Live, Ready
+from runoff.problems import Malformed, NotFound, Unavailable
 from runoff.records import RecordReader
-from runoff.store import LoadedModel, Store, StoreError
+from runoff.store import Store
 
-log = logging.getLogger(__name__)
+DEFAULT_THRESHOLD = 0.5
 
 
 def create_app(name: str, *, store: Store | None = None) -> Flask:
     """Make the service of a model.
 
-    It serves the version that RUNOFF_VERSION names, by default the newest in the store. Where that cannot
-    be loaded the app starts all the same: `/readyz` is red and says why, predictions are refused with 503.
+    It answers from the version that was released to it last, or until there is a release from the newest in
+    the store. RUNOFF_VERSION holds it to one version. Where none can be loaded the app starts all the same:
+    `/readyz` is red and says why, predictions are refused with 503.
 
     Args:
-        name: the model's name in the store.
+        name: of the service, which is the model's in the store.
         store: where its versions are, by default `Store.open()`.
     """
+    logs.configure()
     app = Flask(__name__)
-    served = _Served(name, store or Store.open(), os.environ.get("RUNOFF_VERSION"))
-    web.equip(app, checks={"model": served.check})
+    live = Live(name, store or Store.open(), os.environ.get("RUNOFF_VERSION"))
+    web.equip(app, checks={"model": live.check})
+    app.wsgi_app = Front(app.wsgi_app, live)  # type: ignore[method-assign]
 
     @app.get("/")
     def index() -> dict[str, Any]:
         return {
             "what": f"prediction service of {name}: POST a record to predict, get a probability",
             "model": name,
-            "version": served.model.version.id if served.model else None,
+            "version": live.current.served.version if live.current else None,
             "try": {"predict": "POST predict", "input": "GET prototype", "about": "GET metadata"},
         }
 
     def predict(address: str, **named: str) -> Response:
         g.refuse = next(dialect.refuse for dialect in DIALECTS if address in dialect.addresses)
-        model, reader = served.loaded(**named)
-        body = _body(reader)
+        ready = _asked(live, **named)
+        body = _body(ready.reader)
         dialect = spoken(address, body)
-        probabilities = model.probabilities(dialect.read(body, reader)).tolist()
-        response = jsonify(dialect.answer(Said(probabilities, name, model.version.id, body)))
-        response.headers["X-Model-Name"] = name
-        response.headers["X-Model-Version"] = model.version.id
-        response.headers["X-Model-Digest"] = model.digest
-        response.headers["Cache-Control"] = "no-store"
+        probabilities, headers = ready.predict(dialect.read(body, ready.reader))
+        served = ready.served
+        said = Said(probabilities, served.model, served.version, body, _threshold(ready, body))
+        response = jsonify(dialect.answer(said))
+        response.headers.extend(headers)
         return response
 
     for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
@@ -67,18 +78,20 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
 
     @app.get("/prototype")
     def prototype() -> dict[str, Any]:
-        return served.loaded()[1].prototype.to_json()
+        return live.now().reader.prototype.to_json()
 
     @app.get("/metadata")
     def metadata() -> dict[str, Any]:
         """Answer in vetiver's form; what is ours stands under `user`, where vetiver keeps a user's own."""
-        model, _ = served.loaded()
+        model = live.now().model
         version = model.version
         return {
             "user": {
-                "model": name,
+                "model": version.name,
                 "digest": model.digest,
                 "created": version.created.isoformat().replace("+00:00", "Z"),
+                "evaluator": {"name": model.evaluator.name, "reason": model.reason},
+                "release": live.state(),
                 "record": dict(version.record),
             },
             "version": version.id,
@@ -87,11 +100,40 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
             "python_version": list(version.python_version),
         }
 
-    app.register_blueprint(_as_others_ask(name, served))
+    app.add_url_rule("/metrics", view_func=metrics.exposition)
+    app.register_blueprint(_as_others_ask(name, live))
     return app
 
 
-def _as_others_ask(name: str, served: _Served) -> Blueprint:
+def _asked(live: Live, model: str | None = None, version: str | None = None) -> Ready:
+    """What a request is to be answered from: the live version, unless it names another.
+
+    Raises:
+        NotFound: it names a model that is not this service's, or a version that is not stored.
+        Unavailable: there is nothing to answer from.
+    """
+    if version is not None:
+        return live.version(model or live.name, version)
+    if model not in (None, live.name):
+        raise NotFound(f"this service has the model {live.name}, not {model}")
+    return live.now()
+
+
+def _threshold(ready: Ready, body: Any) -> float | None:
+    """The threshold of the class, if the request asks for classes: `?class=true`, or a tensor of that name.
+
+    Raises:
+        Malformed: `class` is neither true nor false.
+    """
+    asked = request.args.get("class", "false")
+    if asked not in ("true", "false"):
+        raise Malformed(f"class takes true or false, not {asked[:40]!r}")
+    if asked == "true" or asks_for_class(body):
+        return float(ready.model.version.record.get("threshold", DEFAULT_THRESHOLD))
+    return None
+
+
+def _as_others_ask(name: str, live: Live) -> Blueprint:
     """What clients of vetiver, MLflow and KServe ask of a service besides predictions."""
     others = Blueprint("others", __name__)
 
@@ -105,7 +147,7 @@ def _as_others_ask(name: str, served: _Served) -> Blueprint:
 
     @others.get("/health")
     def health() -> dict[str, str]:
-        served.loaded()
+        live.now()
         return {"status": "ready"}
 
     @others.get("/version")
@@ -118,7 +160,7 @@ def _as_others_ask(name: str, served: _Served) -> Blueprint:
 
     @others.get("/v1/models/<model>")
     def v1_model(model: str) -> dict[str, Any]:
-        served.loaded(model)
+        _asked(live, model)
         return {"name": name, "ready": True}
 
     @others.get("/v2")
@@ -126,24 +168,24 @@ def _as_others_ask(name: str, served: _Served) -> Blueprint:
         return {"name": "runoff", "version": version("runoff"), "extensions": []}
 
     @others.get("/v2/health/live")
-    def live() -> dict[str, bool]:
+    def is_live() -> dict[str, bool]:
         return {"live": True}
 
     @others.get("/v2/health/ready")
     def ready() -> tuple[dict[str, bool], int]:
-        return {"ready": served.model is not None}, 200 if served.model else Unavailable.status
+        return {"ready": live.current is not None}, 200 if live.current else Unavailable.status
 
     @others.get("/v2/models/<model>")
     @others.get("/v2/models/<model>/versions/<version>")
     def v2_model(**named: str) -> dict[str, Any]:
-        model, reader = served.loaded(**named)
-        return model_metadata(name, model.version.id, reader.prototype.features)
+        ready = _asked(live, **named)
+        return model_metadata(named["model"], ready.served.version, ready.reader.prototype.features)
 
     @others.get("/v2/models/<model>/ready")
     @others.get("/v2/models/<model>/versions/<version>/ready")
     def v2_ready(**named: str) -> dict[str, Any]:
-        served.loaded(**named)
-        return {"name": name, "ready": True}
+        _asked(live, **named)
+        return {"name": named["model"], "ready": True}
 
     return others
 
@@ -154,42 +196,3 @@ def _body(reader: RecordReader) -> Any:
         return web.json_body()
     features = {feature.name: feature for feature in reader.prototype.features}
     return {"dataframe_records": records_of_csv(web.text_body(), features)}
-
-
-class _Served:
-    """The version that a service has in memory, or the reason for which it has none."""
-
-    def __init__(self, name: str, store: Store, version_id: str | None) -> None:
-        self._name = name
-        self.model: LoadedModel | None = None
-        self._reader: RecordReader | None = None
-        self._reason = ""
-        try:
-            self.model = store.load(name, version_id)
-            self._reader = RecordReader(self.model.version.prototype)
-            # The first prediction costs ten times the others: it is made before a client waits for it.
-            self.model.probabilities(self._reader.read([self.model.version.prototype.example], at=""))
-        except StoreError as error:
-            self._reason = str(error)
-            log.warning("%s serves nothing: %s", name, error)
-
-    def loaded(
-        self, model: str | None = None, version: str | None = None
-    ) -> tuple[LoadedModel, RecordReader]:
-        """The model and its reader, where a request names them: only if it names those that are served.
-
-        Raises:
-            NotFound: it names others.
-            Unavailable: nothing is served.
-        """
-        if model not in (None, self._name):
-            raise NotFound(f"this service has the model {self._name}, not {model}")
-        if self.model is None or self._reader is None:
-            raise Unavailable(self._reason, headers={"Retry-After": "10"})
-        if version not in (None, self.model.version.id):
-            raise NotFound(f"this service has version {self.model.version.id} loaded, not {version}")
-        return self.model, self._reader
-
-    def check(self) -> None:
-        if self._reason:
-            raise StoreError(self._reason)

@@ -52,6 +52,9 @@ FORMAT = 1
 
 TWO_CLASSES = 2
 
+# A pin of the board that is no model.
+RELEASES = "releases"
+
 ONNX, GOLDEN, REFERENCE = "model.onnx", "golden.json", "reference.json"
 
 DEFAULT_BOARD = Path(__file__).resolve().parent.parent / "var" / "models"
@@ -212,6 +215,10 @@ class Store:
         self._read_model(version)
         return version
 
+    def names(self) -> list[str]:
+        """The names of all models."""
+        return sorted(name for name in self._board.pin_list() if name != RELEASES)
+
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions of a model that are whole, oldest first; none if there is no such model."""
         whole = []
@@ -271,6 +278,39 @@ class Store:
         """
         content: bytes = self._board.fs.cat_file(self._path(version, name))
         return content
+
+    def append_document(self, name: str, document: Mapping[str, Any]) -> str:
+        """Add a document of JSON types to a pin of such documents; return its id."""
+        known = self.document_ids(name)
+        meta = self._board.pin_write(
+            dict(document),
+            name,
+            type="json",
+            title=name,
+            created=_after(known[-1] if known else None),
+            force_identical_write=True,
+        )
+        id_: str = meta.version.version
+        return id_
+
+    def document_ids(self, name: str) -> list[str]:
+        """The ids of the documents of a pin, those included that are still being written."""
+        folder = self._board.construct_path([self._board.path_to_pin(name)])
+        self._board.fs.invalidate_cache(folder)
+        try:
+            found = self._board.fs.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def document(self, name: str, id_: str) -> dict[str, Any] | None:
+        """One document of a pin; None if it is not written whole yet."""
+        path = self._board.construct_path([self._board.path_to_pin(name), id_, f"{name}.json"])
+        try:
+            found: dict[str, Any] = json.loads(self._board.fs.cat_file(path))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found
 
     def golden_rows(self, version: ModelVersion) -> GoldenRows | None:
         """The golden rows of a version; None if it was stored without examples.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
@@ -117,9 +118,22 @@ def answer_problem(problem: Problem) -> Response:
     return response
 
 
+def new_request_id() -> str:
+    """An id for a request that came without one: 128 random bits, in hexadecimal."""
+    return os.urandom(16).hex()
+
+
 def _identify() -> None:
     sent = request.headers.get("X-Request-ID")
-    g.request_id = sent if sent and REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    g.request_id = sent if sent and REQUEST_ID.fullmatch(sent) else new_request_id()
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(
+        request_id=g.request_id, traceparent=request.headers.get("traceparent")
+    )
+    # For those who count requests: whatever else callers ask for is one kind.
+    request.environ["runoff.endpoint"] = request.url_rule.rule if request.url_rule else "unknown"
+    if refused := request.environ.get("runoff.refused"):
+        raise refused
     if sent is not None and g.request_id != sent:
         raise problems.Malformed(
             "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
@@ -128,6 +142,8 @@ def _identify() -> None:
 
 def _sign(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
+    if traceparent := request.headers.get("traceparent"):
+        response.headers["traceparent"] = traceparent
     return response
 
 

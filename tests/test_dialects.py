@@ -101,7 +101,7 @@ REFUSED: list[tuple[str, str, Any, int, str]] = [
     ("V2", V2, {"inputs": [tensor("x", [1, 2, 3, 4], [2, 2])]}, 422, "[n, 23]"),
     ("V2", V2, {"inputs": [tensor("AGE", [1], [1]), tensor("SEX", [1, 2], [2])]}, 422, "equal length"),
     ("V2", V2, {"inputs": [tensor("AGE", [30], [1], "FP64")]}, 422, "LIMIT_BAL is missing"),
-    ("V2", "/v2/models/model-a/versions/1/infer", {"inputs": []}, 404, "loaded, not 1"),
+    ("V2", "/v2/models/model-a/versions/1/infer", {"inputs": []}, 404, "no version '1' of 'model-a'"),
 ]
 
 

@@ -1,0 +1,295 @@
+"""Which version a service answers from, and how that changes between two requests.
+
+A service follows the releases of its name. When there is a new one, the version is loaded and tested beside
+the one that answers, and takes its place if it passes. If it fails, the old one stays, and the failure is
+told. Until there is a release, a service answers from the newest version that it found when it started.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from runoff import metrics
+from runoff.evaluators import Matrix
+from runoff.problems import Invalid, NotFound, Unavailable
+from runoff.records import RecordReader
+from runoff.releases import Releases, Served
+from runoff.store import LoadedModel, NoSuchVersion, Store, StoreError
+
+POLL_SECONDS = 0.5
+# Versions besides the live one that are kept in memory for those who ask for them by name.
+KEPT = 4
+# How far a service goes back at its start, when what was released last cannot be served.
+MAX_STEPS_BACK = 5
+
+# The header that warns of values that training never saw, a list in the form of RFC 9651.
+UNSEEN = "X-Unseen-Values"
+
+log = logging.getLogger(__name__)
+
+
+class IncompatibleVersion(StoreError):
+    """The version does not take what callers send to the one that is live."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A version in memory, tested, with the reader of its input."""
+
+    model: LoadedModel
+    reader: RecordReader
+
+    @property
+    def served(self) -> Served:
+        version = self.model.version
+        return Served(version.name, version.id, version.digest)
+
+    @cached_property
+    def signature(self) -> bytes:
+        """How our answers end in JSON: by naming the model and the version."""
+        version = self.model.version
+        return f'"model":{json.dumps(version.name)},"version":{json.dumps(version.id)}}}\n'.encode()
+
+    @cached_property
+    def _names(self) -> list[tuple[str, str]]:
+        version = self.model.version
+        return [
+            ("X-Model-Name", version.name),
+            ("X-Model-Version", version.id),
+            ("X-Model-Digest", self.model.digest),
+            ("Cache-Control", "no-store"),
+        ]
+
+    def predict(self, rows: Matrix) -> tuple[list[float], list[tuple[str, str]]]:
+        """Predict rows, and count what is worth counting.
+
+        Args:
+            rows: shape (n, features), as the reader gives them.
+
+        Returns:
+            The n probabilities, and the headers of an answer: which version it is from, and in which columns,
+            in how many rows, there are values that training never saw.
+        """
+        probabilities = self.model.evaluator.probabilities(rows).tolist()
+        metrics.ROWS.observe(len(rows))
+        headers = self._names.copy()
+        if unseen := self.reader.unseen(rows):
+            for column, count in unseen.items():
+                metrics.UNSEEN.labels(column).inc(count)
+            headers.append((UNSEEN, ", ".join(f"{column};rows={n}" for column, n in unseen.items())))
+        return probabilities, headers
+
+
+def load_tested(store: Store, served: Served, live: Served | None = None) -> Ready:
+    """Load a version and test it as a service does before it answers from it.
+
+    Args:
+        store: where it is.
+        served: which version; its digest, where it has one, must be that of the file.
+        live: the version whose callers it is to answer: it must take the rows that they send.
+
+    Raises:
+        StoreError: it fails; the class says how, the message why.
+    """
+    model = store.load(served.model, served.version)
+    if served.digest not in (None, model.digest):
+        raise StoreError(f"{served.model} {served.version} is not the file that was released")
+    reader = RecordReader(model.version.prototype)
+    # The first prediction costs ten times the others: it is made before a client waits for it.
+    model.evaluator.probabilities(reader.read([model.version.prototype.example], at=""))
+    if live:
+        before = store.version(live.model, live.version)
+        golden = store.golden_rows(before)
+        rows = golden.rows if golden else [before.prototype.example]
+        try:
+            reader.read(rows, at="/{}")
+        except Invalid as problem:
+            raise IncompatibleVersion(
+                f"{served.model} {served.version} refuses what {live.version} takes: {problem.detail}"
+            ) from None
+    return Ready(model, reader)
+
+
+class Live:
+    """The version that a service answers from, followed from release to release."""
+
+    def __init__(self, name: str, store: Store, version_id: str | None = None) -> None:
+        """Load what the service is to answer from; where that fails it is up all the same, and says why.
+
+        Args:
+            name: of the service, under which versions are released to it.
+            store: where versions and releases are.
+            version_id: a version to stay on, whatever is released.
+        """
+        self.name = name
+        self.store = store
+        self.releases = Releases(store)
+        self.wanted: Served | None = None
+        self.failure: str | None = None
+        self._pinned = version_id
+        self.current: Ready | None = None
+        self._token = ""
+        self._watched_by: int | None = None
+        self._told: tuple[str, ...] = ()
+        self._others: OrderedDict[Served, Ready] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._begin()
+
+    def now(self) -> Ready:
+        """The version to answer from.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        current = self.current
+        if current is None:
+            raise Unavailable(self.failure or "nothing is loaded yet", headers={"Retry-After": "10"})
+        return current
+
+    def version(self, model: str, version_id: str) -> Ready:
+        """Any stored version, from memory or loaded for this.
+
+        Raises:
+            NotFound: there is no such version.
+            Unavailable: it cannot be served.
+        """
+        current = self.current
+        if current and (model, version_id) == (current.served.model, current.served.version):
+            return current
+        wanted = Served(model, version_id, None)
+        # One at a time: a burst for versions that are not in memory must not fill it.
+        with self._loading:
+            if wanted in self._others:
+                self._others.move_to_end(wanted)
+                return self._others[wanted]
+            try:
+                ready = load_tested(self.store, wanted)
+            except NoSuchVersion as error:
+                raise NotFound(str(error)) from None
+            except StoreError as error:
+                raise Unavailable(str(error)) from None
+            self._others[wanted] = ready
+            if len(self._others) > KEPT:
+                self._others.popitem(last=False)
+            return ready
+
+    def state(self) -> dict[str, Any]:
+        """What was released, what this process answers from, and why it is another, where it is."""
+        return {
+            "wanted": self.wanted.to_json() if self.wanted else None,
+            "serving": self.current.served.to_json() if self.current else None,
+            "failed": self.failure,
+        }
+
+    def check(self) -> None:
+        """Raise StoreError with the reason if there is nothing to answer from."""
+        if self.current is None:
+            raise StoreError(self.failure or "nothing is loaded yet")
+
+    def watch(self) -> None:
+        """Follow the releases from now on, in this process.
+
+        Called with each request, since only a process that answers any needs to follow, and since a thread
+        would not survive the fork by which a server may have made this process.
+        """
+        if self._watched_by == os.getpid():
+            return
+        with self._lock:
+            if self._watched_by != os.getpid():
+                self._tell()
+                self._follow()
+                threading.Thread(target=self._keep_following, name="releases", daemon=True).start()
+                self._watched_by = os.getpid()
+
+    def _begin(self) -> None:
+        """Load what was released last, or the last before it that can be served, or the newest version."""
+        try:
+            self._token = self.releases.token()
+            wanted = self._wanted()
+            candidates = [wanted]
+            if not self._pinned:
+                released = [release.changes[self.name] for release in self.releases.all(self.name)]
+                candidates += [each for each in reversed(released) if each != wanted][:MAX_STEPS_BACK]
+        except StoreError as error:
+            self.failure = str(error)
+            log.warning("%s serves nothing: %s", self.name, error)
+            return
+        self.wanted = wanted
+        failures = []
+        for served in candidates:
+            try:
+                self.current = load_tested(self.store, served)
+            except StoreError as error:
+                failures.append(error)
+                self._fail(served, error)
+            else:
+                break
+        self.failure = str(failures[0]) if failures else None
+
+    def _wanted(self) -> Served:
+        if self._pinned:
+            return Served(self.name, self._pinned, None)
+        released = self.releases.live(self.name)
+        if released:
+            return released
+        if self.current:
+            return self.current.served
+        newest = self.store.version(self.name)
+        return Served(newest.name, newest.id, newest.digest)
+
+    def _keep_following(self) -> None:
+        stop = threading.Event()
+        while not stop.wait(POLL_SECONDS):
+            try:
+                self._follow()
+            except Exception:
+                # The board may be away for a while; what is loaded goes on answering.
+                log.exception("%s cannot follow its releases", self.name)
+
+    def _follow(self) -> None:
+        """Switch to what was released last, if that is another version and passes its test."""
+        token = self.releases.token()
+        # A service that found nothing at all when it started takes the first version that there is.
+        if token == self._token and self.wanted:
+            return
+        try:
+            wanted = self._wanted()
+        except NoSuchVersion as error:
+            self.failure = str(error)
+            return
+        live = self.current.served if self.current else None
+        self.wanted = wanted
+        if live and (live.model, live.version) == (wanted.model, wanted.version):
+            self.failure = None
+        else:
+            try:
+                ready = load_tested(self.store, wanted, live)
+            except StoreError as error:
+                self._fail(wanted, error)
+            else:
+                self.current, self.failure = ready, None
+                log.info("%s now answers from %s %s", self.name, wanted.model, wanted.version)
+                self._tell()
+        self._token = token
+
+    def _fail(self, served: Served, error: StoreError) -> None:
+        self.failure = str(error)
+        metrics.SELF_TEST_FAILURES.labels(self.name, served.version).inc()
+        log.warning("%s does not switch to %s: %s", self.name, served.version, error)
+
+    def _tell(self) -> None:
+        """Count this worker to the version that it answers from."""
+        if self._told:
+            metrics.WORKERS.labels(*self._told).set(0)
+        if self.current:
+            model = self.current.model
+            self._told = (model.version.name, model.version.id, model.digest, model.evaluator.name)
+            metrics.WORKERS.labels(*self._told).set(1)

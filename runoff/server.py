@@ -1,0 +1,93 @@
+"""Run an app of ours under granian: `python -m runoff.server model_a.app:app --port 8001`.
+
+The apps are ordinary WSGI apps, and any server runs them. This is the one that costs least (a decision page
+says how much), set up once for all of them:
+
+- Threads, started as they are needed: the router and the dashboard mostly wait for others, and a slow client
+  holds a thread while it sends its body.
+- A worker that dies is replaced. At SIGTERM the workers finish what is in flight before they end.
+- OMP_NUM_THREADS=1: one row is predicted faster by one thread than a pool of them can be woken.
+- The directory in which workers count for Prometheus is emptied before they start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+
+# Where prometheus-client lets workers count; it is read when that is imported, and so not imported here.
+COUNTS = "PROMETHEUS_MULTIPROC_DIR"
+THREADS = 64
+# Connections that wait in the kernel to be accepted, and those that a worker has open at a time.
+BACKLOG = 1024
+CONNECTIONS = 1024
+HEADER_TIMEOUT_MS = 10_000
+DRAIN_SECONDS = 15
+
+
+def serve(target: str, *, host: str, port: int, workers: int, factory: bool = False) -> None:
+    """Serve an app until SIGTERM or Ctrl-C.
+
+    Args:
+        target: `module:name` of a WSGI app.
+        host: the address to listen at.
+        port: the port to listen at.
+        workers: how many processes.
+        factory: whether the name is a function that makes the app.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    counts = os.environ.setdefault(COUNTS, str(Path(tempfile.gettempdir()) / f"runoff-{host}-{port}"))
+    shutil.rmtree(counts, ignore_errors=True)
+    Path(counts).mkdir(parents=True)
+    # Loaded before the workers are forked, they share its memory; and what cannot start says so at once.
+    sys.path.insert(0, str(Path.cwd()))
+    importlib.import_module(target.partition(":")[0])
+    gc.freeze()
+    Granian(
+        target,
+        address=host,
+        port=port,
+        interface=Interfaces.WSGI,
+        factory=factory,
+        workers=workers,
+        blocking_threads=THREADS,
+        backlog=BACKLOG,
+        backpressure=CONNECTIONS,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
+        websockets=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=DRAIN_SECONDS,
+        log_level=LogLevels.error,
+    ).serve()
+
+
+def main() -> None:
+    """Read the command line, and serve."""
+    parser = argparse.ArgumentParser(prog="python -m runoff.server", description="Serve an app of Runoff.")
+    parser.add_argument("target", help="the app, as module:name, for instance model_a.app:app")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, required=True, help="port to listen at")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=int(os.environ.get("WEB_CONCURRENCY") or 2),
+        help="processes (default: WEB_CONCURRENCY, else 2)",
+    )
+    given = parser.parse_args()
+    serve(given.target, host=given.host, port=given.port, workers=given.workers)
+
+
+if __name__ == "__main__":
+    main()
