@@ -175,7 +175,7 @@ def test_open_inference_tells_the_tensors_of_the_model(house: House, store: Stor
     assert told["versions"] == [version]
     assert [tensor["name"] for tensor in told["inputs"]] == list(FEATURES)
     assert told["inputs"][0] == {"name": "LIMIT_BAL", "datatype": "INT64", "shape": [-1]}
-    assert told["outputs"] == [{"name": "predict", "datatype": "FP64", "shape": [-1]}]
+    assert [tensor["name"] for tensor in told["outputs"]] == ["predict", "class"]
 
 
 @pytest.mark.parametrize(
