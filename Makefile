@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs lock fetch clean
+.PHONY: help run smoke train test check format docs bench lock fetch clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,10 @@ format: .develops ## put the code in form
 
 docs: .develops ## bring the README's outputs and screenshots up to date (needs Chromium)
 	@exec $(VENV) docs/refresh.py
+
+bench: .develops ## measure our service beside its peers, and write docs/benchmarks.md (needs wrk; ARGS=--help)
+	@$(VENV) -m notebooks.train
+	@exec $(VENV) -m benchmarks.serving --write docs/benchmarks.md $(ARGS)
 
 lock: ## compile the locks anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) pyproject.toml -o requirements.txt

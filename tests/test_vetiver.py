@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +13,11 @@ import pandas as pd
 import pytest
 
 from data import credit
+from launch import environment
 from runoff.prediction import create_app
 from runoff.store import Store
 from tests.conftest import House
 
-ROOT = Path(__file__).resolve().parent.parent
 LOCK = Path(__file__).with_name("requirements-vetiver.txt")
 
 LOAD = """
@@ -66,20 +64,8 @@ print(json.dumps(model.predict_proba(X)[:, 1].tolist()))
 
 @pytest.fixture(scope="module")
 def their_python() -> Path:
-    """The interpreter of an environment with vetiver, made once for each lock."""
-    folder = ROOT / "var" / f"vetiver-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
-    python = folder / "bin" / "python"
-    if not (folder / "made").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        if uv := shutil.which("uv"):
-            subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-            install: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", python]
-        else:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            install = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, "--requirement", LOCK], check=True)
-        (folder / "made").touch()
-    return python
+    """The interpreter of an environment with vetiver."""
+    return environment.of(LOCK)
 
 
 def run(python: Path, script: str, *arguments: object, given: Any = None) -> Any:

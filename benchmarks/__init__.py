@@ -1,0 +1,1 @@
+"""How fast our services are, beside others of their kind."""
