@@ -58,7 +58,8 @@ class Ready:
         return f'"model":{json.dumps(version.name)},"version":{json.dumps(version.id)}}}\n'.encode()
 
     @cached_property
-    def _names(self) -> list[tuple[str, str]]:
+    def names(self) -> list[tuple[str, str]]:
+        """The headers by which an answer names the version."""
         version = self.model.version
         return [
             ("X-Model-Name", version.name),
@@ -79,7 +80,7 @@ class Ready:
         """
         probabilities = self.model.evaluator.probabilities(rows).tolist()
         metrics.ROWS.observe(len(rows))
-        headers = self._names.copy()
+        headers = self.names.copy()
         if unseen := self.reader.unseen(rows):
             for column, count in unseen.items():
                 metrics.UNSEEN.labels(column).inc(count)
