@@ -11,9 +11,10 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NotRequired, TypeVar
 
 import numpy as np
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
 from runoff.evaluators import Matrix
 from runoff.problems import FieldError, Invalid, Malformed, Problem
@@ -22,6 +23,15 @@ from runoff.records import RecordReader
 
 # Errors told in dialects that have one text for all.
 MAX_TOLD = 5
+
+
+class Classes(TypedDict):
+    """What each answer of many rows has if the request asks for classes, too."""
+
+    classes: NotRequired[list[int]]
+
+
+Answer = TypeVar("Answer", bound=Classes)
 
 
 @dataclass(frozen=True)
@@ -42,24 +52,27 @@ class Said:
         """For each row 1, if its probability reaches the threshold, else 0."""
         return [int(self.threshold is not None and p >= self.threshold) for p in self.probabilities]
 
-    def with_classes(self, answer: dict[str, Any]) -> dict[str, Any]:
+    def with_classes(self, answer: Answer) -> Answer:
         """Add the classes to an answer, if they were asked for."""
-        return answer if self.threshold is None else answer | {"classes": self.classes}
+        if self.threshold is not None:
+            answer["classes"] = self.classes
+        return answer
 
 
 @dataclass(frozen=True)
 class Dialect:
     """One way of asking, and of being answered and refused.
 
-    `refuse` is None where problems are answered as everywhere in Runoff (RFC 9457).
+    `refuse` is None where problems are answered as everywhere in Runoff (RFC 9457). The OpenAPI document has
+    the answers' types from the functions that make them.
     """
 
     name: str
     addresses: tuple[str, ...]
     speaks: Callable[[Any], bool]
     read: Callable[[Any, RecordReader], Matrix]
-    answer: Callable[[Said], dict[str, Any]]
-    refuse: Callable[[Problem], tuple[dict[str, Any], int]] | None = None
+    answer: Callable[[Said], Mapping[str, Any]]
+    refuse: Callable[[Problem], tuple[Mapping[str, Any], int]] | None = None
 
 
 def spoken(address: str, body: Any) -> Dialect:
@@ -79,6 +92,18 @@ def spoken(address: str, body: Any) -> Dialect:
 
 # Ours.
 
+Prediction = TypedDict(
+    "Prediction", {"prediction": float, "model": str, "version": str, "class": NotRequired[int]}
+)
+
+
+class Predictions(Classes):
+    """One probability for each row, and which version of which model gave it."""
+
+    predictions: list[float]
+    model: str
+    version: str
+
 
 def _read_record(body: Any, reader: RecordReader) -> Matrix:
     return reader.read([body], at="")
@@ -88,13 +113,15 @@ def _read_records(body: Any, reader: RecordReader) -> Matrix:
     return reader.read(_listed(body["records"], "/records"), at="/records/{}")
 
 
-def _one(said: Said) -> dict[str, Any]:
-    answer = {"prediction": said.probabilities[0], "model": said.model, "version": said.version}
-    return answer if said.threshold is None else answer | {"class": said.classes[0]}
+def _one(said: Said) -> Prediction:
+    answer: Prediction = {"prediction": said.probabilities[0], "model": said.model, "version": said.version}
+    if said.threshold is not None:
+        answer["class"] = said.classes[0]
+    return answer
 
 
-def _many(said: Said) -> dict[str, Any]:
-    answer = {"predictions": said.probabilities, "model": said.model, "version": said.version}
+def _many(said: Said) -> Predictions:
+    answer = Predictions(predictions=said.probabilities, model=said.model, version=said.version)
     return said.with_classes(answer)
 
 
@@ -124,17 +151,30 @@ def _read_original(body: Any, reader: RecordReader) -> Matrix:
 # vetiver 0.2.6.
 
 
+class VetiverPredictions(Classes):
+    """One probability for each row, as vetiver's client expects them."""
+
+    predict: list[float]
+
+
 def _read_vetiver(body: Any, reader: RecordReader) -> Matrix:
     return reader.read(_listed(body, ""), at="/{}", ignore_extra=True)
 
 
-def _vetiver(said: Said) -> dict[str, Any]:
-    return said.with_classes({"predict": said.probabilities})
+def _vetiver(said: Said) -> VetiverPredictions:
+    return said.with_classes(VetiverPredictions(predict=said.probabilities))
 
 
 # MLflow's scoring protocol, https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/
 
 MLFLOW_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+
+
+class MLflowError(TypedDict):
+    """What is wrong, as MLflow tells it."""
+
+    error_code: str
+    message: str
 
 
 def _read_mlflow(body: Any, reader: RecordReader) -> Matrix:
@@ -168,7 +208,7 @@ def _read_split(given: Any, reader: RecordReader) -> Matrix:
     return reader.read(records, at=f"{at}/data/{{}}", ignore_extra=True)
 
 
-def _refuse_mlflow(problem: Problem) -> tuple[dict[str, Any], int]:
+def _refuse_mlflow(problem: Problem) -> tuple[MLflowError, int]:
     status = Malformed.status if problem.status == Invalid.status else problem.status
     code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"  # noqa: PLR2004
     return {"error_code": code, "message": _in_a_line(problem)}, status
@@ -187,12 +227,13 @@ def records_of_csv(text: str, features: Mapping[str, Feature]) -> list[dict[str,
     if any(None in row or None in row.values() for row in rows):
         raise Malformed("the body is not CSV: a row has more or fewer values than the header")
     return [
-        {name: _of_csv(value, features[name]) if name in features else value for name, value in row.items()}
+        {name: of_csv(value, features[name]) if name in features else value for name, value in row.items()}
         for row in rows
     ]
 
 
-def _of_csv(text: str, feature: Feature) -> Any:
+def of_csv(text: str, feature: Feature) -> Any:
+    """The value of a cell, by the type of its column; what is none is left for the reader to refuse."""
     if text == "":
         return None
     if feature.type == "boolean":
@@ -203,17 +244,30 @@ def _of_csv(text: str, feature: Feature) -> Any:
 # KServe V1, https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 
 
+class BarePredictions(Classes):
+    """One probability for each row, as clients of MLflow and KServe expect them."""
+
+    predictions: list[float]
+
+
+class KServeError(TypedDict):
+    """What is wrong, as KServe tells it."""
+
+    error: str
+
+
 def _read_v1(body: Any, reader: RecordReader) -> Matrix:
     given = body.get("instances") if isinstance(body, dict) else None
     records = _named(_listed(given, "/instances"), reader, "/instances")
     return reader.read(records, at="/instances/{}")
 
 
-def _predictions(said: Said) -> dict[str, Any]:
-    return said.with_classes({"predictions": said.probabilities})
+def _predictions(said: Said) -> BarePredictions:
+    return said.with_classes(BarePredictions(predictions=said.probabilities))
 
 
-def refuse_kserve(problem: Problem) -> tuple[dict[str, Any], int]:
+def refuse_kserve(problem: Problem) -> tuple[KServeError, int]:
+    """What is wrong, in one text."""
     return {"error": _in_a_line(problem)}, problem.status
 
 
@@ -223,10 +277,48 @@ TENSOR_TYPES = {"boolean": "BOOL", "integer": "INT64", "number": "FP64", "string
 OUTPUT, CLASS = "predict", "class"
 
 
+class Tensor(TypedDict):
+    """A tensor of one dimension."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float] | list[int]
+
+
+class Inference(TypedDict):
+    """Which version of which model gave the outputs, and the id that the request may have had."""
+
+    model_name: str
+    model_version: str
+    outputs: list[Tensor]
+    id: NotRequired[str]
+
+
+class TensorMetadata(TypedDict):
+    """A tensor that a model takes or gives; -1 in its shape stands for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(TypedDict):
+    """A model, as the Open Inference Protocol tells of it."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
 def _read_v2(body: Any, reader: RecordReader) -> Matrix:
     """One tensor for each column, of shape [n] or [n, 1], or one of all columns, of shape [n, features]."""
     tensors = _listed(body.get("inputs") if isinstance(body, dict) else None, "/inputs")
     _check_outputs(body.get("outputs", []))
+    if not isinstance(body.get("id", ""), str):
+        raise _mistyped("/id", "a string", body["id"])
     columns: dict[str, list[Any]] = {}
     for number, tensor in enumerate(tensors):
         at = f"/inputs/{number}"
@@ -273,20 +365,20 @@ def _tensor(tensor: Any, at: str) -> np.ndarray[Any, Any]:
     return values.reshape(shape)
 
 
-def _inferred(said: Said) -> dict[str, Any]:
+def _inferred(said: Said) -> Inference:
     shape = [len(said.probabilities)]
-    outputs: list[dict[str, Any]] = [
-        {"name": OUTPUT, "shape": shape, "datatype": "FP64", "data": said.probabilities}
-    ]
+    outputs: list[Tensor] = [{"name": OUTPUT, "shape": shape, "datatype": "FP64", "data": said.probabilities}]
     if said.threshold is not None:
         outputs.append({"name": CLASS, "shape": shape, "datatype": "INT64", "data": said.classes})
     wanted = [each["name"] for each in said.request.get("outputs") or ()]
-    answer = {
+    answer: Inference = {
         "model_name": said.model,
         "model_version": said.version,
         "outputs": [each for each in outputs if not wanted or each["name"] in wanted],
     }
-    return answer | ({"id": said.request["id"]} if "id" in said.request else {})
+    if "id" in said.request:
+        answer["id"] = said.request["id"]
+    return answer
 
 
 def asks_for_class(body: Any) -> bool:
@@ -297,10 +389,12 @@ def asks_for_class(body: Any) -> bool:
     return any(isinstance(each, dict) and each.get("name") == CLASS for each in outputs)
 
 
-def model_metadata(model: str, version: str, features: tuple[Feature, ...]) -> dict[str, Any]:
+def model_metadata(model: str, version: str, features: tuple[Feature, ...]) -> ModelMetadata:
     """What the Open Inference Protocol tells of a model: its tensors, -1 for a variable size."""
-    inputs = [{"name": f.name, "datatype": TENSOR_TYPES[f.type], "shape": [-1]} for f in features]
-    outputs = [
+    inputs: list[TensorMetadata] = [
+        {"name": f.name, "datatype": TENSOR_TYPES[f.type], "shape": [-1]} for f in features
+    ]
+    outputs: list[TensorMetadata] = [
         {"name": OUTPUT, "datatype": "FP64", "shape": [-1]},
         {"name": CLASS, "datatype": "INT64", "shape": [-1]},
     ]

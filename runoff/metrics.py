@@ -22,6 +22,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from runoff.operations import describe
+
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 REQUESTS = Counter("runoff_requests", "Requests answered, by endpoint and status.", ("endpoint", "status"))
@@ -53,6 +55,7 @@ SELF_TEST_FAILURES = Counter(
 )
 
 
+@describe(media_type="text/plain", answer=str)
 def exposition() -> Response:
     """All counts in Prometheus' text format, https://prometheus.io/docs/instrumenting/exposition_formats/."""
     directory = os.environ.get(DIRECTORY)

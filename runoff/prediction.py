@@ -15,10 +15,16 @@ from importlib.metadata import version
 from typing import Any
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
+from werkzeug.wsgi import get_input_stream
 
-from runoff import logs, metrics, web
+from runoff import answers, batches, binary_tensors, logs, metrics, openapi, prediction_openapi, web
 from runoff.dialects import (
     DIALECTS,
+    MLFLOW,
+    PREDICT,
+    V2,
+    KServeError,
+    ModelMetadata,
     Said,
     asks_for_class,
     model_metadata,
@@ -28,6 +34,7 @@ from runoff.dialects import (
 )
 from runoff.front import Front
 from runoff.live import Live, Ready
+from runoff.operations import describe
 from runoff.problems import Malformed, NotFound, Unavailable
 from runoff.records import RecordReader
 from runoff.store import Store
@@ -47,13 +54,14 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
         store: where its versions are, by default `Store.open()`.
     """
     logs.configure()
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     live = Live(name, store or Store.open(), os.environ.get("RUNOFF_VERSION"))
     web.equip(app, checks={"model": live.check})
     app.wsgi_app = Front(app.wsgi_app, live)  # type: ignore[method-assign]
 
     @app.get("/")
-    def index() -> dict[str, Any]:
+    def index() -> answers.Index:
+        """Where one stands."""
         return {
             "what": f"prediction service of {name}: POST a record to predict, get a probability",
             "model": name,
@@ -64,25 +72,32 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
     def predict(address: str, **named: str) -> Response:
         g.refuse = next(dialect.refuse for dialect in DIALECTS if address in dialect.addresses)
         ready = _asked(live, **named)
-        body = _body(ready.reader)
+        if address in PREDICT and (form := batches.form_of(request.mimetype)):
+            return _batch(ready, form)
+        body = _body(address, ready.reader)
         dialect = spoken(address, body)
         probabilities, headers = ready.predict(dialect.read(body, ready.reader))
         served = ready.served
         said = Said(probabilities, served.model, served.version, body, _threshold(ready, body))
-        response = jsonify(dialect.answer(said))
+        response = _response(address, dialect.answer(said), body)
         response.headers.extend(headers)
         return response
 
     for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
-        app.add_url_rule(address, address, partial(predict, address), methods=["POST"])
+        view: Any = partial(predict, address)
+        view.operation = prediction_openapi.operation(address, live)
+        app.add_url_rule(address, address, view, methods=["POST"])
 
     @app.get("/prototype")
+    @describe(Unavailable, tag="model")
     def prototype() -> dict[str, Any]:
+        """The JSON Schema of a record, with an example, the allowed values, and those that training saw."""
         return live.now().reader.prototype.to_json()
 
     @app.get("/metadata")
-    def metadata() -> dict[str, Any]:
-        """Answer in vetiver's form; what is ours stands under `user`, where vetiver keeps a user's own."""
+    @describe(Unavailable, tag="model")
+    def metadata() -> answers.Metadata:
+        """The version that answers, in vetiver's form: what is ours stands under `user`."""
         model = live.now().model
         version = model.version
         return {
@@ -102,6 +117,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
 
     app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(_as_others_ask(name, live))
+    app.register_blueprint(openapi.blueprint(prediction_openapi.service(live)))
     return app
 
 
@@ -117,6 +133,19 @@ def _asked(live: Live, model: str | None = None, version: str | None = None) -> 
     if model not in (None, live.name):
         raise NotFound(f"this service has the model {live.name}, not {model}")
     return live.now()
+
+
+def _batch(ready: Ready, asked: batches.Form) -> Response:
+    """Answer a file or a stream of rows, as a stream."""
+    answered = batches.accepted(request.accept_mimetypes, asked)
+    # Not Flask's: that one ends where a JSON body would be too long.
+    body = get_input_stream(request.environ)
+    rows = batches.answer(
+        body, ready, asked, answered, request_id=g.request_id, threshold=_threshold(ready, None)
+    )
+    response = Response(rows, mimetype=answered.media_type)
+    response.headers.extend(ready.names)
+    return response
 
 
 def _threshold(ready: Ready, body: Any) -> float | None:
@@ -136,63 +165,98 @@ def _threshold(ready: Ready, body: Any) -> float | None:
 def _as_others_ask(name: str, live: Live) -> Blueprint:
     """What clients of vetiver, MLflow and KServe ask of a service besides predictions."""
     others = Blueprint("others", __name__)
+    told = partial(describe, tag="other clients", refusal=KServeError)
 
     @others.before_request
     def refuse_as_they_expect() -> None:
         g.refuse = refuse_kserve
 
     @others.get("/ping")
-    def ping() -> dict[str, str]:
+    @told()
+    def ping() -> answers.Ping:
+        """Whether the service is up, for clients of vetiver and MLflow."""
         return {"ping": "pong"}
 
     @others.get("/health")
-    def health() -> dict[str, str]:
+    @told(Unavailable)
+    def health() -> answers.Health:
+        """Whether there is a version to answer from, for clients of MLflow."""
         live.now()
         return {"status": "ready"}
 
     @others.get("/version")
+    @told(media_type="text/plain", answer=str)
     def runoff_version() -> Response:
+        """The version of Runoff, for clients of MLflow."""
         return Response(version("runoff"), mimetype="text/plain")
 
     @others.get("/v1/models")
-    def models() -> dict[str, Any]:
+    @told()
+    def models() -> answers.ModelNames:
+        """The models that this service answers for."""
         return {"models": [name]}
 
     @others.get("/v1/models/<model>")
-    def v1_model(model: str) -> dict[str, Any]:
+    @told(NotFound, Unavailable)
+    def v1_model(model: str) -> answers.ModelReadiness:
+        """Whether a model is ready, for clients of KServe V1."""
         _asked(live, model)
         return {"name": name, "ready": True}
 
     @others.get("/v2")
-    def server() -> dict[str, Any]:
-        return {"name": "runoff", "version": version("runoff"), "extensions": []}
+    @told()
+    def server() -> answers.Server:
+        """The server and the extensions of the Open Inference Protocol that it speaks."""
+        return {"name": "runoff", "version": version("runoff"), "extensions": [binary_tensors.NAME]}
 
     @others.get("/v2/health/live")
-    def is_live() -> dict[str, bool]:
+    @told()
+    def is_live() -> answers.ServerLiveness:
+        """Whether the server is up."""
         return {"live": True}
 
     @others.get("/v2/health/ready")
-    def ready() -> tuple[dict[str, bool], int]:
+    @told(statuses=(200, Unavailable.status))
+    def ready() -> tuple[answers.ServerReadiness, int]:
+        """Whether there is a version to answer from."""
         return {"ready": live.current is not None}, 200 if live.current else Unavailable.status
 
     @others.get("/v2/models/<model>")
     @others.get("/v2/models/<model>/versions/<version>")
-    def v2_model(**named: str) -> dict[str, Any]:
+    @told(NotFound, Unavailable)
+    def v2_model(**named: str) -> ModelMetadata:
+        """The tensors that a model takes and gives."""
         ready = _asked(live, **named)
         return model_metadata(named["model"], ready.served.version, ready.reader.prototype.features)
 
     @others.get("/v2/models/<model>/ready")
     @others.get("/v2/models/<model>/versions/<version>/ready")
-    def v2_ready(**named: str) -> dict[str, Any]:
+    @told(NotFound, Unavailable)
+    def v2_ready(**named: str) -> answers.ModelReadiness:
+        """Whether a model, or one version of it, can answer."""
         _asked(live, **named)
         return {"name": named["model"], "ready": True}
 
     return others
 
 
-def _body(reader: RecordReader) -> Any:
-    """The request's body; CSV, which MLflow's clients may send, becomes one of its JSON forms."""
-    if request.mimetype != "text/csv" or request.path != "/invocations":
-        return web.json_body()
-    features = {feature.name: feature for feature in reader.prototype.features}
-    return {"dataframe_records": records_of_csv(web.text_body(), features)}
+def _body(address: str, reader: RecordReader) -> Any:
+    """The request's body, decoded; CSV, which MLflow's clients may send, becomes one of its JSON forms."""
+    if address in MLFLOW and request.mimetype == batches.CSV:
+        features = {feature.name: feature for feature in reader.prototype.features}
+        return {"dataframe_records": records_of_csv(web.text_body(), features)}
+    if address in V2 and (header := request.headers.get(binary_tensors.HEADER)):
+        text, data = binary_tensors.split(web.whole_body(), header)
+        body = web.from_json(text)
+        binary_tensors.fill(body, data)
+        return body
+    return web.json_body()
+
+
+def _response(address: str, answer: Any, body: Any) -> Response:
+    """An answer as JSON, or with binary tensors after it where the request wants them."""
+    if address in V2 and (packed := binary_tensors.pack(answer, body)):
+        content, length = packed
+        headers = {binary_tensors.HEADER: str(length)}
+        return Response(content, headers=headers, mimetype=binary_tensors.MEDIA_TYPE)
+    return jsonify(answer)

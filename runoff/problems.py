@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired
+
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
 # Errors listed in one answer. A batch of a thousand broken rows is told with the first of them.
 MAX_ERRORS = 20
 MAX_VALUE_LENGTH = 40
+
+
+class FieldDetails(TypedDict):
+    """One rule that one value breaks."""
+
+    pointer: str
+    rule: str
+    detail: str
+    value: bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -27,13 +38,25 @@ class FieldError:
     detail: str
     value: Any = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> FieldDetails:
         return {
             "pointer": self.pointer,
             "rule": self.rule,
             "detail": self.detail,
             "value": _shown(self.value),
         }
+
+
+class ProblemDetails(TypedDict):
+    """What is wrong with a request, RFC 9457; a kind of problem may have more fields."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: NotRequired[list[FieldDetails]]
+    error_count: NotRequired[int]
 
 
 class Problem(Exception):
@@ -57,15 +80,15 @@ class Problem(Exception):
         self.headers = headers or {}
         self.extensions = extensions
 
-    def to_json(self, request_id: str) -> dict[str, Any]:
+    def to_json(self, request_id: str) -> ProblemDetails:
         """The body, RFC 9457 section 3; the type is a URN, since the project has no address of its own."""
-        body: dict[str, Any] = {
+        body: ProblemDetails = {
             "type": f"urn:runoff:problem:{self.slug}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
             "request_id": request_id,
-            **self.extensions,
+            **self.extensions,  # type: ignore[typeddict-item]
         }
         if self.errors:
             body["errors"] = [error.to_json() for error in self.errors[:MAX_ERRORS]]
@@ -91,6 +114,14 @@ class MethodNotAllowed(Problem):
     status = 405
     slug = "method-not-allowed"
     title = "This address does not take that method"
+
+
+class NotAcceptable(Problem):
+    """The caller takes no form in which there is an answer."""
+
+    status = 406
+    slug = "not-acceptable"
+    title = "There is no answer in a form that is accepted"
 
 
 class Conflict(Problem):

@@ -7,13 +7,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from flask import Flask, Response, g, jsonify, request
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from runoff import problems
+from runoff.operations import describe
 from runoff.problems import Problem
 
 # Far above any record or batch that belongs into one JSON body.
@@ -25,6 +27,17 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 Check = Callable[[], None]
 
 log = logging.getLogger(__name__)
+
+
+class Liveness(TypedDict):
+    status: Literal["live"]
+
+
+class Readiness(TypedDict):
+    """`checks` holds "ok", or the reason why not, by the name of the check."""
+
+    status: Literal["ready", "not ready"]
+    checks: dict[str, str]
 
 
 def equip(app: Flask, *, checks: Mapping[str, Check]) -> None:
@@ -45,15 +58,30 @@ def equip(app: Flask, *, checks: Mapping[str, Check]) -> None:
     app.register_error_handler(Exception, _answer_unexpected)
 
     @app.get("/livez")
-    def livez() -> dict[str, str]:
+    def livez() -> Liveness:
+        """Whether the process is up."""
         return {"status": "live"}
 
     @app.get("/readyz")
     @app.get("/healthz")
-    def readyz() -> tuple[dict[str, Any], int]:
+    @describe(statuses=(200, 503))
+    def readyz() -> tuple[Readiness, int]:
+        """Whether the service can do its work: each check, and the reason where it fails."""
         results = {name: _outcome(check) for name, check in checks.items()}
         ready = all(result == "ok" for result in results.values())
         return {"status": "ready" if ready else "not ready", "checks": results}, 200 if ready else 503
+
+
+def whole_body() -> bytes:
+    """The request's body.
+
+    Raises:
+        problems.TooLarge: it is longer than MAX_BODY_BYTES.
+    """
+    body = request.get_data(cache=True)
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
+    return body
 
 
 def text_body() -> str:
@@ -63,9 +91,10 @@ def text_body() -> str:
         problems.TooLarge: it is longer than MAX_BODY_BYTES.
         problems.Malformed: it is empty, or not UTF-8.
     """
-    body = request.get_data(cache=True)
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestEntityTooLarge
+    return _text(whole_body())
+
+
+def _text(body: bytes) -> str:
     if not body.strip():
         raise problems.Malformed("the body is empty")
     try:
@@ -75,10 +104,7 @@ def text_body() -> str:
 
 
 def json_body() -> Any:
-    """Decode the request's JSON body.
-
-    NaN and Infinity are let through, though RFC 8259 has no such numbers: the rule that refuses them can
-    name the field.
+    """Decode the request's JSON body, as `from_json` does.
 
     Raises:
         problems.UnsupportedMediaType: the body is declared as something else. One without a declaration is
@@ -90,9 +116,20 @@ def json_body() -> Any:
         raise problems.UnsupportedMediaType(
             f"Content-Type is {request.mimetype}; send JSON with 'Content-Type: application/json'"
         )
-    text = text_body()
+    return from_json(whole_body())
+
+
+def from_json(body: bytes) -> Any:
+    """Decode JSON.
+
+    NaN and Infinity are let through, though RFC 8259 has no such numbers: the rule that refuses them can
+    name the field.
+
+    Raises:
+        problems.Malformed: it is empty, cut off, or otherwise not JSON.
+    """
     try:
-        return json.loads(text)
+        return json.loads(_text(body))
     except json.JSONDecodeError as error:
         raise problems.Malformed(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"

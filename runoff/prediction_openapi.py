@@ -1,0 +1,230 @@
+"""What the OpenAPI document says of predictions: each dialect's bodies, made of the live version's columns.
+
+What is answered, and how it is refused, the document has from the functions in `runoff.dialects`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+from runoff import batches, binary_tensors
+from runoff.dialects import (
+    CLASS,
+    DIALECTS,
+    MLFLOW,
+    MLFLOW_FORMS,
+    OUTPUT,
+    PREDICT,
+    TENSOR_TYPES,
+    V2,
+    Dialect,
+)
+from runoff.live import UNSEEN, Live
+from runoff.openapi import Service
+from runoff.operations import JSON, Operation, Schema
+from runoff.problems import (
+    Invalid,
+    NotAcceptable,
+    NotFound,
+    Problem,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from runoff.prototype import Feature, Prototype
+from runoff.records import EXACT_INTEGER
+
+CLASS_PARAMETER = {
+    "enum": ["true", "false"],
+    "default": "false",
+    "description": "Whether to tell the class, too: 1 where the probability reaches the version's threshold.",
+}
+HEADERS = {
+    "X-Model-Name": "The model that answered.",
+    "X-Model-Version": "Its version.",
+    "X-Model-Digest": "The SHA-256 of the version's file.",
+}
+
+
+def service(live: Live) -> Service:
+    """What the document says of a prediction service as a whole."""
+    return Service(
+        f"Predictions of {live.name}",
+        "The probability of the outcome, for one record or many, in the dialects that clients of several"
+        " systems speak. The schema of a record is that of the version that is live.",
+        schemas=lambda: _components(live),
+        examples=lambda: _examples(live),
+    )
+
+
+def operation(address: str, live: Live) -> Operation:
+    """What the document says of an address at which dialects are spoken."""
+    spoken = [dialect for dialect in DIALECTS if address in dialect.addresses]
+    names = ", ".join(dialect.name for dialect in spoken)
+    answers = [get_type_hints(dialect.answer)["return"] for dialect in spoken]
+    problems: list[type[Problem]] = [TooLarge, UnsupportedMediaType, Unavailable]
+    if address not in MLFLOW:  # which knows 400 alone
+        problems.append(Invalid)
+    if "<" in address:
+        problems.append(NotFound)
+    if address in PREDICT:
+        problems.append(NotAcceptable)
+    refuse = spoken[0].refuse
+    return Operation(
+        about=f"Predict ({names}).",
+        tag="predictions",
+        problems=tuple(problems),
+        refusal=get_args(get_type_hints(refuse)["return"])[0] if refuse else None,
+        answer=functools.reduce(operator.or_, answers),
+        request=lambda: _request(address, spoken, live),
+        more=_not_json(address),
+        query={"class": CLASS_PARAMETER},
+        headers=HEADERS | {UNSEEN: "Columns with values that training never saw, and in how many rows."},
+    )
+
+
+def _request(address: str, spoken: list[Dialect], live: Live) -> dict[str, Schema]:
+    """The content of a request's body at an address, by media type."""
+    schemas = [BODIES[dialect.name][0] for dialect in spoken]
+    content: dict[str, Schema] = {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
+    if prototype := _prototype(live):
+        content[JSON]["examples"] = {
+            dialect.name: {"value": BODIES[dialect.name][1](prototype)} for dialect in reversed(spoken)
+        }
+    if address in MLFLOW:
+        content[batches.CSV] = {"schema": {"type": "string"}}
+    return content | _not_json(address)
+
+
+def _not_json(address: str) -> dict[str, Schema]:
+    """What is no JSON, of which OpenAPI can only tell whether it is text: batches, and binary tensors."""
+    if address in V2:
+        return {binary_tensors.MEDIA_TYPE: {"schema": {}}}
+    if address not in PREDICT:
+        return {}
+    text = (batches.NDJSON, batches.CSV)
+    return {
+        form.media_type: {"schema": {"type": "string"} if form.media_type in text else {}}
+        for form in batches.FORMS
+    }
+
+
+def _prototype(live: Live) -> Prototype | None:
+    return live.current.reader.prototype if live.current else None
+
+
+def _examples(live: Live) -> dict[str, str]:
+    if not live.current:
+        return {"model": live.name}
+    return {"model": live.current.served.model, "version": live.current.served.version}
+
+
+def _components(live: Live) -> dict[str, Schema]:
+    """Records and rows, as the live version takes them."""
+    prototype = _prototype(live)
+    if prototype is None:
+        return {"Record": {"type": "object"}, "WiderRecord": {"type": "object"}, "Row": {"type": "array"}}
+    columns = {feature.name: _column(feature) for feature in prototype.features}
+    record = {"type": "object", "properties": columns, "required": list(columns)}
+    count = len(columns)
+    row = {"type": "array", "prefixItems": list(columns.values()), "minItems": count, "maxItems": count}
+    return {
+        "Record": record | {"additionalProperties": False, "examples": [prototype.example]},
+        "WiderRecord": record | {"description": "A record that may have more columns, which are ignored."},
+        "Row": row | {"description": "The values of a record, in the order of the columns."},
+    }
+
+
+def _column(feature: Feature) -> Schema:
+    schema = feature.to_json()
+    if feature.type == "integer" and feature.codes is None:
+        schema = {"minimum": -EXACT_INTEGER, "maximum": EXACT_INTEGER} | schema
+    return schema | {"examples": [schema.pop("example")]}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+RECORD, WIDER, ROW, TEXT = _ref("Record"), _ref("WiderRecord"), _ref("Row"), {"type": "string"}
+WIDER_ROWS = _list({"anyOf": [WIDER, ROW]})
+VALUES = _list({"type": "array"})
+
+MLFLOW_PROPERTIES: dict[str, Schema] = {
+    "dataframe_split": {
+        "type": "object",
+        "properties": {"columns": _list(TEXT), "data": VALUES},
+        "required": ["data"],
+    },
+    "dataframe_records": WIDER_ROWS,
+    "instances": WIDER_ROWS,
+    "inputs": {"anyOf": [WIDER_ROWS, {"type": "object", "additionalProperties": {"type": "array"}}]},
+}
+TENSOR: Schema = _object(
+    name=TEXT,
+    shape={"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 2},
+    datatype={"enum": ["BOOL", "BYTES", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64"]},
+    data=_list({}),
+)
+V2_BODY: Schema = {
+    "type": "object",
+    "properties": {
+        "id": TEXT,
+        "inputs": _list(TENSOR),
+        "outputs": {"type": "array", "items": _object(name={"enum": [OUTPUT, CLASS]})},
+    },
+    "required": ["inputs"],
+}
+
+
+def _split(prototype: Prototype) -> dict[str, Any]:
+    return {"dataframe_split": {"columns": list(prototype.names), "data": [list(prototype.example.values())]}}
+
+
+def _tensors(prototype: Prototype) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {"name": each.name, "shape": [1], "datatype": TENSOR_TYPES[each.type], "data": [each.example]}
+            for each in prototype.features
+        ]
+    }
+
+
+def _text(prototype: Prototype) -> dict[str, Any]:
+    return {"input": ",".join(map(str, prototype.example.values()))}
+
+
+# By a dialect's name: the schema of its bodies, and what makes an example.
+BODIES: dict[str, tuple[Schema, Callable[[Prototype], Any]]] = {
+    "record": (RECORD, lambda prototype: prototype.example),
+    "records": (
+        _object(records=_list(RECORD)) | {"additionalProperties": False},
+        lambda prototype: {"records": [prototype.example]},
+    ),
+    "vetiver": (_list(WIDER), lambda prototype: [prototype.example]),
+    "2020 original": (_object(input=TEXT) | {"additionalProperties": False}, _text),
+    "MLflow": (
+        {
+            "type": "object",
+            "properties": MLFLOW_PROPERTIES,
+            "oneOf": [{"required": [form]} for form in MLFLOW_FORMS],
+        },
+        _split,
+    ),
+    "KServe V1": (
+        _object(instances=_list({"anyOf": [RECORD, ROW]})),
+        lambda prototype: {"instances": [prototype.example]},
+    ),
+    "Open Inference": (V2_BODY, _tensors),
+}
