@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runoff.dialects import Inference
+from runoff.dialects import Inference, Values
 from runoff.problems import Malformed
 
 HEADER = "Inference-Header-Content-Length"
@@ -84,14 +84,14 @@ def _parameter(of: Any, name: str, usual: Any = None) -> Any:
     return parameters.get(name, usual) if isinstance(parameters, dict) else usual
 
 
-def _values(data: bytes, datatype: Any) -> list[Any]:
+def _values(data: bytes, datatype: Any) -> Values:
     if datatype == "BYTES":
         return _texts(data)
     dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
     if dtype is None or len(data) % np.dtype(dtype).itemsize:
         raise Malformed(f"binary data of the datatype {str(datatype)[:40]} cannot be read")
-    values: list[Any] = np.frombuffer(data, dtype).tolist()
-    return values
+    values = np.frombuffer(data, dtype)
+    return values if values.dtype.kind in "iuf" else values.tolist()
 
 
 def _texts(data: bytes) -> list[str]:

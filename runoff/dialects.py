@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NotRequired, TypeVar
 
 import numpy as np
@@ -187,9 +188,11 @@ def _read_mlflow(body: Any, reader: RecordReader) -> Matrix:
     if form == "dataframe_split":
         return _read_split(given, reader)
     if form == "inputs" and isinstance(given, dict):
+        matrix = reader.read_columns(given)
+        if matrix is not None:
+            return matrix
         return reader.read(_transposed(given, f"/{form}"), at=f"/{form}/{{}}", ignore_extra=True)
-    records = _named(_listed(given, f"/{form}"), reader, f"/{form}")
-    return reader.read(records, at=f"/{form}/{{}}", ignore_extra=True)
+    return _read_rows(_listed(given, f"/{form}"), reader, f"/{form}", ignore_extra=True)
 
 
 def _read_split(given: Any, reader: RecordReader) -> Matrix:
@@ -204,6 +207,9 @@ def _read_split(given: Any, reader: RecordReader) -> Matrix:
     for number, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(columns):
             raise _mistyped(f"{at}/data/{number}", f"a list of {len(columns)} values", row)
+    matrix = reader.read_values(chain.from_iterable(rows), len(rows), columns)
+    if matrix is not None:
+        return matrix
     records = [dict(zip(columns, row, strict=True)) for row in rows]
     return reader.read(records, at=f"{at}/data/{{}}", ignore_extra=True)
 
@@ -258,8 +264,7 @@ class KServeError(TypedDict):
 
 def _read_v1(body: Any, reader: RecordReader) -> Matrix:
     given = body.get("instances") if isinstance(body, dict) else None
-    records = _named(_listed(given, "/instances"), reader, "/instances")
-    return reader.read(records, at="/instances/{}")
+    return _read_rows(_listed(given, "/instances"), reader, "/instances")
 
 
 def _predictions(said: Said) -> BarePredictions:
@@ -272,6 +277,9 @@ def refuse_kserve(problem: Problem) -> tuple[KServeError, int]:
 
 
 # The Open Inference Protocol V2, https://github.com/kserve/open-inference-protocol
+
+# Of a tensor: from JSON, or an array from binary data.
+Values = list[Any] | np.ndarray[Any, Any]
 
 TENSOR_TYPES = {"boolean": "BOOL", "integer": "INT64", "number": "FP64", "string": "BYTES"}
 OUTPUT, CLASS = "predict", "class"
@@ -319,20 +327,30 @@ def _read_v2(body: Any, reader: RecordReader) -> Matrix:
     _check_outputs(body.get("outputs", []))
     if not isinstance(body.get("id", ""), str):
         raise _mistyped("/id", "a string", body["id"])
-    columns: dict[str, list[Any]] = {}
+    width = len(reader.prototype.names)
+    columns: dict[str, Values] = {}
     for number, tensor in enumerate(tensors):
         at = f"/inputs/{number}"
-        values = _tensor(tensor, at)
-        if values.ndim == 2 and values.shape[1] == len(reader.prototype.names) != 1:  # noqa: PLR2004
+        shape, values = _tensor(tensor, at)
+        if len(shape) == 2 and shape[1] == width != 1:  # noqa: PLR2004
             if len(tensors) > 1:
                 raise _mistyped(at, "the only tensor, since it holds all columns", tensor)
-            columns = dict(zip(reader.prototype.names, values.T.tolist(), strict=True))
-        elif values.ndim == 1 or values.shape[1:] == (1,):
-            columns[tensor["name"]] = values.ravel().tolist()
+            matrix = reader.read_values(values, shape[0])
+            if matrix is not None:
+                return matrix
+            columns = {name: values[n::width] for n, name in enumerate(reader.prototype.names)}
+        elif shape[1:] in ([], [1]):
+            columns[tensor["name"]] = values
         else:
-            shapes = f"[n], [n, 1] or [n, {len(reader.prototype.names)}]"
-            raise _mistyped(f"{at}/shape", shapes, tensor["shape"])
-    return reader.read(_transposed(columns, "/inputs"), at="/inputs")
+            raise _mistyped(f"{at}/shape", f"[n], [n, 1] or [n, {width}]", shape)
+    matrix = reader.read_columns(columns)
+    if matrix is not None:
+        return matrix
+    listed = {
+        name: values.tolist() if isinstance(values, np.ndarray) else values
+        for name, values in columns.items()
+    }
+    return reader.read(_transposed(listed, "/inputs"), at="/inputs")
 
 
 def _check_outputs(outputs: Any) -> None:
@@ -344,8 +362,8 @@ def _check_outputs(outputs: Any) -> None:
             raise _mistyped(f"/outputs/{number}", f"an output named {OUTPUT} or {CLASS}", name)
 
 
-def _tensor(tensor: Any, at: str) -> np.ndarray[Any, Any]:
-    """The values of a tensor in its shape; row-major, nested or flat."""
+def _tensor(tensor: Any, at: str) -> tuple[list[int], Values]:
+    """The shape of a tensor, and its values in one list, row by row; they may come nested."""
     if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
         raise _mistyped(at, "a tensor with name, shape, datatype and data", tensor)
     shape, given = tensor.get("shape"), tensor.get("data")
@@ -355,14 +373,12 @@ def _tensor(tensor: Any, at: str) -> np.ndarray[Any, Any]:
         or not all(type(n) is int and n > 0 for n in shape)
     ):
         raise _mistyped(f"{at}/shape", "a list of one or two whole numbers above 0", shape)
-    flat = given if isinstance(given, list) else []
+    flat: Values = given if isinstance(given, list | np.ndarray) else []
     if len(shape) > 1 and all(isinstance(row, list) for row in flat):
-        flat = [value for row in flat for value in row]
+        flat = list(chain.from_iterable(flat))
     if len(flat) != math.prod(shape):
         raise _mistyped(f"{at}/data", f"a list of as many values as the shape {shape} has", given)
-    values = np.empty(len(flat), dtype=object)
-    values[:] = flat
-    return values.reshape(shape)
+    return shape, flat
 
 
 def _inferred(said: Said) -> Inference:
@@ -417,18 +433,18 @@ def _listed(given: Any, pointer: str) -> list[Any]:
     raise Invalid(detail, errors=[FieldError(pointer, "minItems", detail, given)])
 
 
-def _named(rows: list[Any], reader: RecordReader, at: str) -> list[Any]:
-    """Rows that come as lists, in the order of the columns, as records; others as they are."""
+def _read_rows(rows: list[Any], reader: RecordReader, at: str, *, ignore_extra: bool = False) -> Matrix:
+    """Read records, and lists whose values are in the order of the columns."""
     names = reader.prototype.names
-    records = []
+    lists = [isinstance(row, list) for row in rows]
     for number, row in enumerate(rows):
-        if isinstance(row, list):
-            if len(row) != len(names):
-                raise _mistyped(f"{at}/{number}", f"a list of {len(names)} values", row)
-            records.append(dict(zip(names, row, strict=True)))
-        else:
-            records.append(row)
-    return records
+        if lists[number] and len(row) != len(names):
+            raise _mistyped(f"{at}/{number}", f"a list of {len(names)} values", row)
+    matrix = reader.read_values(chain.from_iterable(rows), len(rows)) if all(lists) else None
+    if matrix is not None:
+        return matrix
+    records = [dict(zip(names, row, strict=True)) if isinstance(row, list) else row for row in rows]
+    return reader.read(records, at=f"{at}/{{}}", ignore_extra=ignore_extra)
 
 
 def _transposed(columns: Mapping[str, Any], at: str) -> list[dict[str, Any]]:

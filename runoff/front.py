@@ -12,8 +12,8 @@ from __future__ import annotations
 import io
 import logging
 import os
-import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,8 @@ class Front:
     def __init__(self, app: WSGIApplication, live: Live) -> None:
         self._app = app
         self._live = live
-        self._slots = threading.BoundedSemaphore(int(os.environ.get("RUNOFF_MAX_IN_FLIGHT", MAX_IN_FLIGHT)))
+        # Each request at work holds one. A deque gives and takes atomically, for less than a semaphore does.
+        self._slots = deque(range(int(os.environ.get("RUNOFF_MAX_IN_FLIGHT", MAX_IN_FLIGHT))))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
@@ -55,26 +56,29 @@ class Front:
 
         if environ["REQUEST_METHOD"] != "POST":
             return self._app(environ, start)
-        if not self._slots.acquire(blocking=False):
+        try:
+            slot = self._slots.pop()
+        except IndexError:
             full = "too many predictions are at work already"
             environ["runoff.refused"] = Unavailable(full, headers={"Retry-After": "1"})
             return self._app(environ, start)
-        metrics.IN_FLIGHT.inc()
         try:
             answer = self._answer(environ)
-            if answer is None:
-                return ClosingIterator(self._app(environ, start), self._leave)
+        except BaseException:
+            self._slots.append(slot)
+            raise
+        if answer:
+            self._slots.append(slot)
             headers, content = answer
             start("200 OK", headers)
-        except BaseException:
-            self._leave()
-            raise
-        self._leave()
-        return (content,)
+            return (content,)
+        metrics.IN_FLIGHT.inc()
 
-    def _leave(self) -> None:
-        metrics.IN_FLIGHT.dec()
-        self._slots.release()
+        def leave() -> None:
+            metrics.IN_FLIGHT.dec()
+            self._slots.append(slot)
+
+        return ClosingIterator(self._app(environ, start), leave)
 
     def _answer(self, environ: WSGIEnvironment) -> tuple[list[tuple[str, str]], bytes] | None:
         """The answer to one plain record, as Flask would give it; None for anything else."""
@@ -100,7 +104,7 @@ class Front:
         row = ready.reader.read_one(record)
         if row is None:
             return None
-        (probability,), headers = ready.predict(row)
+        (probability,), headers = ready.predict(row, seen=True)
         content = b'{"prediction":%b,%b' % (float.__repr__(probability).encode(), ready.signature)
         headers += [
             ("Content-Type", "application/json"),

@@ -68,11 +68,12 @@ class Ready:
             ("Cache-Control", "no-store"),
         ]
 
-    def predict(self, rows: Matrix) -> tuple[list[float], list[tuple[str, str]]]:
+    def predict(self, rows: Matrix, *, seen: bool = False) -> tuple[list[float], list[tuple[str, str]]]:
         """Predict rows, and count what is worth counting.
 
         Args:
             rows: shape (n, features), as the reader gives them.
+            seen: whether it is known already that training saw all of their values.
 
         Returns:
             The n probabilities, and the headers of an answer: which version it is from, and in which columns,
@@ -81,7 +82,7 @@ class Ready:
         probabilities = self.model.evaluator.probabilities(rows).tolist()
         metrics.ROWS.observe(len(rows))
         headers = self.names.copy()
-        if unseen := self.reader.unseen(rows):
+        if not seen and (unseen := self.reader.unseen(rows)):
             for column, count in unseen.items():
                 metrics.UNSEEN.labels(column).inc(count)
             headers.append((UNSEEN, ", ".join(f"{column};rows={n}" for column, n in unseen.items())))

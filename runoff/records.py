@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from pydantic_core import ErrorDetails, SchemaValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticKnownError, SchemaValidator, ValidationError
 from pydantic_core import core_schema as cs
 
 from runoff.evaluators import Matrix, to_matrix
@@ -72,35 +73,75 @@ class RecordReader:
             except (LookupError, TypeError):
                 rows = []
             if rows and (ignore_extra or all(len(record) == self._width for record in records)):
-                matrix = self._rules.matrix(rows)
+                matrix = self.read_values(chain.from_iterable(rows), len(rows))
                 if matrix is not None:
                     return matrix
         return self._read_each(records, at, ignore_extra)
 
     def read_one(self, record: Any) -> Matrix | None:
-        """Make the model's input of one record, in the fastest way.
+        """Make the model's input of one plain record, in the fastest way.
 
         Returns:
-            As `read`, of shape (1, features); None where something is wrong or unusual.
+            As `read`, of shape (1, features); None where something is wrong, or was never seen in training.
         """
         if self._rules is None or type(record) is not dict or len(record) != self._width:
             return None
         try:
-            return self._rules.matrix([self._values(record)])
+            matrix = _numbers(self._values(record))
         except LookupError:
             return None
+        if matrix is None or not self._rules.seen(matrix := matrix.reshape(1, -1)):
+            return None
+        return matrix
 
-    def read_rows(self, rows: Sequence[Sequence[Any]]) -> Matrix | None:
-        """Make the model's input of rows whose values are in the order of its columns.
+    def read_values(
+        self, values: Iterable[Any], rows: int, columns: Sequence[str] | None = None
+    ) -> Matrix | None:
+        """Make the model's input of values that stand row by row, without looking at each row.
+
+        Args:
+            values: of all rows, one row after the other.
+            rows: how many rows.
+            columns: what the values of a row are, where that is not the model's own order.
 
         Returns:
-            As `read`; None where something is wrong or unusual, so that `read` has to look at each.
+            As `read`; None where something is wrong or unusual, so that `read` has to look at each row.
         """
-        return self._rules.matrix(rows) if self._rules else None
+        if self._rules is None or rows == 0:
+            return None
+        found = _numbers(values if isinstance(values, list | np.ndarray) else list(values))
+        width = self._width if columns is None else len(columns)
+        if found is None or found.size != rows * width:
+            return None
+        matrix = found.reshape(rows, width)
+        if columns is not None and tuple(columns) != self.prototype.names:
+            places = {name: place for place, name in enumerate(columns)}
+            if len(places) != width or not places.keys() >= self._features.keys():
+                return None
+            matrix = matrix[:, [places[name] for name in self.prototype.names]]
+        return matrix if self._rules.allow(matrix) else None
+
+    def read_columns(self, columns: Mapping[str, Any]) -> Matrix | None:
+        """Make the model's input of the values of each column, n of each.
+
+        Returns:
+            As `read`; None where something is wrong or unusual, so that `read` has to look at each row.
+        """
+        if self._rules is None or columns.keys() != self._features.keys():
+            return None
+        found = [
+            _numbers(values) if isinstance(values, list | np.ndarray) else None for values in columns.values()
+        ]
+        arrays = [each for each in found if each is not None and each.size]
+        if len(arrays) != self._width or len({each.size for each in arrays}) != 1:
+            return None
+        ordered = dict(zip(columns, arrays, strict=True))
+        matrix = np.column_stack([ordered[name] for name in self._features])
+        return matrix if self._rules.allow(matrix) else None
 
     def unseen(self, matrix: Matrix) -> Counter[str]:
         """How many rows hold, in which column, what is allowed and was never seen in training."""
-        if self._rules and self._rules.has_seen(matrix):
+        if self._rules and self._rules.seen(matrix):
             return Counter()
         found = ((column.name, column.unseen(matrix)) for column in self._seen)
         return Counter({name: count for name, count in found if count})
@@ -151,7 +192,7 @@ class _MatrixRules:
         whole = np.array([feature.type == "integer" for feature in features])
         self._whole: Any = slice(None) if whole.all() else whole
         self._allowed = _Ranges([(f.codes, _least(f), _most(f)) for f in features])
-        self._seen = _Ranges([(f.seen.values, f.seen.minimum, f.seen.maximum) for f in features])
+        self._seen = _Ranges([_seen_and_allowed(feature) for feature in features])
 
     @classmethod
     def of(cls, features: Sequence[Feature]) -> _MatrixRules | None:
@@ -160,25 +201,30 @@ class _MatrixRules:
         codes = [code for feature in features for code in feature.codes or ()]
         return cls(features) if features and numbers and all(type(code) is int for code in codes) else None
 
-    def matrix(self, rows: Sequence[Sequence[Any]]) -> Matrix | None:
-        """The rows as a matrix of float64; None if a value is no number or breaks a rule."""
-        # Asked of the values, since numpy would take true for 1 and null for NaN.
-        if not {type(value) for row in rows for value in row} <= NUMBERS:
-            return None
-        try:
-            matrix = np.array(rows, np.float64)
-        except (ValueError, OverflowError):
-            return None
-        if matrix.ndim != 2 or matrix.shape[1] != self._allowed.width:  # noqa: PLR2004
-            return None
-        whole = matrix[:, self._whole]
-        if (np.floor(whole) == whole).all() and self._allowed.hold(matrix):
-            return matrix
-        return None
+    def allow(self, matrix: Matrix) -> bool:
+        """Whether no value of a matrix breaks a rule."""
+        return self._are_whole(matrix) and self._allowed.hold(matrix)
 
-    def has_seen(self, matrix: Matrix) -> bool:
+    def seen(self, matrix: Matrix) -> bool:
         """Whether training saw, column by column, everything that is in a matrix."""
-        return self._seen.hold(matrix)
+        return self._are_whole(matrix) and self._seen.hold(matrix)
+
+    def _are_whole(self, matrix: Matrix) -> bool:
+        whole = matrix[:, self._whole]
+        return bool((np.floor(whole) == whole).all())
+
+
+def _numbers(values: Sequence[Any] | np.ndarray[Any, Any]) -> Matrix | None:
+    """Numbers as an array of float64, shape (n,); None if a value is none."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64) if values.dtype.kind in "iuf" else None
+    # Asked of the values, since numpy would take true for 1 and null for NaN.
+    if not set(map(type, values)) <= NUMBERS:
+        return None
+    try:
+        return np.array(values, np.float64)
+    except OverflowError:
+        return None
 
 
 class _Ranges:
@@ -229,6 +275,15 @@ class _SeenColumn:
         return sum(not least <= value <= most for value in present)
 
 
+def _seen_and_allowed(feature: Feature) -> tuple[tuple[Any, ...] | None, float | None, float | None]:
+    """What training saw in a column, as far as it is allowed there."""
+    seen, codes = feature.seen, feature.codes
+    values = seen.values and tuple(value for value in seen.values if codes is None or value in codes)
+    least = [limit for limit in (seen.minimum, _least(feature)) if limit is not None]
+    most = [limit for limit in (seen.maximum, _most(feature)) if limit is not None]
+    return values, max(least, default=None), min(most, default=None)
+
+
 def _bound(
     values: tuple[Any, ...] | None, limit: float | None, best: Callable[..., Any], default: float
 ) -> float:
@@ -267,13 +322,16 @@ def _schema(feature: Feature) -> cs.CoreSchema:
         schema = cs.str_schema(strict=True)
     else:
         # Whole numbers are read as floats, too: clients that pass through a data frame write 1.0 for 1.
-        schema = cs.float_schema(
-            strict=True,
-            allow_inf_nan=False,
-            multiple_of=1 if feature.type == "integer" else None,
-            ge=_least(feature),
-            le=_most(feature),
-        )
+        schema = cs.float_schema(strict=True, allow_inf_nan=False, ge=_least(feature), le=_most(feature))
+        if feature.type == "integer":
+            schema = cs.no_info_after_validator_function(_whole, schema)
     if feature.codes is not None:
         schema = cs.chain_schema([schema, cs.literal_schema(list(feature.codes))])
     return cs.nullable_schema(schema) if feature.nullable else schema
+
+
+def _whole(value: float) -> float:
+    """Exactly whole, where the library's `multiple_of` lets 1.0000000001 pass for 1."""
+    if not value.is_integer():
+        raise PydanticKnownError("int_from_float")
+    return value

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import pydantic_core
 import structlog
 from flask import Flask, Response, g, jsonify, request
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
@@ -128,6 +129,10 @@ def from_json(body: bytes) -> Any:
     Raises:
         problems.Malformed: it is empty, cut off, or otherwise not JSON.
     """
+    try:
+        return pydantic_core.from_json(body)
+    except ValueError:
+        pass  # The standard library's reader, several times slower, says where it is broken.
     try:
         return json.loads(_text(body))
     except json.JSONDecodeError as error:

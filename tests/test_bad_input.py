@@ -105,7 +105,7 @@ BROKEN_REQUESTS = [
     ("model_a", "POST", "/prototype", {}, 405, "/prototype does not take POST"),
     ("model_a", "POST", "/readyz", {}, 405, "/readyz does not take POST"),
     ("model_a", "GET", "/nothing", {}, 404, "/nothing is not an address"),
-    ("model_a", "POST", "/predict", {"Content-Type": "text/csv"}, 415, "Content-Type is text/csv"),
+    ("model_a", "POST", "/predict", {"Content-Type": "text/plain"}, 415, "Content-Type is text/plain"),
     ("model_a", "GET", "/metadata", {"X-Request-ID": "a b"}, 400, "X-Request-ID takes"),
     ("router", "PATCH", "/predict", {}, 405, "/predict does not take PATCH"),
     ("router", "POST", "/predictions", {}, 405, "/predictions does not take POST"),
