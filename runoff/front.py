@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
 from werkzeug.wsgi import ClosingIterator
 
 from runoff import metrics
@@ -96,13 +95,9 @@ class Front:
         body = environ["wsgi.input"].read(int(length))
         # Should Flask have to look at it, it finds the body as it came.
         environ["wsgi.input"] = io.BytesIO(body)
-        try:
-            record = from_json(body)
-            ready = self._live.now()
-        except (ValueError, Unavailable):
-            return None
-        row = ready.reader.read_one(record)
-        if row is None:
+        ready = self._live.current
+        row = ready.reader.read_json(body) if ready else None
+        if ready is None or row is None:
             return None
         (probability,), headers = ready.predict(row, seen=True)
         content = b'{"prediction":%b,%b' % (float.__repr__(probability).encode(), ready.signature)
