@@ -117,9 +117,10 @@ def _prototype(live: Live) -> Prototype | None:
 
 
 def _examples(live: Live) -> dict[str, str]:
-    if not live.current:
-        return {"model": live.name}
-    return {"model": live.current.served.model, "version": live.current.served.version}
+    examples = {"model": live.name, "file": "swagger-ui.css"}
+    if live.current:
+        examples |= {"model": live.current.served.model, "version": live.current.served.version}
+    return examples
 
 
 def _components(live: Live) -> dict[str, Schema]:

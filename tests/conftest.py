@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from data import credit
 from launch.services import SERVICES, Services
@@ -23,6 +25,10 @@ from runoff.store import Store
 from traffic.clients import held_out
 
 CI = os.environ.get("CI") == "true"
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+PATIENCE = 30_000
 
 
 @dataclass(frozen=True)
@@ -189,3 +195,33 @@ def client(clients: list[dict[str, int]]) -> dict[str, int]:
 @pytest.fixture(scope="session")
 def features() -> tuple[str, ...]:
     return credit.FEATURES
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        # CI installs it, and must not pass without.
+        assert not CI, f"{CHROMIUM} is not there"
+        pytest.skip(f"{CHROMIUM} is not there: install Debian's chromium to run the browser tests")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab of its own, which fails the test if it asks another host or the console tells of an error."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, color_scheme="light")
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    hosts: set[str | None] = set()
+    errors: list[str] = []
+    tab.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    yield tab
+    context.close()
+    assert hosts - {None} <= {"127.0.0.1"}
+    assert errors == []

@@ -58,6 +58,7 @@ BROKEN_RECORDS = [
     ("a boolean for a number", changed(SEX=True), "/SEX", "type", "SEX must be a whole number"),
     ("null", changed(AGE=None), "/AGE", "type", "AGE must be a whole number"),
     ("a fraction for a whole number", changed(AGE=34.5), "/AGE", "type", "AGE must be a whole number"),
+    ("nearly a whole number", changed(AGE=34.0000000001), "/AGE", "type", "AGE must be a whole number"),
     ("an object for a number", changed(AGE={"years": [34]}), "/AGE", "type", "AGE must be a whole number"),
     ("a list for a number", changed(AGE=[34]), "/AGE", "type", "AGE must be a whole number"),
     ("NaN", changed(AGE=float("nan")), "/AGE", "type", "AGE must be a finite number"),

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from data.credit import PAYMENTS
-from tests.conftest import CI, House
+from tests.conftest import PATIENCE, House
 from traffic.clients import PROFILES
-
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-PATIENCE = 30_000
 
 # All bars of the request chart as [request id, probability], and the crosses of what was not answered.
 BARS = """() => document.querySelector("#requests-chart .js-plotly-plot").data
@@ -29,36 +22,6 @@ LAST_SHARE = """() => {
     const line = document.querySelector("#share-chart .js-plotly-plot").data[2];
     return [line.x.at(-1), line.y.at(-1)]; }"""
 COLOUR = "() => document.querySelector('#requests-chart .js-plotly-plot')?.data?.[0]?.marker.color"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        # CI installs it, and must not pass without.
-        assert not CI, f"{CHROMIUM} is not there"
-        pytest.skip(f"{CHROMIUM} is not there: install Debian's chromium to run the browser tests")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A tab of its own, which fails the test if it asks another host or the console tells of an error."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, color_scheme="light")
-    tab = context.new_page()
-    tab.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
-    hosts: set[str | None] = set()
-    errors: list[str] = []
-    tab.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    yield tab
-    context.close()
-    assert hosts - {None} <= {"127.0.0.1"}
-    assert errors == []
 
 
 def test_an_empty_dashboard_says_why_and_its_one_button_fills_it_with_what_the_router_recorded(
