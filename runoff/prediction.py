@@ -17,7 +17,17 @@ from typing import Any
 from flask import Blueprint, Flask, Response, g, jsonify, request
 from werkzeug.wsgi import get_input_stream
 
-from runoff import answers, batches, binary_tensors, logs, metrics, openapi, prediction_openapi, web
+from runoff import (
+    answers,
+    batches,
+    binary_tensors,
+    logs,
+    management_api,
+    metrics,
+    openapi,
+    prediction_openapi,
+    web,
+)
 from runoff.dialects import (
     DIALECTS,
     MLFLOW,
@@ -34,6 +44,7 @@ from runoff.dialects import (
 )
 from runoff.front import Front
 from runoff.live import Live, Ready
+from runoff.management import Management
 from runoff.operations import describe
 from runoff.problems import Malformed, NotFound, Unavailable
 from runoff.records import RecordReader
@@ -117,6 +128,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
 
     app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(_as_others_ask(name, live))
+    app.register_blueprint(management_api.blueprint(Management(live.store)))
     app.register_blueprint(openapi.blueprint(prediction_openapi.service(live)))
     return app
 

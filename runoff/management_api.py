@@ -1,0 +1,339 @@
+"""Versions and releases over REST, by the functions of `runoff.management`.
+
+Anybody may look. Who changes what is served needs the operator's key, RUNOFF_OPERATOR_KEY:
+`Authorization: Bearer <key>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from typing import Any, ClassVar
+
+from flask import Blueprint, Response, jsonify, request
+from typing_extensions import TypedDict
+
+from runoff import web
+from runoff.management import Management, NotReleased, parse_time
+from runoff.operations import describe
+from runoff.problems import (
+    Conflict,
+    FieldError,
+    Invalid,
+    Malformed,
+    NotAcceptable,
+    NotFound,
+    Problem,
+    UnsupportedMediaType,
+)
+from runoff.releases import Release
+from runoff.store import ModelVersion, NoSuchVersion, StoreError
+
+KEY = "RUNOFF_OPERATOR_KEY"
+MAX_TEXT = 500
+
+
+class Unauthorized(Problem):
+    """No key was sent."""
+
+    status: ClassVar[int] = 401
+    slug: ClassVar[str] = "unauthorized"
+    title: ClassVar[str] = "An operator's key is needed"
+
+
+class Forbidden(Problem):
+    """The key is not the operator's, or there is none by which anybody could be known."""
+
+    status: ClassVar[int] = 403
+    slug: ClassVar[str] = "forbidden"
+    title: ClassVar[str] = "This key does not open it"
+
+
+class ServedDetails(TypedDict):
+    """A version that a service serves."""
+
+    model: str
+    version: str
+    digest: str | None
+
+
+class ReleaseDetails(TypedDict):
+    """A release; `changes` holds what is served from `time` on, by the name of the service."""
+
+    id: str
+    time: str
+    by: str
+    reason: str
+    action: str
+    changes: dict[str, ServedDetails]
+
+
+class History(TypedDict):
+    """What a service serves, or did at the time asked for, and all of its releases, oldest first."""
+
+    service: str
+    live: ServedDetails | None
+    releases: list[ReleaseDetails]
+
+
+class VersionSummary(TypedDict):
+    """A version, in a line."""
+
+    version: str
+    created: str
+    digest: str | None
+    algorithm: str | None
+    metrics: dict[str, Any]
+
+
+class Versions(TypedDict):
+    """The versions of a model, oldest first."""
+
+    model: str
+    versions: list[VersionSummary]
+
+
+class VersionDetails(VersionSummary):
+    """Everything that is known of a version."""
+
+    model: str
+    record: dict[str, Any]
+    prototype: dict[str, Any]
+    files: dict[str, str]
+    untranslated: str | None
+
+
+class ChangeDetails(TypedDict):
+    """One thing in which two versions differ."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+class DifferenceDetails(TypedDict):
+    """What tells two versions apart."""
+
+    before: dict[str, str]
+    after: dict[str, str]
+    about: list[ChangeDetails]
+    parameters: list[ChangeDetails]
+    metrics: list[ChangeDetails]
+    importance: list[ChangeDetails]
+    schema: list[ChangeDetails]
+
+
+TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+
+
+def _body_of(**fields: Any) -> Any:
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    return lambda: {"application/json": schema}
+
+
+CHANGES = (Unauthorized, Forbidden, NotFound, Conflict, Malformed, UnsupportedMediaType, Invalid)
+
+
+def blueprint(management: Management) -> Blueprint:
+    """The addresses under which versions are managed."""
+    api = Blueprint("management", __name__)
+
+    @api.get("/v1/models/<model>/versions")
+    @describe(NotFound, tag="versions")
+    def versions(model: str) -> Versions:
+        """The versions of a model."""
+        found = management.store.versions(model)
+        if not found:
+            raise NotFound(f"the store holds no version of {model!r}")
+        return {"model": model, "versions": [summary(version) for version in found]}
+
+    @api.get("/v1/models/<model>/versions/<version>")
+    @describe(NotFound, tag="versions", answer=VersionDetails)
+    def version(model: str, version: str) -> Response:
+        """One version: its training record, what it takes, the digests of its files."""
+        return _cached(jsonify(details(_found(model, version))))
+
+    @api.get("/v1/models/<model>/versions/<version>/card")
+    @describe(
+        NotFound,
+        NotAcceptable,
+        tag="versions",
+        media_type="text/html",
+        answer=str,
+        more={"text/markdown": {"type": "string"}},
+    )
+    def card(model: str, version: str) -> Response:
+        """The model card, in HTML or, where that is what is accepted, in Markdown."""
+        forms = {"text/html": "html", "text/markdown": "md"}
+        accepted = request.accept_mimetypes
+        chosen = accepted.best_match(list(forms)) if accepted else "text/html"
+        if chosen is None:
+            raise NotAcceptable("a card is answered as text/html or text/markdown")
+        form: Any = forms[chosen]
+        return _cached(Response(management.card(_found(model, version), form), mimetype=chosen))
+
+    @api.get("/v1/models/<model>/diff")
+    @describe(
+        NotFound,
+        tag="versions",
+        query={"from": {"type": "string"}, "to": {"type": "string", "default": "newest"}},
+    )
+    def diff(model: str) -> DifferenceDetails:
+        """What tells two versions apart: what of training, metrics, importance and schema differs."""
+        if "from" not in request.args:
+            raise Malformed("the query must hold from, the id of a version")
+        before, after = (_found(model, request.args.get(name, "newest")) for name in ("from", "to"))
+        told: Any = management.diff(before, after).to_json()
+        return told  # type: ignore[no-any-return]
+
+    @api.get("/v1/models/<model>/releases")
+    @describe(tag="versions", query={"at": {"type": "string", "format": "date-time"}})
+    def releases(model: str) -> History:
+        """What a service serves, or served at a time, and all that was ever released to it."""
+        try:
+            at = parse_time(request.args["at"]) if "at" in request.args else None
+        except (ValueError, OverflowError):
+            raise Malformed("at takes a time such as 2026-11-23T14:05Z") from None
+        live: Any = management.live(model, at)
+        return {
+            "service": model,
+            "live": live.to_json() if live else None,
+            "releases": [_told(release) for release in management.history(model)],
+        }
+
+    @api.post("/v1/models/<model>/releases")
+    @describe(
+        *CHANGES,
+        tag="operation",
+        secured=True,
+        request=_body_of(version=TEXT, reason=TEXT, by=TEXT),
+    )
+    def release(model: str) -> ReleaseDetails:
+        """Let a service serve a version from now on, after a self-test."""
+        _authorize()
+        asked = _texts("version", "reason", "by")
+        chosen = _found(model, asked["version"])
+        return _done(lambda: management.release(model, chosen, by=asked["by"], reason=asked["reason"]))
+
+    @api.post("/v1/models/<model>/rollback")
+    @describe(*CHANGES, tag="operation", secured=True, request=_body_of(reason=TEXT, by=TEXT))
+    def rollback(model: str) -> ReleaseDetails:
+        """Let a service serve what it served before."""
+        _authorize()
+        asked = _texts("reason", "by")
+        return _done(lambda: management.rollback(model, by=asked["by"], reason=asked["reason"]))
+
+    @api.post("/v1/swap")
+    @describe(
+        *CHANGES,
+        tag="operation",
+        secured=True,
+        request=_body_of(one=TEXT, other=TEXT, reason=TEXT, by=TEXT),
+    )
+    def swap() -> ReleaseDetails:
+        """Let two services exchange what they serve."""
+        _authorize()
+        asked = _texts("one", "other", "reason", "by")
+        return _done(
+            lambda: management.swap(asked["one"], asked["other"], by=asked["by"], reason=asked["reason"])
+        )
+
+    def _found(model: str, wanted: str) -> ModelVersion:
+        try:
+            return management.version(model, wanted)
+        except NoSuchVersion as error:
+            raise NotFound(str(error)) from None
+
+    return api
+
+
+def summary(version: ModelVersion) -> VersionSummary:
+    """A version in a line, in JSON types."""
+    return {
+        "version": version.id,
+        "created": version.created.isoformat().replace("+00:00", "Z"),
+        "digest": version.digest,
+        "algorithm": version.record.get("algorithm"),
+        "metrics": version.record.get("metrics", {}),
+    }
+
+
+def details(version: ModelVersion) -> VersionDetails:
+    """All that is known of a version, in JSON types."""
+    return {
+        **summary(version),
+        "model": version.name,
+        "record": dict(version.record),
+        "prototype": version.prototype.to_json(),
+        "files": dict(version.files),
+        "untranslated": version.untranslated,
+    }
+
+
+def _told(release: Release) -> ReleaseDetails:
+    told: Any = release.to_json()
+    return told  # type: ignore[no-any-return]
+
+
+def _done(change: Any) -> ReleaseDetails:
+    """What came of a change; a version that fails its test is a conflict with what is wanted."""
+    try:
+        return _told(change())
+    except NotReleased as error:
+        raise Conflict(str(error)) from None
+    except StoreError as error:
+        raise Conflict(f"not released: {error}") from None
+
+
+def _authorize() -> None:
+    """See that the operator asks.
+
+    Raises:
+        Unauthorized: no key was sent.
+        Forbidden: it is not the operator's, or no key is configured.
+    """
+    key = os.environ.get(KEY)
+    if not key:
+        raise Forbidden(f"nothing can be changed over REST: this service was started without {KEY}")
+    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not sent:
+        raise Unauthorized(
+            "send the operator's key: 'Authorization: Bearer <key>'", headers={"WWW-Authenticate": "Bearer"}
+        )
+    if not hmac.compare_digest(sent.strip().encode(), key.encode()):
+        raise Forbidden("this is not the operator's key")
+
+
+def _texts(*names: str) -> dict[str, str]:
+    """The texts of a JSON body, all of them needed.
+
+    Raises:
+        Invalid: one is missing, is no text, is empty or too long, or there are others.
+    """
+    body = web.json_body()
+    if not isinstance(body, dict):
+        raise Invalid(
+            f"the body must be an object with {', '.join(names)}",
+            errors=[FieldError("", "type", "the body must be an object", body)],
+        )
+    errors = [
+        FieldError(f"/{name}", "type", f"{name} must be a text of 1 to {MAX_TEXT} letters", body.get(name))
+        for name in names
+        if not isinstance(body.get(name), str) or not 0 < len(body[name].strip()) <= MAX_TEXT
+    ]
+    errors += [
+        FieldError(f"/{name}", "additionalProperties", f"{name[:40]} is not known here", body[name])
+        for name in body
+        if name not in names
+    ]
+    if errors:
+        raise Invalid(errors[0].detail, errors=errors)
+    return body
+
+
+def _cached(response: Response) -> Response:
+    """What changes seldom, with a tag by which a caller need not get it twice."""
+    response.headers["Cache-Control"] = "no-cache"
+    response.set_etag(hashlib.sha256(response.get_data()).hexdigest()[:32])
+    return response.make_conditional(request)  # type: ignore[return-value]
