@@ -19,7 +19,8 @@ from launch.progress import Voice
 from launch.services import SERVICES, LaunchError, Services, ports
 from notebooks import train
 from router import experiment
-from runoff.store import Store
+from runoff.management import Management
+from runoff.store import Store, StoreError
 from traffic.clients import held_out
 from traffic.send import Sent, send
 from verdict.split import share_interval
@@ -32,7 +33,14 @@ TAG = "simulation"
 ALL_WELL = 200
 
 # What can be wrong without a fault of ours; its message is all that is said.
-EXPECTED = (LaunchError, train.TrainingFailed, BadData, FileNotFoundError, experiment.ExperimentError)
+EXPECTED = (
+    LaunchError,
+    train.TrainingFailed,
+    BadData,
+    FileNotFoundError,
+    experiment.ExperimentError,
+    StoreError,
+)
 
 
 def main(*, smoke: bool) -> int:
@@ -72,13 +80,19 @@ def main(*, smoke: bool) -> int:
 
 
 def _train(voice: Voice) -> None:
-    """Execute the notebooks of which the store holds no version of this data and code."""
-    store = Store.open()
+    """Execute the notebooks of which the store holds no version of this data and code.
+
+    What is trained here is released here. Where nothing is trained, what was released stays.
+    """
+    management = Management(Store.open())
     for name in train.NOTEBOOKS:
-        version = train.trained(store, name)
+        version = train.trained(management.store, name)
+        trained = version is None
         if version is None:
             with voice.progress(f"Training {name} by its notebook", train.count_cells(name)) as advance:
-                version = train.train_one(store, name, advance)
+                version = train.train_one(management.store, name, advance)
+        if trained or management.live(name) is None:
+            management.release(name, version, by="make run", reason="trained on these data by this code")
         area = version.record["metrics"]["roc_auc"]["value"]
         voice.say(
             f"{name} {version.id}: {version.record['algorithm']}, ROC AUC {area:.3f} on held-out clients"

@@ -427,3 +427,7 @@ def _say_table(
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return console.print(table)
+
+
+if __name__ == "__main__":
+    main(prog_name="runoff")
