@@ -17,6 +17,7 @@ import gc
 import importlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +34,7 @@ THREADS = 64
 BACKLOG = 1024
 CONNECTIONS = 1024
 HEADER_TIMEOUT_MS = 10_000
-DRAIN_SECONDS = 15
+DRAIN_SECONDS = 10
 
 
 def serve(target: str, *, host: str, port: int, workers: int, factory: bool = False) -> None:
@@ -54,6 +55,9 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
     sys.path.insert(0, str(Path.cwd()))
     importlib.import_module(target.partition(":")[0])
     gc.freeze()
+    # A worker is forked with its parent's handler of SIGTERM. Until it has one of its own it is to end at
+    # once: a stop that came so early would be lost, and it be killed when its time to drain is over.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     Granian(
         target,
         address=host,
