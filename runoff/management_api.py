@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from flask import Blueprint, Response, jsonify, request
@@ -16,7 +17,7 @@ from typing_extensions import TypedDict
 
 from runoff import web
 from runoff.management import Management, NotReleased, parse_time
-from runoff.operations import describe
+from runoff.operations import JSON, Schema, describe
 from runoff.problems import (
     Conflict,
     FieldError,
@@ -25,6 +26,7 @@ from runoff.problems import (
     NotAcceptable,
     NotFound,
     Problem,
+    TooLarge,
     UnsupportedMediaType,
 )
 from runoff.releases import Release
@@ -124,15 +126,20 @@ class DifferenceDetails(TypedDict):
     schema: list[ChangeDetails]
 
 
-TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+def _texts_like(**examples: str) -> Callable[[], Mapping[str, Schema]]:
+    """The content of a body that holds these texts, all of them needed."""
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+    schema = {
+        "type": "object",
+        "properties": dict.fromkeys(examples, text),
+        "required": list(examples),
+        "additionalProperties": False,
+    }
+    return lambda: {JSON: {"schema": schema, "examples": {"usual": {"value": examples}}}}
 
 
-def _body_of(**fields: Any) -> Any:
-    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-    return lambda: {"application/json": schema}
-
-
-CHANGES = (Unauthorized, Forbidden, NotFound, Conflict, Malformed, UnsupportedMediaType, Invalid)
+CHANGES = (Unauthorized, Forbidden, Conflict, TooLarge, UnsupportedMediaType, Invalid)
+WHY = {"reason": "better calibrated", "by": "ada"}
 
 
 def blueprint(management: Management) -> Blueprint:
@@ -149,7 +156,7 @@ def blueprint(management: Management) -> Blueprint:
         return {"model": model, "versions": [summary(version) for version in found]}
 
     @api.get("/v1/models/<model>/versions/<version>")
-    @describe(NotFound, tag="versions", answer=VersionDetails)
+    @describe(NotFound, tag="versions", answer=VersionDetails, statuses=(200, 304))
     def version(model: str, version: str) -> Response:
         """One version: its training record, what it takes, the digests of its files."""
         return _cached(jsonify(details(_found(model, version))))
@@ -161,7 +168,8 @@ def blueprint(management: Management) -> Blueprint:
         tag="versions",
         media_type="text/html",
         answer=str,
-        more={"text/markdown": {"type": "string"}},
+        statuses=(200, 304),
+        more={"text/markdown": {"schema": {"type": "string"}}},
     )
     def card(model: str, version: str) -> Response:
         """The model card, in HTML or, where that is what is accepted, in Markdown."""
@@ -178,6 +186,7 @@ def blueprint(management: Management) -> Blueprint:
         NotFound,
         tag="versions",
         query={"from": {"type": "string"}, "to": {"type": "string", "default": "newest"}},
+        required=("from",),
     )
     def diff(model: str) -> DifferenceDetails:
         """What tells two versions apart: what of training, metrics, importance and schema differs."""
@@ -205,9 +214,10 @@ def blueprint(management: Management) -> Blueprint:
     @api.post("/v1/models/<model>/releases")
     @describe(
         *CHANGES,
+        NotFound,
         tag="operation",
         secured=True,
-        request=_body_of(version=TEXT, reason=TEXT, by=TEXT),
+        request=_texts_like(version="newest", **WHY),
     )
     def release(model: str) -> ReleaseDetails:
         """Let a service serve a version from now on, after a self-test."""
@@ -217,7 +227,7 @@ def blueprint(management: Management) -> Blueprint:
         return _done(lambda: management.release(model, chosen, by=asked["by"], reason=asked["reason"]))
 
     @api.post("/v1/models/<model>/rollback")
-    @describe(*CHANGES, tag="operation", secured=True, request=_body_of(reason=TEXT, by=TEXT))
+    @describe(*CHANGES, tag="operation", secured=True, request=_texts_like(**WHY))
     def rollback(model: str) -> ReleaseDetails:
         """Let a service serve what it served before."""
         _authorize()
@@ -229,7 +239,7 @@ def blueprint(management: Management) -> Blueprint:
         *CHANGES,
         tag="operation",
         secured=True,
-        request=_body_of(one=TEXT, other=TEXT, reason=TEXT, by=TEXT),
+        request=_texts_like(one="model-a", other="model-b", **WHY),
     )
     def swap() -> ReleaseDetails:
         """Let two services exchange what they serve."""

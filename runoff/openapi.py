@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any, get_args, get_origin, get_type_hints
 
 from flask import Blueprint, Flask, Response, current_app, request, send_from_directory
 
+from runoff import __version__
 from runoff.operations import JSON, Operation, Schema, describe
 from runoff.problems import Malformed, NotFound, Problem, ProblemDetails
 from runoff.web import REQUEST_ID
@@ -120,7 +120,7 @@ def build(app: Flask, service: Service) -> dict[str, Any]:
         components["securitySchemes"] = {OPERATOR: {"type": "http", "scheme": "bearer"}}
     return {
         "openapi": "3.1.0",
-        "info": {"title": service.title, "description": service.about, "version": version("runoff")},
+        "info": {"title": service.title, "description": service.about, "version": __version__},
         # Where the document is, whatever prefix that is below.
         "servers": [{"url": "."}],
         "paths": dict(sorted(paths.items())),
@@ -201,7 +201,8 @@ def _told(view: _View, schemas: _Schemas, examples: Mapping[str, str]) -> dict[s
         example = {"example": examples[name]} if name in examples else {}
         told["parameters"].append({"name": name, "in": "path", "required": True, "schema": schema, **example})
     for name, schema in operation.query.items():
-        told["parameters"].append({"name": name, "in": "query", "schema": schema})
+        required = name in operation.required
+        told["parameters"].append({"name": name, "in": "query", "required": required, "schema": schema})
     if operation.request:
         told["requestBody"] = {"required": True, "content": operation.request()}
     if operation.secured:
@@ -218,7 +219,11 @@ def _responses(view: _View, schemas: _Schemas) -> dict[str, Any]:
         for name, about in operation.headers.items()
     }
     responses: dict[str, Any] = {
-        str(status): {"description": HTTPStatus(status).phrase, "headers": headers | own, "content": content}
+        str(status): {
+            "description": HTTPStatus(status).phrase,
+            "headers": headers | own,
+            "content": {} if status == HTTPStatus.NOT_MODIFIED else content,
+        }
         for status in operation.statuses
     }
     refused = {PROBLEM_JSON: {"schema": schemas[ProblemDetails]}}

@@ -26,9 +26,10 @@ class Operation:
         statuses: those of an answer in its usual form.
         media_type: of the answer.
         answer: the type of the answer, where the view's annotation does not tell.
-        request: gives the content of a request's body, by media type.
-        more: content of the answer in other media types.
+        request: gives the content of a request's body: by media type, a schema and examples.
+        more: content of the answer in other media types, likewise.
         query: parameters of the query, by name.
+        required: those of them that must be there.
         headers: what the answer's own headers say, by name.
         secured: whether it takes an operator's key.
     """
@@ -43,6 +44,7 @@ class Operation:
     request: Callable[[], Mapping[str, Schema]] | None = None
     more: Mapping[str, Schema] = field(default_factory=dict)
     query: Mapping[str, Schema] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     secured: bool = False
 

@@ -55,7 +55,7 @@ def service(live: Live) -> Service:
         f"Predictions of {live.name}",
         "The probability of the outcome, for one record or many, in the dialects that clients of several"
         " systems speak. The schema of a record is that of the version that is live.",
-        schemas=lambda: _components(live),
+        schemas=lambda: _components(live) | OBJECTS,
         examples=lambda: _examples(live),
     )
 
@@ -159,6 +159,10 @@ def _object(**properties: Schema) -> Schema:
 
 
 RECORD, WIDER, ROW, TEXT = _ref("Record"), _ref("WiderRecord"), _ref("Row"), {"type": "string"}
+OBJECTS = {
+    "Records": _object(records=_list(RECORD)) | {"additionalProperties": False},
+    "Original": _object(input=TEXT) | {"additionalProperties": False},
+}
 WIDER_ROWS = _list({"anyOf": [WIDER, ROW]})
 VALUES = _list({"type": "array"})
 
@@ -210,11 +214,11 @@ def _text(prototype: Prototype) -> dict[str, Any]:
 BODIES: dict[str, tuple[Schema, Callable[[Prototype], Any]]] = {
     "record": (RECORD, lambda prototype: prototype.example),
     "records": (
-        _object(records=_list(RECORD)) | {"additionalProperties": False},
+        _ref("Records"),
         lambda prototype: {"records": [prototype.example]},
     ),
     "vetiver": (_list(WIDER), lambda prototype: [prototype.example]),
-    "2020 original": (_object(input=TEXT) | {"additionalProperties": False}, _text),
+    "2020 original": (_ref("Original"), _text),
     "MLflow": (
         {
             "type": "object",

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import sqlite3
+import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import urllib3
+from flask import Flask
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from werkzeug.serving import make_server
 
 from data import credit
 from launch.services import SERVICES, Services
@@ -225,3 +229,43 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
     assert hosts - {None} <= {"127.0.0.1"}
     assert errors == []
+
+
+def run_in(python: Path, script: str, *arguments: object, given: Any = None) -> Any:
+    """Run a script by another environment's interpreter, away from this checkout.
+
+    Args:
+        python: the interpreter.
+        script: what it runs; what that prints last is the answer, as JSON.
+        arguments: its arguments.
+        given: what it reads as JSON from its input.
+    """
+    done = subprocess.run(
+        [python, "-W", "ignore", "-c", script, *map(str, arguments)],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def served(app: Flask, prefix: str = "") -> Iterator[str]:
+    """An app behind a proxy that takes a prefix from each address, and says nothing of it."""
+
+    def proxied(environ: dict[str, Any], start_response: Any) -> Any:
+        assert environ["PATH_INFO"].startswith(prefix)
+        return app(environ | {"PATH_INFO": environ["PATH_INFO"].removeprefix(prefix)}, start_response)
+
+    server = make_server("127.0.0.1", 0, proxied, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+    finally:
+        server.shutdown()
+        thread.join()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,19 @@ import pytest
 from flask import Flask
 from jsonschema import Draft202012Validator
 from playwright.sync_api import Page, expect
-from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
+from runoff.management import Management
+from runoff.management_api import KEY
 from runoff.prediction import create_app
 from runoff.prototype import Prototype
 from runoff.store import Store
 from runoff.web import MAX_BODY_BYTES
+from tests.conftest import served
 
 PREFIX = "/model-management-python/model-a-predict"
 METHODS = ("get", "post", "put", "patch", "delete")
+OPERATOR = {"Authorization": "Bearer open sesame"}
 
 
 @pytest.fixture(scope="module", params=["model-a", "model-b"])
@@ -32,15 +33,21 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def app(name: str, store: Store) -> Flask:
-    return create_app(name, store=store)
+def app(name: str, board: Path, tmp_path_factory: pytest.TempPathFactory) -> Flask:
+    """A service on a board of its own, on which all that can be done with versions can be done."""
+    folder = tmp_path_factory.mktemp("own") / "board"
+    shutil.copytree(board, folder)
+    management = Management(Store.open(folder))
+    for model in ("model-a", "model-b") * 2:
+        management.release(model, management.version(model), by="a test", reason="to have a past")
+    return create_app(name, store=management.store)
 
 
 @pytest.fixture(scope="module")
 def unable(name: str, board: Path, tmp_path_factory: pytest.TempPathFactory) -> Flask:
-    """The same service, whose version is damaged."""
+    """The same service, whose versions are damaged."""
     folder = tmp_path_factory.mktemp("damaged") / "board"
-    shutil.copytree(board / name, folder / name)
+    shutil.copytree(board, folder)
     for file in folder.glob("*/*/*.joblib"):
         file.write_bytes(b"")
     return create_app(name, store=Store.open(folder))
@@ -78,15 +85,26 @@ def test_a_record_is_told_by_the_columns_of_the_model(app: Flask, document: dict
     assert record["examples"] == [Prototype.from_json(prototype).example]
 
 
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "open sesame")
+
+
 def test_every_example_of_a_request_is_answered(app: Flask, document: dict[str, Any]) -> None:
     asked = 0
     for path, method, operation in operations(document):
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
         for name, example in content.get("examples", {}).items():
-            reply = app.test_client().open(at(path, operation), method=method, json=example["value"])
+            reply = app.test_client().open(
+                at(path, operation),
+                method=method.upper(),
+                json=example["value"],
+                headers=OPERATOR,
+                buffered=True,
+            )
             assert reply.status_code == 200, (path, name, reply.text)
             asked += 1
-    assert asked == 3 * 4 + 1 + 1 + 2
+    assert asked == 3 * 4 + 1 + 1 + 2 + 3
 
 
 def test_every_answer_in_the_document_occurs_and_is_as_it_says(
@@ -98,6 +116,8 @@ def test_every_answer_in_the_document_occurs_and_is_as_it_says(
             reply = provoked(app, unable, path, method, operation, int(status))
             assert reply.status_code == int(status), (path, status, reply.text)
             assert reply.headers["X-Request-ID"]
+            if status == "304":
+                continue
             content = told["content"].get(reply.mimetype, told["content"].get("*/*"))
             assert content is not None, (path, status, reply.mimetype)
             if reply.is_json:
@@ -106,12 +126,15 @@ def test_every_answer_in_the_document_occurs_and_is_as_it_says(
 
 
 def at(path: str, operation: dict[str, Any], **values: str) -> str:
-    """A path with its parameters as in their examples, or others."""
+    """An address with its parameters as in their examples, or others."""
+    query = []
     for parameter in operation["parameters"]:
         if parameter.get("in") == "path":
             name = parameter["name"]
             path = path.replace(f"{{{name}}}", values.get(name, parameter["example"]))
-    return path
+        elif parameter.get("required"):
+            query.append(f"{parameter['name']}=newest")
+    return f"{path}?{'&'.join(query)}"
 
 
 def provoked(
@@ -119,22 +142,32 @@ def provoked(
 ) -> TestResponse:
     """What a service answers to a request that ought to get this status."""
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    sent: dict[str, Any] = {"method": method}
-    if body:
-        sent["json"] = next(iter(body["examples"].values()))["value"]
-    if status == 400:
-        sent["headers"] = {"X-Request-ID": "not an id"}
-    if status == 404:
-        path = at(path, operation, model="nobody", file="nothing", version="nothing")
-    if status == 406:
-        sent |= {"json": None, "data": "{}", "content_type": "text/csv", "headers": {"Accept": "image/png"}}
-    if status == 413:
-        sent |= {"json": None, "data": b" " * (MAX_BODY_BYTES + 1), "content_type": "application/json"}
-    if status == 415:
-        sent |= {"json": None, "data": "{}", "content_type": "text/plain"}
-    if status == 422:
+    address = at(path, operation)
+    headers = dict(OPERATOR) if "security" in operation else {}
+    sent: dict[str, Any] = {"json": next(iter(body["examples"].values()))["value"]} if body else {}
+    if status == 304:
+        headers["If-None-Match"] = app.test_client().get(address).headers["ETag"]
+    elif status == 400:
+        headers["X-Request-ID"] = "not an id"
+    elif status == 401:
+        del headers["Authorization"]
+    elif status == 403:
+        headers["Authorization"] = "Bearer of bad news"
+    elif status == 404:
+        address = at(path, operation, model="nobody", file="nothing", version="nothing")
+    elif status == 406:
+        headers["Accept"] = "image/png"
+        sent = {"data": "{}", "content_type": "text/csv"} if body else {}
+    elif status == 409 and path == "/v1/swap":
+        sent["json"] |= {"one": sent["json"]["other"]}
+    elif status == 413:
+        sent = {"data": b" " * (MAX_BODY_BYTES + 1), "content_type": "application/json"}
+    elif status == 415:
+        sent = {"data": "{}", "content_type": "text/plain"}
+    elif status == 422:
         sent["json"] = {}
-    return (unable if status == 503 else app).test_client().open(at(path, operation), **sent)
+    asked = unable if status in (409, 503) else app
+    return asked.test_client().open(address, method=method.upper(), headers=headers, buffered=True, **sent)
 
 
 def closed(schema: Any) -> Any:
@@ -148,8 +181,8 @@ def closed(schema: Any) -> Any:
 
 
 def test_the_page_shows_the_document_and_asks_the_service_below_any_prefix(store: Store, page: Page) -> None:
-    with served(create_app("model-a", store=store)) as url:
-        page.goto(f"{url}{PREFIX}/docs")
+    with served(create_app("model-a", store=store), PREFIX) as url:
+        page.goto(f"{url}/docs")
         page.get_by_role("button", name="post /predict", exact=False).first.click()
         page.get_by_role("button", name="Try it out").click()
         page.get_by_role("button", name="Execute").click()
@@ -157,21 +190,3 @@ def test_the_page_shows_the_document_and_asks_the_service_below_any_prefix(store
         expect(answered.locator(".response-col_status")).to_contain_text("200")
         expect(answered).to_contain_text(store.version("model-a").id)
         expect(page.locator(".request-url")).to_contain_text(f"{PREFIX}/predict")
-
-
-@contextmanager
-def served(app: Flask) -> Iterator[str]:
-    """An app behind a proxy that takes a prefix from each address, and says nothing of it."""
-
-    def proxied(environ: dict[str, Any], start_response: Any) -> Any:
-        assert environ["PATH_INFO"].startswith(PREFIX)
-        return app(environ | {"PATH_INFO": environ["PATH_INFO"].removeprefix(PREFIX)}, start_response)
-
-    server = make_server("127.0.0.1", 0, proxied, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,7 +12,7 @@ from data import credit
 from launch import environment
 from runoff.prediction import create_app
 from runoff.store import Store
-from tests.conftest import House
+from tests.conftest import House, run_in
 
 LOCK = Path(__file__).with_name("requirements-vetiver.txt")
 
@@ -68,31 +64,16 @@ def their_python() -> Path:
     return environment.of(LOCK)
 
 
-def run(python: Path, script: str, *arguments: object, given: Any = None) -> Any:
-    """Run a script in that environment, away from this checkout; what it prints last is its answer."""
-    done = subprocess.run(
-        [python, "-W", "ignore", "-c", script, *map(str, arguments)],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_their_environment_has_nothing_of_ours(their_python: Path) -> None:
     script = "import importlib.util as u, json; print(json.dumps(u.find_spec('runoff') is None))"
-    assert run(their_python, script) is True
+    assert run_in(their_python, script) is True
 
 
 @pytest.mark.parametrize("name", ["model-a", "model-b"])
 def test_vetiver_loads_our_pin_and_its_model_gives_the_same_probabilities(
     their_python: Path, board: Path, store: Store, clients: list[dict[str, int]], name: str
 ) -> None:
-    theirs = run(their_python, LOAD, board, name, given=clients)
+    theirs = run_in(their_python, LOAD, board, name, given=clients)
     ours = store.load(name)
     assert theirs["probabilities"] == ours.probabilities(pd.DataFrame(clients)).tolist()
     assert theirs["columns"] == list(credit.FEATURES)
@@ -105,20 +86,20 @@ def test_vetiver_loads_our_pin_and_its_model_gives_the_same_probabilities(
 def test_the_client_of_vetiver_gets_probabilities_from_our_service(
     their_python: Path, house: House, store: Store, clients: list[dict[str, int]]
 ) -> None:
-    theirs = run(their_python, ASK, f"{house.model_a.url}/predict", given=clients[:20])
+    theirs = run_in(their_python, ASK, f"{house.model_a.url}/predict", given=clients[:20])
     assert theirs == store.load("model-a").probabilities(pd.DataFrame(clients[:20])).tolist()
 
 
 def test_the_client_of_vetiver_may_ask_the_router_instead(
     their_python: Path, house: House, store: Store, clients: list[dict[str, int]]
 ) -> None:
-    theirs = run(their_python, ASK, f"{house.router_url}/predict", given=clients[:20])
+    theirs = run_in(their_python, ASK, f"{house.router_url}/predict", given=clients[:20])
     frame = pd.DataFrame(clients[:20])
     assert theirs in [store.load(name).probabilities(frame).tolist() for name in ("model-a", "model-b")]
 
 
 def test_our_service_serves_a_pin_that_vetiver_wrote(their_python: Path, tmp_path: Path) -> None:
-    theirs = run(their_python, WRITE, tmp_path)
+    theirs = run_in(their_python, WRITE, tmp_path)
     client = create_app("theirs", store=Store.open(tmp_path)).test_client()
     rows = [{"b": b, "a": a} for b, a in zip([3, 1, 4, 1, 5, 9], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], strict=True)]
     assert client.post("/predict", json=rows).json == {"predict": pytest.approx(theirs)}
