@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
 
 from pydantic_core import from_json
@@ -363,6 +364,16 @@ def _read_parquet(body: ReadAhead, _prototype: Prototype) -> Iterator[list[Any]]
                 yield batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise Malformed(f"the body is not Parquet: {error}") from None
+
+
+def records_of_parquet(content: bytes, prototype: Prototype) -> list[Any]:
+    """The records of a Parquet file that is in memory.
+
+    Raises:
+        Malformed: it is none.
+        UnsupportedMediaType: pyarrow is not installed.
+    """
+    return list(chain.from_iterable(_read_parquet(ReadAhead(io.BytesIO(content)), prototype)))
 
 
 def _read_arrow(body: ReadAhead, _prototype: Prototype) -> Iterator[list[Any]]:

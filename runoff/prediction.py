@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
 from werkzeug.wsgi import get_input_stream
 
 from runoff import (
+    __version__,
     answers,
     batches,
     binary_tensors,
@@ -200,7 +200,7 @@ def _as_others_ask(name: str, live: Live) -> Blueprint:
     @told(media_type="text/plain", answer=str)
     def runoff_version() -> Response:
         """The version of Runoff, for clients of MLflow."""
-        return Response(version("runoff"), mimetype="text/plain")
+        return Response(__version__, mimetype="text/plain")
 
     @others.get("/v1/models")
     @told()
@@ -219,7 +219,7 @@ def _as_others_ask(name: str, live: Live) -> Blueprint:
     @told()
     def server() -> answers.Server:
         """The server and the extensions of the Open Inference Protocol that it speaks."""
-        return {"name": "runoff", "version": version("runoff"), "extensions": [binary_tensors.NAME]}
+        return {"name": "runoff", "version": __version__, "extensions": [binary_tensors.NAME]}
 
     @others.get("/v2/health/live")
     @told()
@@ -257,6 +257,8 @@ def _body(address: str, reader: RecordReader) -> Any:
     if address in MLFLOW and request.mimetype == batches.CSV:
         features = {feature.name: feature for feature in reader.prototype.features}
         return {"dataframe_records": records_of_csv(web.text_body(), features)}
+    if address in MLFLOW and request.mimetype == batches.PARQUET:
+        return {"dataframe_records": batches.records_of_parquet(web.whole_body(), reader.prototype)}
     if address in V2 and (header := request.headers.get(binary_tensors.HEADER)):
         text, data = binary_tensors.split(web.whole_body(), header)
         body = web.from_json(text)
