@@ -2,3 +2,6 @@
 
 Nothing in here knows of credit, of the router or of the dashboard.
 """
+
+# The one place: the package takes it from here, and what is published is not installed as a package.
+__version__ = "0.1.0"
