@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs bench lock fetch clean
+.PHONY: help run smoke train test check format docs bench lock fetch manifests publish-notebooks clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 run: .runs ## set up, train, start all services, send a first burst, stay up until Ctrl-C
 	@exec $(VENV) -m launch
@@ -40,9 +40,20 @@ lock: ## compile the locks anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) --all-extras -c requirements.txt \
 		pyproject.toml -o requirements-dev.txt
+	for each in publish/requirements/*.in; do uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
+		-c requirements.txt $$each -o $${each%.in}.txt || exit; done
 
 fetch: .develops ## get the whole data set, 30,000 clients, from its publisher
 	@exec $(VENV) -m data.fetch
+
+manifests: .develops ## write what would be published, with its manifests, to var/publish/
+	@exec $(VENV) -m publish --manifest all
+
+publish-%: .develops ## publish to Posit Connect: model-a, model-b, router, dashboard, notebooks (docs/publishing.md)
+	@exec $(VENV) -m publish $* -- $(ARGS)
+
+publish-notebooks: .develops
+	@exec $(VENV) -m publish notebook-a notebook-b -- $(ARGS)
 
 clean: ## remove the environment, the models, the ledger and the logs
 	rm -rf .venv var *.egg-info
