@@ -41,7 +41,7 @@ lock: ## compile the locks anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) --all-extras -c requirements.txt \
 		pyproject.toml -o requirements-dev.txt
 	for each in publish/requirements/*.in; do uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
-		-c requirements.txt $$each -o $${each%.in}.txt || exit; done
+		--no-annotate -c requirements.txt $$each -o $${each%.in}.txt || exit; done
 
 fetch: .develops ## get the whole data set, 30,000 clients, from its publisher
 	@exec $(VENV) -m data.fetch
