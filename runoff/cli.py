@@ -7,26 +7,31 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import urllib3
 from rich.console import Console
 from rich.table import Table
 
+from runoff.card import number, part, told
 from runoff.management import Change, Management, parse_time
-from runoff.management_api import details, summary
+from runoff.management_api import MAX_TEXT, details, summary
 from runoff.releases import Release, Served
-from runoff.store import ModelVersion, Store, StoreError
+from runoff.store import Store, StoreError
 
+BOARD = "Where versions are: a folder, or a URL such as s3://bucket/models."
 WATCH_SECONDS = 10.0
 POLL_SECONDS = 0.2
 
-# What is piped is not cut to a terminal's width: ids are there to be pasted.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# What is piped is not cut to a terminal's width: ids are there to be pasted. What stands in a record is shown
+# as it is: "[/x]" is no markup.
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
 class Commands(click.Group):
@@ -38,8 +43,40 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except StoreError as error:
+        except BrokenPipeError:
+            raise
+        except (StoreError, OSError) as error:
             raise click.ClickException(str(error)) from None
+
+
+def _open(ctx: click.Context, _: click.Parameter, board: str | None) -> None:
+    """Open the store that is named after a command, or before it, or by default."""
+    place = board or ctx.obj
+    try:
+        ctx.obj = Management(Store.open(place))
+    # An unknown protocol, or one whose package is not installed.
+    except (ValueError, ImportError) as error:
+        raise click.ClickException(f"the board {place} cannot be opened: {error}") from None
+
+
+def on_board(command: Command) -> Command:
+    """Give a command the management of a board, and the option that says which."""
+    option = click.option("--board", expose_value=False, callback=_open, help=BOARD)
+    return option(click.pass_obj(command))  # type: ignore[return-value]
+
+
+def _text(_: click.Context, parameter: click.Parameter, text: str) -> str:
+    if not 0 < len(text.strip()) <= MAX_TEXT:
+        raise click.BadParameter(f"takes a text of 1 to {MAX_TEXT} letters", param=parameter)
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    # A container may run as a user of no name.
+    except (KeyError, OSError):
+        raise click.UsageError("nobody knows your name here; give it by --by") from None
 
 
 def _examples(*lines: str) -> str:
@@ -48,8 +85,8 @@ def _examples(*lines: str) -> str:
 
 
 as_json = click.option("--json", "wants_json", is_flag=True, help="Answer in JSON, for programs.")
-reason = click.option("--reason", required=True, help="Why; it is kept with the release.")
-by = click.option("--by", default=getpass.getuser, show_default="you", help="Who says so.")
+reason = click.option("--reason", required=True, callback=_text, help="Why; it is kept with the release.")
+by = click.option("--by", default=_user, callback=_text, show_default="you", help="Who says so.")
 watch = click.option(
     "--watch",
     "url",
@@ -59,11 +96,7 @@ watch = click.option(
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--board",
-    envvar="RUNOFF_BOARD",
-    help="Where versions are: a folder, or a URL such as s3://bucket/models. [env: RUNOFF_BOARD]",
-)
+@click.option("--board", envvar="RUNOFF_BOARD", help=f"{BOARD} [env: RUNOFF_BOARD]")
 @click.pass_context
 def main(ctx: click.Context, board: str | None) -> None:
     """See, compare, release and roll back versions of models.
@@ -71,12 +104,12 @@ def main(ctx: click.Context, board: str | None) -> None:
     A version is what a notebook stored. A release says which version a service answers from; running
     services follow within two seconds. VERSION is the id of a version, how it begins, or "newest".
     """
-    ctx.obj = Management(Store.open(board))
+    ctx.obj = board
 
 
 @main.command(epilog=_examples("runoff models"))
 @as_json
-@click.pass_obj
+@on_board
 def models(management: Management, *, wants_json: bool) -> None:
     """List the models, with what is live of each."""
     found = management.models()
@@ -104,14 +137,14 @@ def models(management: Management, *, wants_json: bool) -> None:
 @main.command(epilog=_examples("runoff versions model-a"))
 @click.argument("model")
 @as_json
-@click.pass_obj
+@on_board
 def versions(management: Management, *, model: str, wants_json: bool) -> None:
     """List the versions of MODEL, oldest first."""
     found = management.store.versions(model) or [management.version(model)]
     if wants_json:
         return _say_json([summary(version) for version in found])
     live = management.live(model)
-    metrics = list(dict.fromkeys(name for version in found for name in version.record.get("metrics", {})))
+    metrics = list(dict.fromkeys(name for version in found for name in part(version, "metrics")))
     return _say_table(
         ("version", "stored", "algorithm", *metrics, "live"),
         [
@@ -119,7 +152,7 @@ def versions(management: Management, *, model: str, wants_json: bool) -> None:
                 version.id,
                 f"{version.created:%Y-%m-%d %H:%M:%S}",
                 version.record.get("algorithm", ""),
-                *(_metric(version, name) for name in metrics),
+                *(_brief(part(version, "metrics").get(name)) for name in metrics),
                 "live" if live and (live.model, live.version) == (model, version.id) else "",
             )
             for version in found
@@ -131,7 +164,7 @@ def versions(management: Management, *, model: str, wants_json: bool) -> None:
 @click.argument("model")
 @click.argument("version", default="newest")
 @as_json
-@click.pass_obj
+@on_board
 def show(management: Management, *, model: str, version: str, wants_json: bool) -> None:
     """Show everything that is known of a VERSION of MODEL."""
     found = management.version(model, version)
@@ -150,7 +183,7 @@ def show(management: Management, *, model: str, version: str, wants_json: bool) 
 @click.argument("v2", default="newest")
 @click.option("--to-model", help="The model of V2, if it is another.")
 @as_json
-@click.pass_obj
+@on_board
 def diff(
     management: Management, *, model: str, v1: str, v2: str, to_model: str | None, wants_json: bool
 ) -> None:
@@ -185,7 +218,7 @@ def diff(
 @by
 @watch
 @as_json
-@click.pass_obj
+@on_board
 def release(
     management: Management,
     *,
@@ -204,7 +237,7 @@ def release(
     """
     chosen = management.version(of_model or service, version)
     made = management.release(service, chosen, by=by, reason=reason)
-    _say_release(made, wants_json, url, service)
+    _say_release(made, wants_json, {service: url})
 
 
 @main.command(epilog=_examples('runoff rollback model-a --reason "refuses clients of branch 7"'))
@@ -213,7 +246,7 @@ def release(
 @by
 @watch
 @as_json
-@click.pass_obj
+@on_board
 def rollback(
     management: Management, *, service: str, reason: str, by: str, url: str | None, wants_json: bool
 ) -> None:
@@ -221,7 +254,7 @@ def rollback(
 
     Another rollback goes back one further.
     """
-    _say_release(management.rollback(service, by=by, reason=reason), wants_json, url, service)
+    _say_release(management.rollback(service, by=by, reason=reason), wants_json, {service: url})
 
 
 @main.command(epilog=_examples('runoff swap model-a model-b --reason "B won the runoff"'))
@@ -229,21 +262,34 @@ def rollback(
 @click.argument("other")
 @reason
 @by
+@click.option(
+    "--watch", "urls", nargs=2, metavar="URL URL", help="The running services to wait for, ONE first."
+)
 @as_json
-@click.pass_obj
-def swap(management: Management, *, one: str, other: str, reason: str, by: str, wants_json: bool) -> None:
+@on_board
+def swap(
+    management: Management,
+    *,
+    one: str,
+    other: str,
+    reason: str,
+    by: str,
+    urls: tuple[str, str] | None,
+    wants_json: bool,
+) -> None:
     """Let services ONE and OTHER exchange what they answer from, in one release.
 
     The services, their addresses and their shares of traffic stay; the versions change places.
     """
-    _say_release(management.swap(one, other, by=by, reason=reason), wants_json, None, one)
+    made = management.swap(one, other, by=by, reason=reason)
+    _say_release(made, wants_json, dict(zip((one, other), urls or (), strict=bool(urls))))
 
 
 @main.command(epilog=_examples('runoff live model-a --at "2026-11-17 14:05"'))
 @click.argument("service")
 @click.option("--at", metavar="TIME", help='A time, such as "2026-11-17 14:05"; by default now.')
 @as_json
-@click.pass_obj
+@on_board
 def live(management: Management, *, service: str, at: str | None, wants_json: bool) -> None:
     """Say what SERVICE answers from, or answered from at a time."""
     served = management.live(service, _time(at) if at else None)
@@ -257,7 +303,7 @@ def live(management: Management, *, service: str, at: str | None, wants_json: bo
 @main.command(epilog=_examples("runoff history model-a"))
 @click.argument("service", required=False)
 @as_json
-@click.pass_obj
+@on_board
 def history(management: Management, *, service: str | None, wants_json: bool) -> None:
     """List all releases, or those of SERVICE, oldest first."""
     found = management.history(service)
@@ -279,7 +325,7 @@ def history(management: Management, *, service: str | None, wants_json: bool) ->
 @click.argument("version", default="newest")
 @click.option("--html", is_flag=True, help="As a page that needs no network, instead of Markdown.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file.")
-@click.pass_obj
+@on_board
 def card(management: Management, *, model: str, version: str, html: bool, output: Path | None) -> None:
     """Write the model card of a VERSION of MODEL."""
     text = management.card(management.version(model, version), "html" if html else "md")
@@ -289,12 +335,12 @@ def card(management: Management, *, model: str, version: str, html: bool, output
         click.echo(text, nl=False)
 
 
-@main.command(epilog=_examples("runoff --board s3://bucket/models serve --pin my-model --port 8003"))
+@main.command(epilog=_examples("runoff serve --pin my-model --board s3://bucket/models --port 8003"))
 @click.option("--pin", required=True, help="The model to serve, by the name of its pin.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
-@click.pass_obj
+@on_board
 def serve(management: Management, *, pin: str, host: str, port: int, workers: int) -> None:
     """Serve any model of the store, with no code; one that vetiver pinned, too."""
     management.version(pin)
@@ -338,20 +384,22 @@ def new_model(name: str, port: int) -> None:
         f"    {command}\n\n"
         "To give it a part of the traffic, add to experiment.toml:\n\n"
         f'    [[variants]]\n    name = "{name}"\n    role = "challenger"\n'
-        f'    url = "http://127.0.0.1:{port}"\n    weight = 0.1'
+        f'    url = "http://127.0.0.1:{port}"\n    weight = 10'
     )
 
 
-def _say_release(made: Release, wants_json: bool, url: str | None, service: str) -> None:
+def _say_release(made: Release, wants_json: bool, urls: Mapping[str, str | None]) -> None:
+    """Say what was released, and wait for the services whose URLs are given."""
     if wants_json:
         _say_json(made.to_json())
     else:
         for name, served in made.changes.items():
             click.echo(f"{name} answers from {served.model} {served.version} from now on")
-    if url:
-        _wait(url, made.changes[service])
-        if not wants_json:
-            click.echo(f"{url} has switched")
+    for service, url in urls.items():
+        if url:
+            _wait(url, made.changes[service])
+            if not wants_json:
+                click.echo(f"{url} has switched")
 
 
 def _wait(url: str, served: Served) -> None:
@@ -366,7 +414,7 @@ def _wait(url: str, served: Served) -> None:
         try:
             reply = urllib3.request("GET", f"{url.rstrip('/')}/metadata", timeout=2.0, retries=False)
             state: dict[str, Any] = reply.json()["user"]["release"]
-        except (urllib3.exceptions.HTTPError, ValueError, LookupError):
+        except (urllib3.exceptions.HTTPError, ValueError, LookupError, TypeError):
             pass
         else:
             if state["serving"] == served.to_json():
@@ -389,17 +437,13 @@ def _short(served: Served | None) -> str:
     return f"{served.model} {served.version}" if served else ""
 
 
-def _metric(version: ModelVersion, name: str) -> str:
-    figures = version.record.get("metrics", {}).get(name)
-    return f"{figures['value']:.4f}" if figures else ""
+def _brief(figure: Any) -> str:
+    plain = number(figure)
+    return "" if plain is None else f"{plain:.4f}"
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, dict) and value.keys() >= {"value", "lower", "upper"}:
-        return "{value:.4f} ({lower:.4f} to {upper:.4f})".format(**value)
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "–" if value is None else told(value)
 
 
 def _ordered(changes: Sequence[Change]) -> list[Change]:

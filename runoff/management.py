@@ -98,11 +98,13 @@ class Management:
             before,
             after,
             about=_changes({key: old.get(key) for key in about}, {key: new.get(key) for key in about}),
-            parameters=_changes(old.get("parameters", {}), new.get("parameters", {})),
-            metrics=_changes(old.get("metrics", {}), new.get("metrics", {})),
+            parameters=_changes(card.part(before, "parameters"), card.part(after, "parameters")),
+            metrics=_changes(card.part(before, "metrics"), card.part(after, "metrics")),
             importance=_changes(
-                {name: each.get("mean") for name, each in old.get("importance", {}).items()},
-                {name: each.get("mean") for name, each in new.get("importance", {}).items()},
+                *(
+                    {name: card.number(each) for name, each in card.part(version, "importance").items()}
+                    for version in (before, after)
+                )
             ),
             schema=_changes(
                 {feature.name: feature.to_json() for feature in before.prototype.features},
@@ -145,7 +147,9 @@ class Management:
             else:
                 past.append(release.changes[service])
         if len(past) < 2:  # noqa: PLR2004
-            raise NotReleased(f"nothing was released to {service!r} before what it serves now")
+            raise NotReleased(
+                f"nothing was released to {service!r} before what it serves now: release the version you want"
+            )
         return self._record({service: past[-2]}, by=by, reason=reason, action="rollback")
 
     def swap(self, one: str, other: str, *, by: str, reason: str) -> Release:
@@ -158,9 +162,8 @@ class Management:
         served = {service: self.releases.live(service) for service in (one, other)}
         missing = [service for service, each in served.items() if each is None]
         if missing or one == other:
-            raise NotReleased(
-                f"a swap needs two services with a release; {(missing or [one])[0]!r} is in the way"
-            )
+            why = f"nothing was released to {missing[0]!r} yet" if missing else f"{one!r} is one"
+            raise NotReleased(f"a swap needs two services with a release: {why}")
         exchanged = dict(zip((one, other), (served[other], served[one]), strict=True))
         return self._record(
             {service: each for service, each in exchanged.items() if each},
