@@ -32,8 +32,10 @@ import pins
 from pins.boards import BaseBoard
 from pins.config import pins_options
 from pins.errors import PinsError
+from pins.meta import Meta
 from pins.versions import Version as PinVersion
 from xxhash import xxh64
+from yaml import YAMLError
 
 from runoff.evaluators import TOLERANCE, Evaluator, GoldenRows, Matrix, Onnx, ScikitLearn
 from runoff.prototype import Prototype, Scalar
@@ -129,10 +131,17 @@ class LoadedModel:
 class Store:
     """Model versions on a pins board."""
 
-    def __init__(self, board: BaseBoard, place: str) -> None:
-        """Wrap a board; `place` is what `open` would find it by."""
+    def __init__(self, place: str) -> None:
+        """Take the place of a board, as `open` finds it."""
         self.place = place
-        self._board = board
+        self._opened: tuple[int, BaseBoard] | None = None
+
+    @property
+    def _board(self) -> BaseBoard:
+        """The board, opened anew in a process that was forked: its connections do not survive that."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), _board_at(self.place))
+        return self._opened[1]
 
     @classmethod
     def open(cls, board: str | os.PathLike[str] | None = None) -> Store:
@@ -145,11 +154,10 @@ class Store:
         place = str(board or os.environ.get("RUNOFF_BOARD") or DEFAULT_BOARD)
         protocol, separator, path = place.partition("://")
         if separator and protocol != "file":
-            board_at = pins.board(protocol, path, versioned=True, cache=None, allow_pickle_read=False)
-            return cls(board_at, place)
+            return cls(place)
         folder = Path(path if separator else place).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(pins.board_folder(str(folder), versioned=True, allow_pickle_read=False), str(folder))
+        return cls(str(folder))
 
     def write(
         self,
@@ -175,12 +183,14 @@ class Store:
         Raises:
             StoreError: the file that the board holds afterwards is not the one that was written.
             TypeError: the record holds what JSON cannot say.
-            ValueError: the model fails on a row that its prototype allows.
+            ValueError: the model fails on a row that its prototype allows, or no model can have this name.
         """
-        pickled = _pickle(estimator)
-        digest = hashlib.sha256(pickled).hexdigest()
+        if not _can_be_named(name):
+            raise ValueError(f"a model cannot be named {name!r}")
         record = json.loads(json.dumps(record, allow_nan=False))
         files, untranslated = _files(estimator, prototype, examples)
+        # Only now: nearest neighbours, for one, count in themselves what they were asked.
+        digest = hashlib.sha256(_pickle(estimator)).hexdigest()
         known = self._version_ids(name)
         meta = self._board.pin_write(
             estimator,
@@ -225,8 +235,8 @@ class Store:
         for version_id in self._version_ids(name):
             try:
                 whole.append(self.version(name, version_id))
-            except NoSuchVersion:
-                continue  # a folder whose data.txt is not there yet: somebody is writing it
+            except (NoSuchVersion, CorruptVersion):
+                continue  # a stray file, or a folder whose data.txt somebody is writing
         return whole
 
     def version(self, name: str, version_id: str | None = None) -> ModelVersion:
@@ -234,6 +244,7 @@ class Store:
 
         Raises:
             NoSuchVersion: there is none.
+            CorruptVersion: what is written of it cannot be read.
             StoreError: it is written in a form that this release does not know.
         """
         if version_id is None:
@@ -241,29 +252,16 @@ class Store:
             if not versions:
                 raise NoSuchVersion(f"the store holds no version of {name!r}")
             return versions[-1]
+        if not _can_be_named(name) or not _can_be_named(version_id):
+            raise NoSuchVersion(f"the store holds no version {version_id!r} of {name!r}")
         try:
             meta = self._board.pin_meta(name, version_id)
-        except (PinsError, FileNotFoundError, ValueError) as error:
+            return _described(name, version_id, meta)
+        except (PinsError, FileNotFoundError, NotADirectoryError) as error:
             raise NoSuchVersion(f"the store holds no version {version_id!r} of {name!r}") from error
-        user = meta.user or {}
-        vetiver = user.get("vetiver_meta") or {}
-        ours = (user.get("user") or {}).get("runoff") or {}
-        if ours.get("format", FORMAT) != FORMAT:
-            raise StoreError(f"{name} {version_id} has format {ours['format']}; this release reads {FORMAT}")
-        examples: dict[str, Scalar] = json.loads(vetiver.get("prototype") or "{}")
-        return ModelVersion(
-            name=name,
-            id=version_id,
-            created=PinVersion.parse_created(meta.created).replace(tzinfo=UTC),
-            digest=ours.get("sha256"),
-            pin_hash=meta.pin_hash,
-            prototype=(Prototype.from_json(ours["prototype"]) if ours else Prototype.from_examples(examples)),
-            record=ours.get("record", {}),
-            required_packages=tuple(vetiver.get("required_pkgs") or ()),
-            python_version=tuple(vetiver.get("python_version") or ()),
-            files=ours.get("files", {}),
-            untranslated=ours.get("untranslated", "it was stored without examples"),
-        )
+        except (YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CorruptVersion(f"data.txt of {name} {version_id} cannot be read: {reason}") from error
 
     def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:
         """Keep files with a version, by name, inside its folder (anything beside it would count as a pin)."""
@@ -296,7 +294,6 @@ class Store:
     def document_ids(self, name: str) -> list[str]:
         """The ids of the documents of a pin, those included that are still being written."""
         folder = self._board.construct_path([self._board.path_to_pin(name)])
-        self._board.fs.invalidate_cache(folder)
         try:
             found = self._board.fs.ls(folder, detail=False)
         except FileNotFoundError:
@@ -320,7 +317,10 @@ class Store:
         """
         if GOLDEN not in version.files:
             return None
-        return GoldenRows(**json.loads(self._read_file(version, GOLDEN)))
+        try:
+            return GoldenRows(**json.loads(self._read_file(version, GOLDEN)))
+        except (TypeError, ValueError) as error:
+            raise CorruptVersion(f"{GOLDEN} of {version.name} {version.id} holds no golden rows") from error
 
     def reference(self, version: ModelVersion) -> dict[str, Any] | None:
         """The histograms of the columns in training, as `runoff.reference.histograms` made them.
@@ -383,7 +383,13 @@ class Store:
         estimator, warned = _unpickle(version, pickled)
         evaluator = ScikitLearn(estimator, version.prototype)
         if golden:
-            off = golden.difference(evaluator, version.prototype)
+            try:
+                off = golden.difference(evaluator, version.prototype)
+            # What another release of scikit-learn fails with, when it meets an estimator, is beyond telling.
+            except Exception as error:
+                raise UnfaithfulVersion(
+                    f"{version.name} {version.id} cannot predict its golden rows here: {error}"
+                ) from error
             if off > TOLERANCE:
                 raise UnfaithfulVersion(
                     f"{version.name} {version.id} is off by {off:.1g} on its golden rows: not served"
@@ -395,7 +401,7 @@ class Store:
         return evaluator
 
     def _version_ids(self, name: str) -> list[str]:
-        if not self._board.pin_exists(name):
+        if not _can_be_named(name) or not self._board.pin_exists(name):
             return []
         return [version.version for version in self._board.pin_versions(name, as_df=False)]
 
@@ -429,6 +435,49 @@ class Store:
                 f"the file of {version.name} {version.id} does not match its recorded digest: not unpickled"
             )
         return pickled
+
+
+def _board_at(place: str) -> BaseBoard:
+    protocol, separator, path = place.partition("://")
+    if not separator:
+        return pins.board_folder(place, versioned=True, allow_pickle_read=False)
+    # Others write to the board, too: what it holds is asked anew each time.
+    return pins.board(
+        protocol,
+        path,
+        versioned=True,
+        cache=None,
+        allow_pickle_read=False,
+        storage_options={"use_listings_cache": False},
+    )
+
+
+def _can_be_named(name: str) -> bool:
+    """Whether a model or a version can have this name, which is that of a folder. Callers send names, too."""
+    return name.isprintable() and "/" not in name and name not in ("", ".", "..", RELEASES)
+
+
+def _described(name: str, version_id: str, meta: Meta) -> ModelVersion:
+    """A version, from what pins reads of its data.txt."""
+    user = meta.user or {}
+    vetiver = user.get("vetiver_meta") or {}
+    ours = (user.get("user") or {}).get("runoff") or {}
+    if ours.get("format", FORMAT) != FORMAT:
+        raise StoreError(f"{name} {version_id} has format {ours['format']}; this release reads {FORMAT}")
+    examples: dict[str, Scalar] = json.loads(vetiver.get("prototype") or "{}")
+    return ModelVersion(
+        name=name,
+        id=version_id,
+        created=PinVersion.parse_created(meta.created).replace(tzinfo=UTC),
+        digest=ours.get("sha256"),
+        pin_hash=meta.pin_hash,
+        prototype=(Prototype.from_json(ours["prototype"]) if ours else Prototype.from_examples(examples)),
+        record=ours.get("record", {}),
+        required_packages=tuple(vetiver.get("required_pkgs") or ()),
+        python_version=tuple(vetiver.get("python_version") or ()),
+        files=ours.get("files", {}),
+        untranslated=ours.get("untranslated", "it was stored without examples"),
+    )
 
 
 def _files(
