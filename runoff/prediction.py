@@ -13,7 +13,8 @@ import os
 from functools import partial
 from typing import Any
 
-from flask import Blueprint, Flask, Response, g, jsonify, request
+from flask import Blueprint, Flask, Response, g, request
+from pydantic_core import to_json
 from werkzeug.wsgi import get_input_stream
 
 from runoff import (
@@ -45,7 +46,7 @@ from runoff.dialects import (
 from runoff.front import Front
 from runoff.live import Live, Ready
 from runoff.management import Management
-from runoff.operations import describe
+from runoff.operations import JSON, describe
 from runoff.problems import Malformed, NotFound, Unavailable
 from runoff.records import RecordReader
 from runoff.store import Store
@@ -273,4 +274,4 @@ def _response(address: str, answer: Any, body: Any) -> Response:
         content, length = packed
         headers = {binary_tensors.HEADER: str(length)}
         return Response(content, headers=headers, mimetype=binary_tensors.MEDIA_TYPE)
-    return jsonify(answer)
+    return Response(to_json(answer), mimetype=JSON)

@@ -148,8 +148,8 @@ class RecordReader:
 
     def unseen(self, matrix: Matrix) -> Counter[str]:
         """How many rows hold, in which column, what is allowed and was never seen in training."""
-        if self._rules and self._rules.seen(matrix):
-            return Counter()
+        if self._rules:
+            return Counter(self._rules.unseen(matrix))
         found = ((column.name, column.unseen(matrix)) for column in self._seen)
         return Counter({name: count for name, count in found if count})
 
@@ -196,6 +196,7 @@ class _MatrixRules:
     """The rules of columns of numbers, in a form in which a whole matrix is held against them at once."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
+        self._names = [feature.name for feature in features]
         whole = np.array([feature.type == "integer" for feature in features])
         self._whole: Any = slice(None) if whole.all() else whole
         self._allowed = _Ranges([(f.codes, _least(f), _most(f)) for f in features])
@@ -215,6 +216,13 @@ class _MatrixRules:
     def seen(self, matrix: Matrix) -> bool:
         """Whether training saw, column by column, everything that is in a matrix."""
         return self._are_whole(matrix) and self._seen.hold(matrix)
+
+    def unseen(self, matrix: Matrix) -> dict[str, int]:
+        """How many rows of an allowed matrix hold, in which column, what training never saw."""
+        if self._seen.hold(matrix):
+            return {}
+        counts = self._seen.outside(matrix).sum(axis=0)
+        return {self._names[column]: int(counts[column]) for column in np.flatnonzero(counts)}
 
     def _are_whole(self, matrix: Matrix) -> bool:
         whole = matrix[:, self._whole]
@@ -261,6 +269,15 @@ class _Ranges:
         # Where a value is not whole, it has been refused before; where it is, it is a place in the table.
         places = (matrix[:, self._columns] - self._first).astype(np.intp)
         return bool(self._table[self._rows, places].all())
+
+    def outside(self, matrix: Matrix) -> Matrix:
+        """Which values lie outside of their columns' ranges, as truth values; a NaN lies nowhere."""
+        outside = (matrix < self._least) | (matrix > self._most)
+        values = matrix[:, self._columns]
+        listed = ~(outside[:, self._columns] | np.isnan(values))
+        places = np.where(listed, values - self._first, 0).astype(np.intp)
+        outside[:, self._columns] |= listed & ~self._table[self._rows, places]
+        return outside
 
 
 class _SeenColumn:

@@ -7,12 +7,15 @@ says how much), set up once for all of them:
   holds a thread while it sends its body.
 - A worker that dies is replaced. At SIGTERM the workers finish what is in flight before they end.
 - OMP_NUM_THREADS=1: one row is predicted faster by one thread than a pool of them can be woken.
+- One heap for all threads: glibc would keep one for each, and the memory of a batch many times.
 - The directory in which workers count for Prometheus is emptied before they start.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import importlib
 import os
@@ -30,6 +33,7 @@ from granian.log import LogLevels
 # Where prometheus-client lets workers count; it is read when that is imported, and so not imported here.
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 THREADS = 64
+M_ARENA_MAX = -8  # as glibc's malloc.h has it
 # Connections that wait in the kernel to be accepted, and those that a worker has open at a time.
 BACKLOG = 1024
 CONNECTIONS = 1024
@@ -48,6 +52,7 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
         factory: whether the name is a function that makes the app.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _share_one_heap()
     counts = os.environ.setdefault(COUNTS, str(Path(tempfile.gettempdir()) / f"runoff-{host}-{port}"))
     shutil.rmtree(counts, ignore_errors=True)
     Path(counts).mkdir(parents=True)
@@ -75,6 +80,12 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
         workers_kill_timeout=DRAIN_SECONDS,
         log_level=LogLevels.error,
     ).serve()
+
+
+def _share_one_heap() -> None:
+    """Tell glibc what MALLOC_ARENA_MAX=1 would, had it been set before Python began."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def main() -> None:
