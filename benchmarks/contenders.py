@@ -13,22 +13,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runoff.store import ModelVersion, Store
 
+# In the Open Inference Protocol: where in a body the JSON ends and binary tensors begin.
+JSON_LENGTH = "Inference-Header-Content-Length"
 PEERS = Path(__file__).with_name("peers")
 WORKERS = 2
 
 Records = Sequence[Mapping[str, float]]
 
 
+Headers = Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Form:
-    """One way of asking: where, with which body for some records, and where the answer has its figures."""
+    """One way of asking: where, with which body and headers for some records, and how the answer is read."""
 
     name: str
     path: str
-    body: Callable[[Records], Any]
-    read: Callable[[Any], Any]
+    write: Callable[[Records], tuple[bytes, Headers]]
+    read: Callable[[bytes, Headers], Any]
+
+    @classmethod
+    def json(cls, name: str, path: str, body: Callable[[Records], Any], read: Callable[[Any], Any]) -> Form:
+        """In JSON: of what the body is made, and where the answer has its figures."""
+        return cls(
+            name,
+            path,
+            lambda records: (json.dumps(body(records)).encode(), {"Content-Type": "application/json"}),
+            lambda answer, _headers: read(json.loads(answer)),
+        )
 
 
 @dataclass(frozen=True)
@@ -138,15 +155,29 @@ def _of_tensor(answer: Any) -> Any:
     return output["data"][width - 1 :: width]
 
 
+def _binary(records: Records) -> tuple[bytes, Headers]:
+    """The same tensor as tritonclient sends it: its values as they are in memory, after the JSON."""
+    data = np.array(_rows(records), "<f8").tobytes()
+    body = _tensor(records) | {"parameters": {"binary_data_output": True}}
+    del body["inputs"][0]["data"]
+    body["inputs"][0]["parameters"] = {"binary_data_size": len(data)}
+    head = json.dumps(body).encode()
+    return head + data, {JSON_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+
+
+def _of_binary(answer: bytes, headers: Headers) -> Any:
+    return np.frombuffer(answer[int(headers[JSON_LENGTH]) :], "<f8")
+
+
 def _predictions(answer: Any) -> Any:
     return answer["predictions"]
 
 
-RECORD = Form("record", "/predict", lambda records: records[0], lambda answer: [answer["prediction"]])
-NAIVE = Form("records", "/predict", list, _predictions)
-VETIVER = Form("records", "/predict", list, lambda answer: answer["predict"])
-BENTOML = Form("rows", "/predict", lambda records: {"rows": _rows(records)}, lambda answer: answer)
-MLSERVER = Form(
+RECORD = Form.json("record", "/predict", lambda records: records[0], lambda answer: [answer["prediction"]])
+NAIVE = Form.json("records", "/predict", list, _predictions)
+VETIVER = Form.json("records", "/predict", list, lambda answer: answer["predict"])
+BENTOML = Form.json("rows", "/predict", lambda records: {"rows": _rows(records)}, lambda answer: answer)
+MLSERVER = Form.json(
     "V2 tensor",
     "/v2/models/model-a/infer",
     lambda records: _tensor(records) | {"outputs": [{"name": "predict_proba"}]},
@@ -159,9 +190,10 @@ OURS = Contender(
     _runoff,
     RECORD,
     (
-        Form("records", "/predict", lambda records: {"records": list(records)}, _predictions),
-        Form("dataframe_split", "/invocations", _split, _predictions),
-        Form("V2 tensor", "/v2/models/model-a/infer", _tensor, _of_tensor),
+        Form.json("records", "/predict", lambda records: {"records": list(records)}, _predictions),
+        Form.json("dataframe_split", "/invocations", _split, _predictions),
+        Form.json("V2 tensor", "/v2/models/model-a/infer", _tensor, _of_tensor),
+        Form("V2 binary tensor", "/v2/models/model-a/infer", _binary, _of_binary),
     ),
     ("granian", "flask", "onnxruntime"),
 )
@@ -173,7 +205,10 @@ CONTENDERS = (
         "uvicorn, pydantic, arrays",
         _uvicorn("fastapi_app:app"),
         RECORD,
-        (Form("records", "/records", list, _predictions), Form("rows", "/rows", _rows, _predictions)),
+        (
+            Form.json("records", "/records", list, _predictions),
+            Form.json("rows", "/rows", _rows, _predictions),
+        ),
         ("fastapi", "uvicorn", "pydantic"),
         PEERS / "fastapi.txt",
     ),

@@ -66,15 +66,16 @@ class Service:
             urllib3.exceptions.HTTPError: it does not answer at all.
         """
         url = self._url + form.path
-        reply = urllib3.request("POST", url, json=form.body(records), retries=False, timeout=30)
+        body, headers = form.write(records)
+        reply = urllib3.request("POST", url, body=body, headers=headers, retries=False, timeout=30)
         if reply.status != 200:  # noqa: PLR2004
             raise Refused(f"{reply.status} to {form.name}: {reply.data[:300]!r}")
-        return np.array(form.read(reply.json()), np.float64)
+        return np.array(form.read(reply.data, reply.headers), np.float64)
 
-    def measure(self, form: Form, bodies: Path, rows: int, seconds: int) -> Figures:
-        """Ask for some seconds, with the bodies in turn, as fast as it answers."""
+    def measure(self, form: Form, requests: Path, rows: int, seconds: int) -> Figures:
+        """Ask for some seconds, with the requests of a file in turn, as fast as it answers."""
         before = self._cpu_seconds()
-        said = self._wrk(form.path, bodies, CONNECTIONS[rows], seconds)
+        said = self._wrk(requests, CONNECTIONS[rows], seconds)
         spent = self._cpu_seconds() - before
         if said["failed"]:
             raise click.ClickException(f"{self.contender.name} failed {said['failed']} times in {form.name}")
@@ -86,7 +87,7 @@ class Service:
             memory_mb=self._memory_mb(),
         )
 
-    def _wrk(self, path: str, bodies: Path, connections: int, seconds: int) -> dict[str, Any]:
+    def _wrk(self, requests: Path, connections: int, seconds: int) -> dict[str, Any]:
         command: list[str | Path] = [
             "wrk",
             "-t1",
@@ -97,7 +98,7 @@ class Service:
             WRK,
             self._url,
         ]
-        done = subprocess.run([*command, "--", path, bodies], capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, "--", requests], capture_output=True, text=True, check=True)
         told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return told
 
@@ -186,6 +187,15 @@ def forms(contender: Contender) -> Iterator[tuple[int, Form]]:
         yield BATCH, form
 
 
+def raw(form: Form, records: Records) -> bytes:
+    """A request as HTTP has it, after a line with its length, as wrk's script reads it."""
+    body, headers = form.write(records)
+    lines = [f"POST {form.path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    request = "\r\n".join([*lines, "", ""]).encode() + body
+    return b"%d\n%b" % (len(request), request)
+
+
 def median(rounds: Sequence[Figures]) -> Figures:
     return Figures(*(statistics.median(each) for each in zip(*rounds, strict=True)))
 
@@ -222,14 +232,14 @@ def main(rounds: int, seconds: int, only: tuple[str, ...], write: Path | None) -
             console.print(f"Starting {contender.name} …")
             service = open_.enter_context(running(contender, subject, check))
             for rows, form in forms(contender):
-                bodies = folder / f"{contender.name} {rows} {form.name}"
+                requests = folder / f"{contender.name} {rows} {form.name}"
                 each = (records[at : at + rows] for at in range(0, BODIES[rows] * rows, rows))
-                bodies.write_text("\n".join(json.dumps(form.body(some)) for some in each), encoding="utf-8")
-                service.measure(form, bodies, rows, seconds=1)  # a warm-up
-                tasks.append((service, rows, form, bodies, list[Figures]()))
+                requests.write_bytes(b"".join(raw(form, some) for some in each))
+                service.measure(form, requests, rows, seconds=1)  # a warm-up
+                tasks.append((service, rows, form, requests, list[Figures]()))
         for number in range(rounds):
-            for service, rows, form, bodies, measured in tasks:
-                measured.append(service.measure(form, bodies, rows, seconds))
+            for service, rows, form, requests, measured in tasks:
+                measured.append(service.measure(form, requests, rows, seconds))
             console.print(f"Round {number + 1} of {rounds} is done.")
     results = [
         Result(service.contender, rows, form, median(measured)) for service, rows, form, _, measured in tasks

@@ -1,12 +1,12 @@
--- For wrk: posts the bodies of a file, one a line, in turn, and prints what came of it as one line of JSON.
--- Arguments after `--`: the path, the file.
+-- For wrk: sends the requests of a file in turn, and prints what came of it as one line of JSON.
+-- The file, named after `--`, holds each request as HTTP has it, after a line with its length in bytes.
 
 local requests, next_one = {}, 0
 
 function init(arguments)
-  local headers = { ["Content-Type"] = "application/json" }
-  for body in io.lines(arguments[2]) do
-    requests[#requests + 1] = wrk.format("POST", arguments[1], headers, body)
+  local file = assert(io.open(arguments[1], "rb"))
+  for size in file:lines() do
+    requests[#requests + 1] = file:read(tonumber(size))
   end
 end
 
