@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
@@ -403,7 +404,7 @@ def _say_release(made: Release, wants_json: bool, urls: Mapping[str, str | None]
 
 
 def _wait(url: str, served: Served) -> None:
-    """Wait until a running service answers from a version.
+    """Wait until all workers of a running service answer from a version.
 
     Raises:
         ClickException: its self-test failed, or it has not switched in WATCH_SECONDS.
@@ -412,18 +413,34 @@ def _wait(url: str, served: Served) -> None:
     told = "it does not answer"
     while time.monotonic() < deadline:
         try:
-            reply = urllib3.request("GET", f"{url.rstrip('/')}/metadata", timeout=2.0, retries=False)
-            state: dict[str, Any] = reply.json()["user"]["release"]
+            state: dict[str, Any] = _ask(url, "metadata").json()["user"]["release"]
+            serving = _versions_served(_ask(url, "metrics").data.decode())
         except (urllib3.exceptions.HTTPError, ValueError, LookupError, TypeError):
             pass
         else:
-            if state["serving"] == served.to_json():
+            # One worker tells what it serves itself, and all of them count in the metrics. A worker that was
+            # asked nothing yet counts nowhere: it looks for releases before its first answer.
+            if state["serving"] == served.to_json() and serving <= {(served.model, served.version)}:
                 return
             told = state["failed"] or "it still answers from another version"
             if state["wanted"] == served.to_json() and state["failed"]:
                 break
         time.sleep(POLL_SECONDS)
     raise click.ClickException(f"{url} has not switched: {told}")
+
+
+def _ask(url: str, path: str) -> urllib3.BaseHTTPResponse:
+    return urllib3.request("GET", f"{url.rstrip('/')}/{path}", timeout=2.0, retries=False)
+
+
+def _versions_served(metrics: str) -> set[tuple[str, str]]:
+    """The versions, with their models, from which at least one worker answers."""
+    return {
+        (sample.labels["model"], sample.labels["version"])
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name == "runoff_model_workers" and sample.value
+    }
 
 
 def _time(text: str) -> datetime:

@@ -148,9 +148,13 @@ def test_a_swap_is_over_when_both_services_that_are_watched_have_switched(own: S
         says("release", name, "newest", *WHY, "--board", own.place)
     with running(tmp_path / "var", Path(own.place), "model_a", "model_b") as house:
         urls = house.services.urls["model_a"], house.services.urls["model_b"]
+        for service in [house.model_a, house.model_b] * 20:
+            assert service.asks({"age": 30, "income": 2.0}).status == 200, "all workers are at work"
         said = says("swap", "model-a", "model-b", *WHY, "--watch", *urls, "--board", own.place)
         assert [f"{url} has switched" for url in urls] == said.splitlines()[-2:]
-        assert house.model_a.gets("/metadata").json["user"]["model"] == "model-b"
+        answers = [(house.model_a, "model-b"), (house.model_b, "model-a")] * 20
+        for service, model in answers:
+            assert service.asks({"age": 30, "income": 2.0}).json["model"] == model, "whichever worker answers"
 
 
 def test_the_share_that_is_proposed_to_a_new_model_is_a_tenth_or_so(tmp_path: Path) -> None:
