@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 from runoff import metrics
 from runoff.evaluators import Matrix
 from runoff.problems import Invalid, NotFound, Unavailable
 from runoff.records import RecordReader
 from runoff.releases import Releases, Served
-from runoff.store import LoadedModel, NoSuchVersion, Store, StoreError
+from runoff.store import LoadedModel, NoSuchVersion, Store, StoreError, UnfaithfulVersion
 
 POLL_SECONDS = 0.5
 # Versions besides the live one that are kept in memory for those who ask for them by name.
@@ -31,6 +35,7 @@ MAX_STEPS_BACK = 5
 
 # The header that warns of values that training never saw, a list in the form of RFC 9651.
 UNSEEN = "X-Unseen-Values"
+TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,12 @@ class Ready:
     def served(self) -> Served:
         version = self.model.version
         return Served(version.name, version.id, version.digest)
+
+    def is_what(self, served: Served) -> bool:
+        """Whether this is the version that was released, the very file of it."""
+        version = self.model.version
+        named = (served.model, served.version) == (version.name, version.id)
+        return named and served.digest in (None, self.model.digest)
 
     @cached_property
     def signature(self) -> bytes:
@@ -78,15 +89,32 @@ class Ready:
         Returns:
             The n probabilities, and the headers of an answer: which version it is from, and in which columns,
             in how many rows, there are values that training never saw.
+
+        Raises:
+            Invalid: the model gives no probability for one of them.
         """
-        probabilities = self.model.evaluator.probabilities(rows).tolist()
+        try:
+            probabilities = self.model.evaluator.probabilities(rows).tolist()
+        # So scikit-learn says that it does not take a value; the prototype may allow more than it does.
+        except ValueError as error:
+            log.warning("%s does not take what its prototype allows: %s", self.model.version.id, error)
+            raise Invalid("the model does not take these values, though its prototype allows them") from None
+        if any(map(math.isnan, probabilities)):
+            raise Invalid("the model gives no probability for these values: they are too extreme for it")
         metrics.ROWS.observe(len(rows))
         headers = self.names.copy()
         if not seen and (unseen := self.reader.unseen(rows)):
             for column, count in unseen.items():
                 metrics.UNSEEN.labels(column).inc(count)
-            headers.append((UNSEEN, ", ".join(f"{column};rows={n}" for column, n in unseen.items())))
+            headers.append((UNSEEN, ", ".join(f"{_item(column)};rows={n}" for column, n in unseen.items())))
         return probabilities, headers
+
+
+def _item(name: str) -> str:
+    """The name of a column in a list of RFC 9651: a token, or where it is none a display string."""
+    if TOKEN.fullmatch(name):
+        return name
+    return '%"' + re.sub("%..", lambda escaped: escaped[0].lower(), quote(name, safe=" ")) + '"'
 
 
 def load_tested(store: Store, served: Served, live: Served | None = None) -> Ready:
@@ -103,9 +131,14 @@ def load_tested(store: Store, served: Served, live: Served | None = None) -> Rea
     model = store.load(served.model, served.version)
     if served.digest not in (None, model.digest):
         raise StoreError(f"{served.model} {served.version} is not the file that was released")
-    reader = RecordReader(model.version.prototype)
-    # The first prediction costs ten times the others: it is made before a client waits for it.
-    model.evaluator.probabilities(reader.read([model.version.prototype.example], at=""))
+    try:
+        reader = RecordReader(model.version.prototype)
+        # The first prediction costs ten times the others: it is made before a client waits for it.
+        model.evaluator.probabilities(reader.read([model.version.prototype.example], at=""))
+    # Whatever an estimator fails with, that was stored without rows to test it by.
+    except Exception as error:
+        reason = f"{served.model} {served.version} cannot predict its own example: {error}"
+        raise UnfaithfulVersion(reason) from error
     if live:
         before = store.version(live.model, live.version)
         golden = store.golden_rows(before)
@@ -140,6 +173,9 @@ class Live:
         self._token = ""
         self._watched_by: int | None = None
         self._told: tuple[str, ...] = ()
+        self._trouble = ""
+        # Done with each look at the releases, for what is worth knowing twice a second.
+        self.at_each_look: Callable[[], None] = lambda: None
         self._others: OrderedDict[Served, Ready] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -207,34 +243,35 @@ class Live:
         with self._lock:
             if self._watched_by != os.getpid():
                 self._tell()
-                self._follow()
+                self._try_to_follow()
                 threading.Thread(target=self._keep_following, name="releases", daemon=True).start()
                 self._watched_by = os.getpid()
 
     def _begin(self) -> None:
         """Load what was released last, or the last before it that can be served, or the newest version."""
+        failures = []
         try:
-            self._token = self.releases.token()
-            wanted = self._wanted()
-            candidates = [wanted]
+            token = self.releases.token()
+            self.wanted = self._wanted()
+            candidates = [self.wanted]
             if not self._pinned:
                 released = [release.changes[self.name] for release in self.releases.all(self.name)]
-                candidates += [each for each in reversed(released) if each != wanted][:MAX_STEPS_BACK]
-        except StoreError as error:
-            self.failure = str(error)
-            log.warning("%s serves nothing: %s", self.name, error)
-            return
-        self.wanted = wanted
-        failures = []
-        for served in candidates:
-            try:
-                self.current = load_tested(self.store, served)
-            except StoreError as error:
-                failures.append(error)
-                self._fail(served, error)
-            else:
-                break
-        self.failure = str(failures[0]) if failures else None
+                before = dict.fromkeys(each for each in reversed(released) if each != self.wanted)
+                candidates += [*before][:MAX_STEPS_BACK]
+            for served in candidates:
+                try:
+                    self.current = load_tested(self.store, served)
+                except StoreError as error:
+                    failures.append(str(error))
+                    self._fail(served, error)
+                else:
+                    break
+            self._token = token
+        # The board may be away: the service follows as soon as it is back.
+        except Exception as error:
+            failures.append(str(error))
+            log.warning("%s cannot load what it is to serve: %s", self.name, error)
+        self.failure = failures[0] if failures else None
 
     def _wanted(self) -> Served:
         if self._pinned:
@@ -250,32 +287,40 @@ class Live:
     def _keep_following(self) -> None:
         stop = threading.Event()
         while not stop.wait(POLL_SECONDS):
-            try:
-                self._follow()
-            except Exception:
-                # The board may be away for a while; what is loaded goes on answering.
+            self.at_each_look()
+            self._try_to_follow()
+
+    def _try_to_follow(self) -> None:
+        try:
+            self._follow()
+        # The board may be away for a while; what is loaded goes on answering.
+        except Exception as error:
+            if repr(error) != self._trouble:
                 log.exception("%s cannot follow its releases", self.name)
+            self._trouble = repr(error)
+        else:
+            self._trouble = ""
 
     def _follow(self) -> None:
         """Switch to what was released last, if that is another version and passes its test."""
         token = self.releases.token()
-        # A service that found nothing at all when it started takes the first version that there is.
-        if token == self._token and self.wanted:
+        # While there is nothing to answer from, each look may find the first version, or a repaired one.
+        if token == self._token and self.current:
             return
         try:
-            wanted = self._wanted()
+            self.wanted = wanted = self._wanted()
         except NoSuchVersion as error:
             self.failure = str(error)
             return
-        live = self.current.served if self.current else None
-        self.wanted = wanted
-        if live and (live.model, live.version) == (wanted.model, wanted.version):
+        if self.current and self.current.is_what(wanted):
             self.failure = None
         else:
             try:
-                ready = load_tested(self.store, wanted, live)
+                ready = load_tested(self.store, wanted, self.current.served if self.current else None)
             except StoreError as error:
-                self._fail(wanted, error)
+                if (token, str(error)) != (self._token, self.failure):
+                    self._fail(wanted, error)
+                self.failure = str(error)
             else:
                 self.current, self.failure = ready, None
                 log.info("%s now answers from %s %s", self.name, wanted.model, wanted.version)
@@ -283,7 +328,6 @@ class Live:
         self._token = token
 
     def _fail(self, served: Served, error: StoreError) -> None:
-        self.failure = str(error)
         metrics.SELF_TEST_FAILURES.labels(self.name, served.version).inc()
         log.warning("%s does not switch to %s: %s", self.name, served.version, error)
 
