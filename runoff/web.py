@@ -13,7 +13,7 @@ import pydantic_core
 import structlog
 from flask import Flask, Response, g, jsonify, request
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from runoff import problems
 from runoff.operations import describe
@@ -176,6 +176,9 @@ def _identify() -> None:
     request.environ["runoff.endpoint"] = request.url_rule.rule if request.url_rule else "unknown"
     if refused := request.environ.get("runoff.refused"):
         raise refused
+    if request.content_length is not None:
+        # A server may end the stream where a connection broke off: Flask has to see that bytes are missing.
+        request.environ.pop("wsgi.input_terminated", None)
     if sent is not None and g.request_id != sent:
         raise problems.Malformed(
             "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
@@ -195,6 +198,8 @@ def _answer_http_error(error: HTTPException) -> Response:
         return answer_problem(
             problems.TooLarge(f"the body is longer than {MAX_BODY_BYTES:,} bytes; send fewer rows at a time")
         )
+    if isinstance(error, ClientDisconnected):
+        return answer_problem(problems.Malformed("the body is shorter than its Content-Length says"))
     if error.code == problems.NotFound.status:
         return answer_problem(problems.NotFound(f"{request.path} is not an address of this service"))
     if error.code == problems.MethodNotAllowed.status:
