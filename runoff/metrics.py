@@ -7,6 +7,7 @@ does not set it, a process tells its own counts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -38,7 +39,11 @@ ROWS = Histogram(
     "Rows predicted at once.",
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 100_000),
 )
-IN_FLIGHT = Gauge("runoff_requests_in_flight", "Requests being answered now.", multiprocess_mode="livesum")
+IN_FLIGHT = Gauge(
+    "runoff_requests_in_flight",
+    "Predictions at work, as each worker saw it within the last half second.",
+    multiprocess_mode="livesum",
+)
 UNSEEN = Counter(
     "runoff_unseen_values", "Values that are allowed and were never seen in training.", ("column",)
 )
@@ -71,7 +76,9 @@ def _forget_the_dead(directory: Path) -> None:
     """Drop the gauges of workers that are gone, however they went; what they have counted stays."""
     for pid in {path.stem.rpartition("_")[2] for path in directory.glob("gauge_live*_*.db")}:
         if not _lives(int(pid)):
-            mark_process_dead(pid)
+            # Another worker may be at it, too.
+            with contextlib.suppress(FileNotFoundError):
+                mark_process_dead(pid)
 
 
 def _lives(pid: int) -> bool:
