@@ -96,6 +96,7 @@ def _request(address: str, spoken: list[Dialect], live: Live) -> dict[str, Schem
         }
     if address in MLFLOW:
         content[batches.CSV] = {"schema": {"type": "string"}}
+        content[batches.PARQUET] = {"schema": {}}
     return content | _not_json(address)
 
 
