@@ -54,10 +54,13 @@ def _open(ctx: click.Context, _: click.Parameter, board: str | None) -> None:
     """Open the store that is named after a command, or before it, or by default."""
     place = board or ctx.obj
     try:
-        ctx.obj = Management(Store.open(place))
-    # An unknown protocol, or one whose package is not installed.
-    except (ValueError, ImportError) as error:
+        management = Management(Store.open(place))
+        # A board is opened when it is asked for the first time.
+        management.store.names()
+    # An unknown protocol, a package or credentials that are not there: each file system has its own errors.
+    except Exception as error:
         raise click.ClickException(f"the board {place} cannot be opened: {error}") from None
+    ctx.obj = management
 
 
 def on_board(command: Command) -> Command:

@@ -91,8 +91,18 @@ def test_a_board_is_named_before_the_command_after_it_or_by_the_environment(own:
         ("models", "--board", ROOT / "pyproject.toml"),
         ("models", "--board", "nowhere://at/all"),
         ("card", "mine", "newest", "-o", "/no/such/folder/card.md"),
+        ("versions", "a/b"),
+        ("versions", ".."),
+        ("versions", "releases"),
     ],
-    ids=["a file for a board", "an unknown protocol", "no such folder"],
+    ids=[
+        "a file for a board",
+        "an unknown protocol",
+        "no such folder",
+        "a path",
+        "above the board",
+        "no model",
+    ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(own: Store, arguments: tuple[object, ...]) -> None:
     stored(own)
