@@ -64,6 +64,10 @@ OUTPUTS = {
 def create_app() -> Dash:
     """Make the dashboard of the router at ROUTER_URL."""
     app = Dash(__name__, title="Runoff", update_title="", assets_folder="assets")
+    # Dash takes only a fixed prefix, which would hold in one place. Relative to the page, its addresses hold
+    # below any prefix, whether a proxy or a server tells of it or not.
+    app.config.unset_read_only(["requests_pathname_prefix"])
+    app.config.requests_pathname_prefix = "./"
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = page.layout
     web.equip(app.server, checks={})
@@ -293,4 +297,4 @@ def _whole(value: Any, usual: int) -> int:
     return int(value) if isinstance(value, int | float) else usual
 
 
-app = create_app().server
+app = create_app()

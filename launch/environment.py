@@ -55,7 +55,9 @@ def of(lock: Path) -> Path:
     folder = ROOT / "var" / "environments" / f"{lock.stem}-{digest}"
     if not (folder / "made").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        install = _installer(shutil.which("uv"), folder, sys.executable)
+        # The development environment brings uv along, which is several times faster than pip.
+        places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+        install = _installer(shutil.which("uv", path=places), folder, sys.executable)
         _run(*install, "--quiet", "--requirement", str(lock))
         (folder / "made").touch()
     return folder / "bin" / "python"
