@@ -86,6 +86,7 @@ class Contender:
     packages: tuple[str, ...]
     lock: Path | None = None
     classes: bool = False
+    workers: int = WORKERS
 
 
 def _runoff(place: Place, _subject: Subject) -> list[str | Path]:
@@ -241,13 +242,14 @@ CONTENDERS = (
         PEERS / "mlserver.txt",
     ),
     Contender(
-        "MLServer, no pool",
-        "the same without its workers: one process, so one core",
+        "MLServer, one process",
+        "the same without its pool of workers, which leaves it one core",
         _mlserver(0),
         MLSERVER,
         (MLSERVER,),
         ("mlserver", "fastapi", "uvicorn"),
         PEERS / "mlserver.txt",
+        workers=1,
     ),
     Contender(
         "BentoML",

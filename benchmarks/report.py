@@ -51,8 +51,9 @@ CPU_GOAL, CPU_MOONSHOT, MEMORY_GOAL, BATCH_GOAL = 10, 30, 2, 3
 
 
 def goals(results: Sequence[Result]) -> list[str]:
-    """How far each goal is reached, if both sides were measured."""
-    ours, theirs = ([each for each in results if (each.contender is OURS) is side] for side in (True, False))
+    """How far each goal is reached beside peers of as many workers, if both sides were measured."""
+    equal = [each for each in results if each.contender.workers == WORKERS]
+    ours, theirs = ([each for each in equal if (each.contender is OURS) is side] for side in (True, False))
     if not ours or not theirs:
         return []
     best = {
@@ -111,7 +112,10 @@ def markdown(results: Sequence[Result], served: ModelVersion, rounds: int, secon
         if lines:
             ruler = ("---", "---", *["---:"] * (len(HEADER) - 2))
             parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in (HEADER, ruler, *lines))]
-    parts += ["## Goals", "\n".join(f"- {goal}" for goal in goals(results)), "## Who took part"]
+    if told := goals(results):
+        beside = f"Beside the best, or the leanest, of the peers that have {WORKERS} workers, too:"
+        parts += ["## Goals", beside, "\n".join(f"- {goal}" for goal in told)]
+    parts.append("## Who took part")
     contenders = dict.fromkeys(result.contender for result in results)
     parts += ["\n".join(f"- **{each.name}**: {each.about}; {_versions(each)}" for each in contenders)]
     return "\n\n".join(parts) + "\n"
