@@ -13,7 +13,8 @@ from structlog.typing import Processor
 def configure() -> None:
     """Make all logging of this process, ours and that of libraries, lines of JSON on stderr.
 
-    RUNOFF_LOG_LEVEL says what is worth a line: by default INFO; DEBUG adds one for each request.
+    RUNOFF_LOG_LEVEL says what of ours is worth a line: by default INFO; DEBUG adds one for each request.
+    Of libraries it is warnings and errors. Where logging is set up already, that is left as it is.
     """
     level = os.environ.get("RUNOFF_LOG_LEVEL", "INFO").upper()
     shared: list[Processor] = [
@@ -33,6 +34,6 @@ def configure() -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    ours = logging.getLogger("runoff")
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(capture=True)
+    logging.getLogger("runoff").setLevel(level if level in logging.getLevelNamesMapping() else "INFO")

@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import os
-import shutil
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,8 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
+
+from runoff import logs
 
 # Where prometheus-client lets workers count; it is read when that is imported, and so not imported here.
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"
@@ -50,12 +53,21 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
         port: the port to listen at.
         workers: how many processes.
         factory: whether the name is a function that makes the app.
+
+    Raises:
+        SystemExit: another program has the port, and would get a part of the requests.
     """
+    if _is_taken(host, port):
+        sys.exit(f"port {port} of {host} is taken by another program")
+    logs.configure()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _share_one_heap()
-    counts = os.environ.setdefault(COUNTS, str(Path(tempfile.gettempdir()) / f"runoff-{host}-{port}"))
-    shutil.rmtree(counts, ignore_errors=True)
-    Path(counts).mkdir(parents=True)
+    default = Path(tempfile.gettempdir()) / f"runoff-{host}-{port}"
+    counts = Path(os.environ.setdefault(COUNTS, str(default)))
+    counts.mkdir(parents=True, exist_ok=True)
+    # Not the directory itself: whoever names one may keep other things there.
+    for file in counts.glob("*.db"):
+        file.unlink()
     # Loaded before the workers are forked, they share its memory; and what cannot start says so at once.
     sys.path.insert(0, str(Path.cwd()))
     importlib.import_module(target.partition(":")[0])
@@ -79,7 +91,21 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
         respawn_failed_workers=True,
         workers_kill_timeout=DRAIN_SECONDS,
         log_level=LogLevels.error,
+        # As all else that is logged, by the handler of the root.
+        log_dictconfig={"loggers": {"_granian": {"handlers": []}}},
     ).serve()
+
+
+def _is_taken(host: str, port: int) -> bool:
+    """Whether another program has the port: the sockets of workers would share it, and its callers."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As the workers bind: a port that only waits out its last connections is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _share_one_heap() -> None:
