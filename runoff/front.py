@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
 from werkzeug.wsgi import ClosingIterator
 
 from runoff import metrics
@@ -104,7 +105,7 @@ class Front:
         except Problem:
             return None
         environ["runoff.endpoint"] = environ["PATH_INFO"]
-        content = b'{"prediction":%b,%b' % (float.__repr__(probability).encode(), ready.signature)
+        content = b'{"prediction":%b,%b' % (to_json(probability), ready.signature)
         headers += [
             ("Content-Type", "application/json"),
             ("Content-Length", str(len(content))),

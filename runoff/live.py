@@ -7,7 +7,6 @@ told. Until there is a release, a service answers from the newest version that i
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
+
+from pydantic_core import to_json
 
 from runoff import metrics
 from runoff.evaluators import Matrix
@@ -66,7 +67,7 @@ class Ready:
     def signature(self) -> bytes:
         """How our answers end in JSON: by naming the model and the version."""
         version = self.model.version
-        return f'"model":{json.dumps(version.name)},"version":{json.dumps(version.id)}}}\n'.encode()
+        return b'"model":%b,"version":%b}' % (to_json(version.name), to_json(version.id))
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
