@@ -93,6 +93,12 @@ def to_matrix(records: Sequence[Mapping[str, Any]], prototype: Prototype) -> Mat
     return matrix
 
 
+def difference(evaluator: Evaluator, rows: Matrix, said: NDArray[np.float64]) -> float:
+    """The greatest difference between what an evaluator says of rows and what was said of them."""
+    # A NaN is no agreement.
+    return float(np.nan_to_num(np.abs(evaluator.probabilities(rows) - said), nan=np.inf).max())
+
+
 @dataclass(frozen=True)
 class GoldenRows:
     """Rows of the training data with the probabilities that scikit-learn gave when the version was stored."""
@@ -102,6 +108,4 @@ class GoldenRows:
 
     def difference(self, evaluator: Evaluator, prototype: Prototype) -> float:
         """The greatest difference between what an evaluator says of the golden rows and what was said."""
-        now = evaluator.probabilities(to_matrix(self.rows, prototype))
-        # A NaN is no agreement.
-        return float(np.nan_to_num(np.abs(now - np.array(self.probabilities)), nan=np.inf).max())
+        return difference(evaluator, to_matrix(self.rows, prototype), np.array(self.probabilities))

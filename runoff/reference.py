@@ -17,6 +17,8 @@ from runoff.evaluators import GoldenRows, to_frame, to_matrix
 from runoff.prototype import Feature, Prototype, Scalar, plain
 
 GOLDEN_ROWS = 100
+# Rows that a translation has to agree on before it is stored.
+PROBES = 5_000
 BINS = 20
 
 Predict = Callable[[pd.DataFrame], NDArray[np.float64]]
@@ -45,7 +47,11 @@ def golden_rows(X: pd.DataFrame, prototype: Prototype, predict: Predict) -> Gold
         for record in records
     ]
     middle = rows[len(rows) // 2]
-    edges = [middle | {feature.name: value} for feature in prototype.features for value in _edges(feature)]
+    edges = [
+        middle | {feature.name: value}
+        for feature in prototype.features
+        for value in _edges(feature, X[feature.name])
+    ]
     for edge in edges:
         try:
             predict(to_frame(to_matrix([edge], prototype), prototype))
@@ -59,8 +65,52 @@ def golden_rows(X: pd.DataFrame, prototype: Prototype, predict: Predict) -> Gold
     return GoldenRows(rows, said.tolist())
 
 
-def _edges(feature: Feature) -> list[Scalar | None]:
-    """Values at the edge of what a column may hold."""
+def probes(
+    X: pd.DataFrame, prototype: Prototype, predict: Predict
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows that show where a translation is wrong, and what the model says of them.
+
+    Each value is by chance one of training, or an edge, or one halfway between two of training. There trees
+    split, and rounding decides; and great terms of opposite signs, which rounding spoils, meet.
+
+    Args:
+        X: rows that the model was trained on, shape (n, features), of numbers and truth values.
+        prototype: of the model.
+        predict: gives the probabilities of rows, shape (n,).
+
+    Returns:
+        Rows, shape (PROBES, features), and their probabilities, shape (PROBES,).
+
+    Raises:
+        ValueError: the model fails on one of them, though its prototype allows them all.
+    """
+    chance = np.random.default_rng(0)
+    rows = np.empty((PROBES, len(prototype.features)))
+    for number, feature in enumerate(prototype.features):
+        column = X[feature.name]
+        seen = column.to_numpy(np.float64)
+        edges = np.array([np.nan if edge is None else edge for edge in _edges(feature, column)], np.float64)
+        ways = [chance.choice(seen, PROBES), chance.choice(edges if edges.size else seen, PROBES)]
+        if feature.codes is None and feature.type != "boolean":
+            ways.append(_halfway(feature, seen, chance))
+        rows[:, number] = np.choose(chance.integers(len(ways), size=PROBES), ways)
+    try:
+        return rows, predict(to_frame(rows, prototype))
+    except Exception as error:
+        raise ValueError(f"the model fails on rows that its prototype allows: {error}") from error
+
+
+def _halfway(feature: Feature, seen: NDArray[np.float64], chance: np.random.Generator) -> NDArray[np.float64]:
+    """Values halfway between one of training and one of the next few."""
+    values = np.unique(seen[~np.isnan(seen)])
+    lower = chance.integers(len(values), size=PROBES)
+    upper = np.minimum(lower + chance.integers(1, 4, size=PROBES), len(values) - 1)
+    middle: NDArray[np.float64] = values[lower] + (values[upper] - values[lower]) / 2
+    return np.floor(middle) if feature.type == "integer" else middle
+
+
+def _edges(feature: Feature, column: pd.Series) -> list[Scalar | None]:
+    """Values at the edge of what a column may hold, and of whole numbers one that training did not see."""
     if feature.codes is not None:
         found: list[Scalar | None] = [*feature.codes]
     elif feature.type == "boolean":
@@ -68,6 +118,10 @@ def _edges(feature: Feature) -> list[Scalar | None]:
     else:
         limits = (feature.minimum, feature.maximum, feature.seen.minimum, feature.seen.maximum)
         found = [limit for limit in limits if limit is not None]
+    if feature.codes is None and feature.type == "integer":
+        values = np.unique(column.dropna())
+        gaps = np.flatnonzero(np.diff(values) > 1)
+        found += [int(values[gap]) + 1 for gap in gaps[:1]]
     return [*found, None] if feature.nullable else found
 
 

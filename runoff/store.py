@@ -503,7 +503,7 @@ def _files(
         REFERENCE: json.dumps(histograms(X, prototype, predict(X))).encode(),
     }
     try:
-        return {ONNX: to_onnx(estimator, prototype)} | contents, None
+        return {ONNX: to_onnx(estimator, prototype, X, predict)} | contents, None
     except NotTranslatable as reason:
         return contents, f"it cannot be translated: {reason}"
 
