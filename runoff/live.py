@@ -7,13 +7,14 @@ told. Until there is a release, a service answers from the newest version that i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -140,10 +141,7 @@ def load_tested(store: Store, served: Served, live: Served | None = None) -> Rea
     except Exception as error:
         reason = f"{served.model} {served.version} cannot predict its own example: {error}"
         raise UnfaithfulVersion(reason) from error
-    if live:
-        before = store.version(live.model, live.version)
-        golden = store.golden_rows(before)
-        rows = golden.rows if golden else [before.prototype.example]
+    if live and (rows := _rows_of_callers(store, live)):
         try:
             reader.read(rows, at="/{}")
         except Invalid as problem:
@@ -151,6 +149,25 @@ def load_tested(store: Store, served: Served, live: Served | None = None) -> Rea
                 f"{served.model} {served.version} refuses what {live.version} takes: {problem.detail}"
             ) from None
     return Ready(model, reader)
+
+
+def _rows_of_callers(store: Store, live: Served) -> list[Mapping[str, Any]]:
+    """Rows such as callers send to the version that is live: those of its golden rows that it takes."""
+    try:
+        version = store.version(live.model, live.version)
+        golden = store.golden_rows(version)
+    except StoreError as error:
+        # It may be damaged, or gone: that must not hold back what is to replace it.
+        log.warning("nothing shows what callers of %s %s send: %s", live.model, live.version, error)
+        return []
+    reader = RecordReader(version.prototype)
+    taken: list[Mapping[str, Any]] = []
+    for row in golden.rows if golden else [version.prototype.example]:
+        # Of training there may be rows that are not allowed any more.
+        with contextlib.suppress(Invalid):
+            reader.read([row], at="")
+            taken.append(row)
+    return taken
 
 
 class Live:
