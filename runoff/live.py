@@ -334,7 +334,7 @@ class Live:
             self.failure = None
         else:
             try:
-                ready = load_tested(self.store, wanted, self.current.served if self.current else None)
+                ready = load_tested(self.store, wanted, self._callers_of())
             except StoreError as error:
                 if (token, str(error)) != (self._token, self.failure):
                     self._fail(wanted, error)
@@ -344,6 +344,12 @@ class Live:
                 log.info("%s now answers from %s %s", self.name, wanted.model, wanted.version)
                 self._tell()
         self._token = token
+
+    def _callers_of(self) -> Served | None:
+        """The version whose callers the next one must suit; None where one must be able to go back."""
+        last = self.releases.last(self.name)
+        back = last is not None and last.action == "rollback"
+        return self.current.served if self.current and not back else None
 
     def _fail(self, served: Served, error: StoreError) -> None:
         metrics.SELF_TEST_FAILURES.labels(self.name, served.version).inc()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from runoff.problems import (
     NotFound,
     Problem,
     TooLarge,
+    Unavailable,
     UnsupportedMediaType,
 )
 from runoff.releases import Release
@@ -145,6 +147,8 @@ WHY = {"reason": "better calibrated", "by": "ada"}
 def blueprint(management: Management) -> Blueprint:
     """The addresses under which versions are managed."""
     api = Blueprint("management", __name__)
+    # A version of which a file is damaged, or which is of a form that this release does not know.
+    api.register_error_handler(StoreError, lambda error: web.answer_problem(Unavailable(str(error))))
 
     @api.get("/v1/models/<model>/versions")
     @describe(NotFound, tag="versions")
@@ -165,6 +169,7 @@ def blueprint(management: Management) -> Blueprint:
     @describe(
         NotFound,
         NotAcceptable,
+        Unavailable,
         tag="versions",
         media_type="text/html",
         answer=str,
@@ -201,7 +206,9 @@ def blueprint(management: Management) -> Blueprint:
     def releases(model: str) -> History:
         """What a service serves, or served at a time, and all that was ever released to it."""
         try:
-            at = parse_time(request.args["at"]) if "at" in request.args else None
+            # The plus of a zone, where nobody escaped it, arrives as a space.
+            given = re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", request.args.get("at", ""))
+            at = parse_time(given) if "at" in request.args else None
         except (ValueError, OverflowError):
             raise Malformed("at takes a time such as 2026-11-23T14:05Z") from None
         live: Any = management.live(model, at)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from runoff.store import RELEASES, Store
+from runoff.store import RELEASES, Store, StoreError
 
 Action = Literal["release", "rollback", "swap"]
 
@@ -82,8 +82,13 @@ class Releases:
 
     def live(self, service: str, at: datetime | None = None) -> Served | None:
         """What a service is to serve, now or at a time (with a time zone); None before its first release."""
+        last = self.last(service, at)
+        return last.changes[service] if last else None
+
+    def last(self, service: str, at: datetime | None = None) -> Release | None:
+        """The last release of a service until now, or until a time; None before its first."""
         found = [release for release in self.all(service) if at is None or release.time <= at]
-        return found[-1].changes[service] if found else None
+        return found[-1] if found else None
 
     def record(self, changes: Mapping[str, Served], *, by: str, reason: str, action: Action) -> Release:
         """Add a release. Whether the versions can be served is for the caller to know.
@@ -114,4 +119,7 @@ class Releases:
                 record = self._store.document(RELEASES, id_)
                 # One that is still being written is looked at again the next time.
                 if record is not None:
-                    self._known[id_] = Release.from_json(id_, record)
+                    try:
+                        self._known[id_] = Release.from_json(id_, record)
+                    except (LookupError, TypeError, ValueError, AttributeError) as error:
+                        raise StoreError(f"release {id_} is in no form that is known here") from error

@@ -152,6 +152,53 @@ def test_a_reason_is_shown_as_it_was_written_and_is_no_markup_anywhere(own: Stor
     assert not {"<img", "<b>"} & set(re.findall(r"<\w+>?", markdown + html))
 
 
+def test_a_rollback_passes_over_what_was_released_twice_in_a_row(own: Store) -> None:
+    first, second = stored(own), stored(own)
+    for version in (first, second, second):
+        says("release", "mine", version.id, *WHY, "--board", own.place)
+    assert first.id in says("rollback", "mine", *WHY, "--board", own.place)
+
+
+@pytest.mark.parametrize("file", ["golden.json", "data.txt", "mine.joblib"])
+def test_a_live_version_that_is_damaged_does_not_bar_what_is_to_replace_it(own: Store, file: str) -> None:
+    first, second = stored(own), stored(own)
+    for version in (first, second):
+        says("release", "mine", version.id, *WHY, "--board", own.place)
+    (Path(own.place) / "mine" / second.id / file).unlink()
+    assert first.id in says("rollback", "mine", *WHY, "--board", own.place)
+
+
+def test_one_can_go_back_to_a_version_that_takes_less_than_callers_send_by_now(
+    own: Store, tmp_path: Path
+) -> None:
+    model = LogisticRegression().fit(X, [1, 0, 1, 0])
+    by_half_years = X.assign(age=X["age"] + 0.5)
+    first, second = (
+        own.write("model-a", model, prototype=Prototype.from_frame(rows), record={}, examples=rows)
+        for rows in (X, by_half_years)
+    )
+    for version in (first, second):
+        says("release", "model-a", version.id, *WHY, "--board", own.place)
+    with running(tmp_path / "var", Path(own.place), "model_a") as house:
+        watched = ("--board", own.place, "--watch", house.model_a.url)
+        says("rollback", "model-a", *WHY, *watched)
+        assert house.model_a.gets("/metadata").json["version"] == first.id
+        says("release", "model-a", second.id, *WHY, *watched)
+    refused = runoff("release", "model-a", first.id, *WHY, "--board", own.place)
+    assert refused.returncode == 1
+    assert "refuses what" in refused.stderr
+
+
+def test_a_release_in_another_form_is_named(own: Store) -> None:
+    stored(own)
+    says("release", "mine", "newest", *WHY, "--board", own.place)
+    [record] = Path(own.place).glob("releases/*/releases.json")
+    record.write_text('{"format": 2}')
+    done = runoff("history", "--board", own.place)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: release {record.parent.name} is in no form that is known here\n"
+
+
 def test_a_swap_is_over_when_both_services_that_are_watched_have_switched(own: Store, tmp_path: Path) -> None:
     for name in ("model-a", "model-b"):
         stored(own, name)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +344,9 @@ def test_rest_does_what_the_command_line_does(operated: House, shell: Shell, ids
     assert told["live"] == shell.told("live", "model-a")
     past = told["releases"][1]["time"]
     assert service.gets(f"/v1/models/model-a/releases?at={past}").json["live"]["version"] == ids[1]
+    unescaped = datetime.fromisoformat(past).astimezone(timezone(timedelta(hours=1))).isoformat()
+    assert "+01:00" in unescaped
+    assert service.gets(f"/v1/models/model-a/releases?at={unescaped}").json["live"]["version"] == ids[1]
     card = service.gets(f"/v1/models/model-a/versions/{ids[0]}/card")
     assert card.headers["Content-Type"].startswith("text/html")
     assert card.status == 200

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from data import credit
 from notebooks import train
 from runoff import evaluation
+from runoff.evaluators import TOLERANCE
 from runoff.store import Store
 from tests.conftest import running
 
@@ -84,7 +85,7 @@ def test_no_held_out_client_was_trained_on(store: Store, name: str) -> None:
     stored = store.load(name)
     # Fitting is deterministic: one client more, one column more, or another seed, would show.
     refitted = clone(store.estimator(name)).fit(training[list(credit.FEATURES)], training[credit.TARGET])
-    assert refitted.predict_proba(X)[:, 1] == pytest.approx(stored.probabilities(X), abs=1e-9)
+    assert refitted.predict_proba(X)[:, 1] == pytest.approx(stored.probabilities(X), abs=TOLERANCE)
     assert stored.version.prototype.names == credit.FEATURES
     record = store.version(name).record
     assert record["rows"] == {"training": len(training), "held_out": len(held_out)}
@@ -172,10 +173,13 @@ def test_a_newer_version_is_served_after_a_restart(
 ) -> None:
     """The store at work: what a notebook writes is what a service loads next."""
     own = Store.open(tmp_path / "board")
-    model = store.load("model-b")
     written = own.write(
-        "model-a", store.estimator("model-b"), prototype=model.version.prototype, record={"algorithm": "B"}
+        "model-a",
+        store.estimator("model-b"),
+        prototype=store.version("model-b").prototype,
+        record={"algorithm": "B"},
     )
+    model = own.load("model-a", written.id)
     with running(tmp_path / "var", tmp_path / "board", "model_a") as house:
         reply = house.model_a.asks(client)
         assert reply.json["version"] == written.id

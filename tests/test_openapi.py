@@ -38,8 +38,9 @@ def app(name: str, board: Path, tmp_path_factory: pytest.TempPathFactory) -> Fla
     folder = tmp_path_factory.mktemp("own") / "board"
     shutil.copytree(board, folder)
     management = Management(Store.open(folder))
-    for model in ("model-a", "model-b") * 2:
-        management.release(model, management.version(model), by="a test", reason="to have a past")
+    models = ("model-a", "model-b")
+    for service, model in (*zip(models, reversed(models), strict=True), *zip(models, models, strict=True)):
+        management.release(service, management.version(model), by="a test", reason="to have a past")
     return create_app(name, store=management.store)
 
 
@@ -48,7 +49,7 @@ def unable(name: str, board: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The same service, whose versions are damaged."""
     folder = tmp_path_factory.mktemp("damaged") / "board"
     shutil.copytree(board, folder)
-    for file in folder.glob("*/*/*.joblib"):
+    for file in [*folder.glob("*/*/*.joblib"), *folder.glob("*/*/golden.json")]:
         file.write_bytes(b"")
     return create_app(name, store=Store.open(folder))
 

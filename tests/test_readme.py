@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- run -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 SHELL = [code for language, code in BLOCKS if language == "sh"]
+[VERSIONS] = re.findall(r"<!-- run versions -->\n```sh\n(.*?)```", README, flags=re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 
 
@@ -42,6 +44,27 @@ def test_each_command_answers(house: House, block: str) -> None:
     assert not any("status" in answer for answer in answers), "none of them is a problem"
     if "predict'" not in block and "/predict " in block:
         assert 0 <= answers[0]["prediction"] <= 1
+
+
+def test_versions_are_managed_as_written(board: Path, tmp_path: Path) -> None:
+    own = tmp_path / "board"
+    shutil.copytree(board, own)
+    code = VERSIONS.replace("$PWD/.venv/bin", str(Path(sys.executable).parent)).replace(
+        "/tmp/", f"{tmp_path}/"
+    )
+    done = subprocess.run(
+        ["bash", "-euc", code],
+        cwd=ROOT,
+        env=os.environ | {"RUNOFF_BOARD": str(own)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "nothing was live then" in done.stdout
+    history = [line for line in done.stdout.splitlines() if "B was not that good" in line]
+    assert len(history) == 1
+    assert "rollback" in history[0]
+    assert (tmp_path / "model-a.html").read_text().startswith("<!doctype html>")
 
 
 def test_your_own_model_is_stored_and_served_as_written(tmp_path: Path) -> None:
