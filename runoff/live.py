@@ -66,9 +66,9 @@ class Ready:
 
     @cached_property
     def signature(self) -> bytes:
-        """How our answers end in JSON: by naming the model and the version."""
+        """How our answers end in JSON: with the model, the version and the line, for those who curl."""
         version = self.model.version
-        return b'"model":%b,"version":%b}' % (to_json(version.name), to_json(version.id))
+        return b'"model":%b,"version":%b}\n' % (to_json(version.name), to_json(version.id))
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:

@@ -274,4 +274,5 @@ def _response(address: str, answer: Any, body: Any) -> Response:
         content, length = packed
         headers = {binary_tensors.HEADER: str(length)}
         return Response(content, headers=headers, mimetype=binary_tensors.MEDIA_TYPE)
-    return Response(to_json(answer), mimetype=JSON)
+    # It ends with the line, as Flask's own answers do, for those who curl.
+    return Response(to_json(answer) + b"\n", mimetype=JSON)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def surroundings(board: Path, tmp_path: Path) -> dict[str, str]:
-    """An environment with free ports, trained models, and nothing else of ours."""
+    """An environment with free ports, trained models of its own to release, and nothing else of ours."""
+    own = tmp_path / "board"
+    shutil.copytree(board, own)
     clean = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
     ports = {f"{name.upper()}_PORT": str(port) for name, port in free_ports().items()}
-    return clean | ports | {"RUNOFF_VAR": str(tmp_path), "RUNOFF_BOARD": str(board)}
+    return clean | ports | {"RUNOFF_VAR": str(tmp_path), "RUNOFF_BOARD": str(own)}
 
 
 def launch(surroundings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -25,14 +25,11 @@ def test_held_out_clients_are_split_answered_and_recorded_to_the_last_request(
         replies = list(pool.map(house.router.asks, clients))
     assert [reply.status for reply in replies] == [200] * len(clients)
 
-    # The answers are those of the models, offline.
-    frame = pd.DataFrame(clients)
-    offline = {
-        name: model.probabilities(frame)
-        for name, model in (("A", store.load("model-a")), ("B", store.load("model-b")))
-    }
-    for number, reply in enumerate(replies):
-        assert reply.prediction == offline[reply.headers["X-Variant"]][number]
+    # The answers are those of the models, offline, to the last bit.
+    models = {"A": store.load("model-a"), "B": store.load("model-b")}
+    for client, reply in zip(clients, replies, strict=True):
+        [offline] = models[reply.headers["X-Variant"]].probabilities(pd.DataFrame([client]))
+        assert reply.prediction == offline
 
     # The record holds each answer, and nothing else.
     recorded = {row["request_id"]: row for row in house.record()}
