@@ -1,0 +1,59 @@
+"""The database of the router: SQLite beside the models by default, PostgreSQL by setting a URL."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from router.tables import metadata
+
+DEFAULT_URL = f"sqlite:///{Path(__file__).resolve().parent.parent / 'var' / 'ledger.sqlite'}"
+
+
+class DatabaseDown(Exception):
+    """The database cannot be written or read now."""
+
+
+def connect(url: str | None = None) -> sa.Engine:
+    """An engine of the database, without a connection yet: workers may be forked from here.
+
+    Args:
+        url: a SQLAlchemy URL, by default what RUNOFF_LEDGER says, else SQLite in `var/ledger.sqlite`.
+    """
+    parsed = sa.make_url(url or os.environ.get("RUNOFF_LEDGER") or DEFAULT_URL)
+    if parsed.get_backend_name() == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(parsed, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the tables to the form that this release knows; several workers may do so at once."""
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+    engine.dispose()
+
+
+def stamp(time: datetime) -> str:
+    """RFC 3339 in UTC with microseconds: sorts as text, reads the same in every database."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    # Readers do not wait for the writer, nor it for them.
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # An answer that the caller got must outlive a power cut: each commit reaches the disk.
+    cursor.execute("PRAGMA synchronous = FULL")
+    # Writers of other workers wait for their turn.
+    cursor.execute("PRAGMA busy_timeout = 5000")
+    cursor.close()

@@ -1,0 +1,152 @@
+"""The tables of the router's database, each with what one row of it is.
+
+Rows are added and never changed, except for sums, which are made of rows and can be made anew. Times are
+texts, RFC 3339 in UTC with microseconds: they sort as they are, and read the same in every database.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+TIME = sa.String(27)
+NAME = sa.String(40)
+MODEL = sa.String(128)
+# SQLite counts up an INTEGER alone; elsewhere a ledger may outgrow one of 32 bits.
+CURSOR = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+# One routed row: who was shown what, and what came of it.
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    # The order in which rows were committed, and so the cursor by which readers page.
+    sa.Column("cursor", CURSOR, primary_key=True, autoincrement=True),
+    # What an outcome will name: the request id, or in a batch `<request id>/<row>`.
+    sa.Column("id", sa.String(140), nullable=False, unique=True),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("row", sa.Integer, nullable=False),
+    sa.Column("time", TIME, nullable=False),
+    sa.Column("experiment", NAME, nullable=False),
+    # The version of the experiment's document by which it was assigned.
+    sa.Column("experiment_version", sa.Integer, nullable=False),
+    # The variant that it was assigned to. Where that failed another may have answered: `answered_by`.
+    sa.Column("variant", NAME, nullable=False),
+    sa.Column("answered_by", NAME),
+    # The probability with which it was assigned there; None where it was forced, which is never counted.
+    sa.Column("propensity", sa.Float),
+    # The unit that it was assigned by, hashed; None where each request is its own.
+    sa.Column("unit", sa.String(64)),
+    sa.Column("model", MODEL),
+    sa.Column("version", MODEL),
+    sa.Column("digest", sa.String(64)),
+    # The record that was asked about, JSON.
+    sa.Column("features", sa.Text),
+    # None where the model refused it (status 4xx) or failed (5xx); then `problem` says why.
+    sa.Column("prediction", sa.Float),
+    sa.Column("latency_ms", sa.Float, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("problem", sa.Text),
+    # What kind of traffic it is; None for real traffic.
+    sa.Column("tag", NAME),
+    sqlite_autoincrement=True,
+)
+sa.Index("predictions_by_time", predictions.c.time)
+sa.Index("predictions_by_unit", predictions.c.unit)
+
+# What another variant said of a row: a shadow, one that failed before a fallback answered, or a replay.
+side_answers = sa.Table(
+    "side_answers",
+    metadata,
+    sa.Column("cursor", CURSOR, primary_key=True, autoincrement=True),
+    sa.Column("prediction_id", sa.String(140), nullable=False),
+    sa.Column("kind", sa.Enum("shadow", "failed", "replay", native_enum=False, length=8), nullable=False),
+    # Of a shadow or one that failed the variant, of a replay the name of the set.
+    sa.Column("name", NAME, nullable=False),
+    sa.Column("time", TIME, nullable=False),
+    sa.Column("model", MODEL),
+    sa.Column("version", MODEL),
+    sa.Column("digest", sa.String(64)),
+    sa.Column("prediction", sa.Float),
+    sa.Column("latency_ms", sa.Float),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("problem", sa.Text),
+    sa.UniqueConstraint("prediction_id", "kind", "name"),
+    sqlite_autoincrement=True,
+)
+
+# What became of a row in the world. A correction is a further row: the last one counts.
+outcomes = sa.Table(
+    "outcomes",
+    metadata,
+    sa.Column("cursor", CURSOR, primary_key=True, autoincrement=True),
+    sa.Column("prediction_id", sa.String(140), nullable=False, index=True),
+    sa.Column("outcome", sa.Float, nullable=False),
+    # When it became known, as the reporter says, and when it was reported.
+    sa.Column("time", TIME, nullable=False),
+    sa.Column("reported", TIME, nullable=False),
+    sa.Column("correction", sa.Boolean, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# One version of an experiment's document, and by whose word it came: with `allocations` the audit.
+experiments = sa.Table(
+    "experiments",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("time", TIME, nullable=False),
+    sa.Column("action", sa.String(20), nullable=False),
+    sa.Column("by", sa.String(128), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Weights that a canary's ramp or a bandit put in the place of the document's, and the evidence for them.
+allocations = sa.Table(
+    "allocations",
+    metadata,
+    sa.Column("experiment_version", sa.Integer, sa.ForeignKey(experiments.c.version), primary_key=True),
+    # 1, 2, … within a version of the document: of two that decide at once, one is first.
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("time", TIME, nullable=False),
+    sa.Column("action", sa.String(20), nullable=False),
+    sa.Column("by", sa.String(128), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    # JSON: weights by the name of the variant, and what the decision was made from.
+    sa.Column("weights", sa.Text, nullable=False),
+    sa.Column("evidence", sa.Text),
+)
+
+# A caller's key. Only its hash is kept.
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("scope", sa.Enum("read", "outcome", "operator", native_enum=False, length=8), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("added", TIME, nullable=False),
+    sa.Column("revoked", TIME),
+)
+
+# The first answer to a request that came with an Idempotency-Key, for when it comes again.
+replies = sa.Table(
+    "replies",
+    metadata,
+    sa.Column("idempotency_key", sa.String(128), primary_key=True),
+    # Of the request: another one with the same key is refused.
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("time", TIME, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("headers", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+# Up to which cursor the rows of a table are in the sums.
+folds = sa.Table(
+    "folds",
+    metadata,
+    sa.Column("name", sa.String(20), primary_key=True),
+    sa.Column("cursor", CURSOR, nullable=False),
+)
