@@ -123,8 +123,10 @@ keys = sa.Table(
     "keys",
     metadata,
     sa.Column("name", sa.String(128), primary_key=True),
-    sa.Column("scope", sa.Enum("read", "outcome", "operator", native_enum=False, length=8), nullable=False),
+    sa.Column("scope", sa.String(8), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    # How many requests a second each worker lets through; None for any number.
+    sa.Column("per_second", sa.Float),
     sa.Column("added", TIME, nullable=False),
     sa.Column("revoked", TIME),
 )

@@ -11,7 +11,7 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 from typing_extensions import TypedDict
@@ -22,12 +22,13 @@ from runoff.operations import JSON, Schema, describe
 from runoff.problems import (
     Conflict,
     FieldError,
+    Forbidden,
     Invalid,
     Malformed,
     NotAcceptable,
     NotFound,
-    Problem,
     TooLarge,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -36,22 +37,6 @@ from runoff.store import ModelVersion, NoSuchVersion, StoreError
 
 KEY = "RUNOFF_OPERATOR_KEY"
 MAX_TEXT = 500
-
-
-class Unauthorized(Problem):
-    """No key was sent."""
-
-    status: ClassVar[int] = 401
-    slug: ClassVar[str] = "unauthorized"
-    title: ClassVar[str] = "An operator's key is needed"
-
-
-class Forbidden(Problem):
-    """The key is not the operator's, or there is none by which anybody could be known."""
-
-    status: ClassVar[int] = 403
-    slug: ClassVar[str] = "forbidden"
-    title: ClassVar[str] = "This key does not open it"
 
 
 class ServedDetails(TypedDict):

@@ -104,6 +104,22 @@ class Malformed(Problem):
     title = "The request cannot be read"
 
 
+class Unauthorized(Problem):
+    """Nobody could be known: no key was sent, or one that opens nothing."""
+
+    status = 401
+    slug = "unauthorized"
+    title = "A key is needed"
+
+
+class Forbidden(Problem):
+    """The key does not open this, or there is none that would."""
+
+    status = 403
+    slug = "forbidden"
+    title = "This key does not open it"
+
+
 class NotFound(Problem):
     status = 404
     slug = "not-found"
@@ -148,6 +164,14 @@ class Invalid(Problem):
     status = 422
     slug = "invalid-request"
     title = "The request breaks a rule"
+
+
+class TooManyRequests(Problem):
+    """The caller has sent as many as it may for now."""
+
+    status = 429
+    slug = "too-many-requests"
+    title = "These are too many requests"
 
 
 class Unavailable(Problem):
