@@ -8,29 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import OURS, WORKERS, Contender, Form
+from benchmarks.processes import Figures
 from runoff.store import ModelVersion
 
 BATCH = 1000
-
-
-class Figures(NamedTuple):
-    """What was measured of one contender in one form.
-
-    `cpu_us` is CPU time per request in µs, of all its processes; `memory_mb` is their proportional set size.
-    """
-
-    cpu_us: float
-    per_second: float
-    p50_ms: float
-    p99_ms: float
-    memory_mb: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,7 @@ def markdown(results: Sequence[Result], served: ModelVersion, rounds: int, secon
     trained = served.record.get("algorithm", "a model")
     parts = [
         "# Serving, measured",
-        f"Written by `make bench` on {datetime.now(UTC):%d %B %Y}, on {_machine()}.",
+        f"Written by `make bench` on {datetime.now(UTC):%d %B %Y}, on {machine()}.",
         f"Everybody serves {served.name} ({trained}) with {WORKERS} workers and one OpenMP thread, and was"
         " seen to answer what scikit-learn says, to 1e-6. wrk asks each in turn, over connections that stay"
         f" open, for {seconds} seconds in each form; what is told are medians of {rounds} rounds. CPU is the"
@@ -117,7 +104,7 @@ def markdown(results: Sequence[Result], served: ModelVersion, rounds: int, secon
         parts += ["## Goals", beside, "\n".join(f"- {goal}" for goal in told)]
     parts.append("## Who took part")
     contenders = dict.fromkeys(result.contender for result in results)
-    parts += ["\n".join(f"- **{each.name}**: {each.about}; {_versions(each)}" for each in contenders)]
+    parts += ["\n".join(f"- **{each.name}**: {each.about}; {versions_of(each)}" for each in contenders)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,7 +124,8 @@ def _lines(results: Sequence[Result], rows: int) -> list[tuple[str, ...]]:
     ]
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What it was measured on, in a line."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
     memory = psutil.virtual_memory().total / 2**30
@@ -147,7 +135,7 @@ def _machine() -> str:
     )
 
 
-def _versions(contender: Contender) -> str:
+def versions_of(contender: Contender) -> str:
     if contender.lock is None:
         return ", ".join(f"{name} {version(name)}" for name in contender.packages)
     pins = dict(

@@ -7,17 +7,10 @@ over connections that stay open. What is told is the median of the rounds.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import socket
-import statistics
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,13 +18,13 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-import psutil
 import urllib3
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import processes, report
 from benchmarks.contenders import CONTENDERS, Contender, Form, Place, Records, Subject
-from benchmarks.report import BATCH, Figures, Result
+from benchmarks.processes import Figures, Refused, Tree, median, raw
+from benchmarks.report import BATCH, Result
 from launch import environment
 from runoff.store import Store
 from traffic.clients import held_out
@@ -41,22 +34,15 @@ MODEL = "model-a"
 # connections, by rows in a body.
 BODIES = {1: 500, BATCH: 8}
 CONNECTIONS = {1: 8, BATCH: 2}
-READY_SECONDS = 120.0
 TOLERANCE = 1e-6
-WRK = Path(__file__).with_name("wrk.lua")
-
-
-class Refused(Exception):
-    """A service answers, but with an error."""
 
 
 class Service:
-    """A contender that runs, and the processes that it consists of."""
+    """A contender that runs."""
 
-    def __init__(self, contender: Contender, port: int, pid: int) -> None:
+    def __init__(self, contender: Contender, port: int) -> None:
         self.contender = contender
         self._url = f"http://127.0.0.1:{port}"
-        self._root = psutil.Process(pid)
 
     def ask(self, form: Form, records: Records) -> np.ndarray[Any, Any]:
         """What it answers to some records, one figure for each.
@@ -72,87 +58,32 @@ class Service:
             raise Refused(f"{reply.status} to {form.name}: {reply.data[:300]!r}")
         return np.array(form.read(reply.data, reply.headers), np.float64)
 
-    def measure(self, form: Form, requests: Path, rows: int, seconds: int) -> Figures:
-        """Ask for some seconds, with the requests of a file in turn, as fast as it answers."""
-        before = self._cpu_seconds()
-        said = self._wrk(requests, CONNECTIONS[rows], seconds)
-        spent = self._cpu_seconds() - before
-        if said["failed"]:
-            raise click.ClickException(f"{self.contender.name} failed {said['failed']} times in {form.name}")
-        return Figures(
-            cpu_us=spent * 1e6 / said["requests"],
-            per_second=said["requests"] * 1e6 / said["microseconds"],
-            p50_ms=said["p50"] / 1e3,
-            p99_ms=said["p99"] / 1e3,
-            memory_mb=self._memory_mb(),
-        )
-
-    def _wrk(self, requests: Path, connections: int, seconds: int) -> dict[str, Any]:
-        command: list[str | Path] = [
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{seconds}s",
-            "--timeout=30s",
-            "-s",
-            WRK,
-            self._url,
-        ]
-        done = subprocess.run([*command, "--", requests], capture_output=True, text=True, check=True)
-        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return told
-
-    def _cpu_seconds(self) -> float:
-        """User and system time of the whole tree; that of a process that has ended is its parent's."""
-        return sum(sum(process.cpu_times()[:4]) for process in self._tree())
-
-    def _memory_mb(self) -> float:
-        """The proportional set size of the whole tree: what processes share is counted once."""
-        return float(sum(process.memory_full_info().pss for process in self._tree())) / 1e6
-
-    def _tree(self) -> list[psutil.Process]:
-        return [self._root, *self._root.children(recursive=True)]
+    def measure(self, tree: Tree, requests: Path, rows: int, seconds: int) -> Figures:
+        return processes.measure(self._url, tree, requests, connections=CONNECTIONS[rows], seconds=seconds)
 
 
 @contextmanager
-def running(contender: Contender, subject: Subject, check: Callable[[Service], None]) -> Iterator[Service]:
+def running(
+    contender: Contender, subject: Subject, check: Callable[[Service], None]
+) -> Iterator[tuple[Service, Tree]]:
     """A contender for the length of a `with`, ready, and found to be right by a check."""
-    with tempfile.TemporaryDirectory() as name, ExitStack() as closing:
-        folder = Path(name)
-        programs = environment.of(contender.lock).parent if contender.lock else Path()
-        place = Place(programs, free_port(), folder)
-        log = closing.enter_context((folder / "log").open("wb"))
-        process = subprocess.Popen(
-            contender.command(place, subject),
-            cwd=contender.lock.parent if contender.lock else environment.ROOT,
-            env=surroundings(subject, folder),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        closing.callback(stop, process)
-        service = Service(contender, place.port, process.pid)
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
-            try:
-                check(service)
-                break
-            except (urllib3.exceptions.HTTPError, Refused) as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    said = (folder / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise click.ClickException(
-                        f"{contender.name} does not start:\n{said}\n{error}"
-                    ) from error
-            time.sleep(0.2)
-        yield service
+    port = processes.free_port()
+    service = Service(contender, port)
+    programs = environment.of(contender.lock).parent if contender.lock else Path()
+    with processes.running(
+        contender.name,
+        lambda folder: contender.command(Place(programs, port, folder), subject),
+        cwd=contender.lock.parent if contender.lock else environment.ROOT,
+        environment=lambda folder: surroundings(subject, folder),
+        check=lambda: check(service),
+    ) as tree:
+        yield service, tree
 
 
 def surroundings(subject: Subject, folder: Path) -> dict[str, str]:
-    """The variables that a contender starts with: where the model is, and one OpenMP thread."""
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    """The variables that a contender starts with: where the model is."""
     version = subject.version
-    return inherited | {
-        "OMP_NUM_THREADS": "1",
+    return processes.inherited() | {
         "MODEL": str(subject.file),
         "BOARD": subject.store.place,
         "PIN": version.name,
@@ -164,40 +95,11 @@ def surroundings(subject: Subject, folder: Path) -> dict[str, str]:
     }
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a contender and all that it started."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def forms(contender: Contender) -> Iterator[tuple[int, Form]]:
     """What a contender is asked: how many rows in one request, in which form."""
     yield 1, contender.row
     for form in contender.batches:
         yield BATCH, form
-
-
-def raw(form: Form, records: Records) -> bytes:
-    """A request as HTTP has it, after a line with its length, as wrk's script reads it."""
-    body, headers = form.write(records)
-    lines = [f"POST {form.path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    request = "\r\n".join([*lines, "", ""]).encode() + body
-    return b"%d\n%b" % (len(request), request)
-
-
-def median(rounds: Sequence[Figures]) -> Figures:
-    return Figures(*(statistics.median(each) for each in zip(*rounds, strict=True)))
 
 
 @click.command(help="Measure our prediction service beside its peers, each with the same model and workers.")
@@ -230,19 +132,20 @@ def main(rounds: int, seconds: int, only: tuple[str, ...], write: Path | None) -
             if only and contender.name not in only:
                 continue
             console.print(f"Starting {contender.name} …")
-            service = open_.enter_context(running(contender, subject, check))
+            service, tree = open_.enter_context(running(contender, subject, check))
             for rows, form in forms(contender):
                 requests = folder / f"{contender.name} {rows} {form.name}"
                 each = (records[at : at + rows] for at in range(0, BODIES[rows] * rows, rows))
-                requests.write_bytes(b"".join(raw(form, some) for some in each))
-                service.measure(form, requests, rows, seconds=1)  # a warm-up
-                tasks.append((service, rows, form, requests, list[Figures]()))
+                requests.write_bytes(b"".join(raw(form.path, *form.write(some)) for some in each))
+                service.measure(tree, requests, rows, seconds=1)  # a warm-up
+                tasks.append((service, tree, rows, form, requests, list[Figures]()))
         for number in range(rounds):
-            for service, rows, form, requests, measured in tasks:
-                measured.append(service.measure(form, requests, rows, seconds))
+            for service, tree, rows, _, requests, measured in tasks:
+                measured.append(service.measure(tree, requests, rows, seconds))
             console.print(f"Round {number + 1} of {rounds} is done.")
     results = [
-        Result(service.contender, rows, form, median(measured)) for service, rows, form, _, measured in tasks
+        Result(service.contender, rows, form, median(measured))
+        for service, _, rows, form, _, measured in tasks
     ]
     report.show(console, results)
     if write:
