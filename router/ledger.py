@@ -1,77 +1,62 @@
 """The ledger: what every routed request was assigned, and what came of it.
 
-Life of a record: `append` writes it, before the caller gets the answer; `page` and `last` read the
-records back; `counts` and `latency` sum them up.
+Life of a record: `append` writes it, before the caller gets the answer; `page`, `last` and `find` read it
+back; the fold (`router/fold.py`) adds it to the sums, from which counts and quantiles are read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.schema import CreateIndex, CreateTable
 
-DEFAULT_URL = f"sqlite:///{Path(__file__).resolve().parent.parent / 'var' / 'ledger.sqlite'}"
+from router.database import DatabaseDown
+from router.group_commit import GroupCommit
+from router.tables import predictions, replies, side_answers
 
-metadata = sa.MetaData()
-
-predictions = sa.Table(
-    "predictions",
-    metadata,
-    # The order in which rows were committed, and so the cursor by which readers page.
-    sa.Column("cursor", sa.Integer, primary_key=True, autoincrement=True),
-    # What an outcome will name: the request id, or in a batch `<request id>/<row>`.
-    sa.Column("id", sa.String(140), nullable=False, unique=True),
-    sa.Column("request_id", sa.String(128), nullable=False),
-    sa.Column("row", sa.Integer, nullable=False),
-    sa.Column("time", sa.String(27), nullable=False),
-    sa.Column("experiment", sa.String(40), nullable=False),
-    sa.Column("variant", sa.String(40), nullable=False),
-    sa.Column("model", sa.String(128)),
-    sa.Column("version", sa.String(128)),
-    sa.Column("features", sa.Text),
-    sa.Column("prediction", sa.Float),
-    sa.Column("latency_ms", sa.Float, nullable=False),
-    sa.Column("status", sa.Integer, nullable=False),
-    sa.Column("problem", sa.Text),
-    sa.Column("tag", sa.String(40)),
-    sa.UniqueConstraint("request_id", "row"),
-    sqlite_autoincrement=True,
-)
-indexes = (
-    sa.Index("predictions_by_outcome", predictions.c.variant, predictions.c.status, predictions.c.latency_ms),
-)
+# How long a writer waits for its turn.
+TURN_SECONDS = 5.0
+# Between two tries where somebody else writes: other processes commit in a few milliseconds.
+TRY_AGAIN_SECONDS = 0.0003
+# Of PostgreSQL's advisory locks, that of those who append.
+APPENDING = 7_461_001
 
 
 class DuplicateRequest(Exception):
     """The ledger holds a request of this id already."""
 
 
-class LedgerDown(Exception):
-    """The ledger cannot be written or read now."""
+class Repeated(Exception):
+    """A request with this Idempotency-Key was answered already; `reply` is how."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.idempotency_key)
+        self.reply = reply
 
 
-@dataclass(frozen=True)
-class Record:
-    """One routed row. `prediction` is None where the model refused it (4xx) or failed (5xx)."""
+class Record(NamedTuple):
+    """One routed row, in the order of the table's columns; they are described there."""
 
     id: str
     request_id: str
     row: int
-    time: datetime
+    time: str
     experiment: str
+    experiment_version: int
+    allocation: int
     variant: str
+    answered_by: str | None
+    propensity: float | None
+    unit: str | None
     model: str | None
     version: str | None
-    features: Any
+    digest: str | None
+    features: str | None
     prediction: float | None
     latency_ms: float
     status: int
@@ -79,173 +64,245 @@ class Record:
     tag: str | None
 
 
+class SideAnswer(NamedTuple):
+    """What another variant said of a row, in the order of the table's columns."""
+
+    prediction_id: str
+    kind: str
+    name: str
+    time: str
+    model: str | None
+    version: str | None
+    digest: str | None
+    prediction: float | None
+    latency_ms: float | None
+    status: int
+    problem: str | None
+
+
+class Reply(NamedTuple):
+    """The whole answer to a request with an Idempotency-Key, in the order of the table's columns."""
+
+    idempotency_key: str
+    fingerprint: str
+    request_id: str
+    time: str
+    status: int
+    headers: str
+    body: bytes
+
+
 @dataclass(frozen=True)
-class Counts:
-    """What the ledger holds of one variant: requests = answered + refused (4xx) + failed (5xx)."""
+class Entry:
+    """What is written together or not at all."""
 
-    requests: int
-    answered: int
-    refused: int
-    failed: int
-    mean_prediction: float | None
+    records: Sequence[Record] = ()
+    side_answers: Sequence[SideAnswer] = ()
+    reply: Reply | None = None
 
 
-NOTHING = Counts(0, 0, 0, 0, None)
+@dataclass
+class Writer:
+    """The connection of a process by which it appends, and the statements in the form of its driver."""
+
+    engine: sa.Engine
+    connection: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        dialect = self.engine.dialect
+        self.is_sqlite = dialect.name == "sqlite"
+        self.dbapi: Any = dialect.loaded_dbapi
+        # The driver is called directly: SQLAlchemy would cost more than the database does.
+        self.inserts = {
+            table: _insert(table, row._fields, "?" if self.is_sqlite else "%s")
+            for table, row in ((predictions, Record), (side_answers, SideAnswer), (replies, Reply))
+        }
+
+    def begin(self) -> Any:
+        """Wait for the turn to write, and return a cursor within a transaction.
+
+        In the order in which transactions end, rows have their cursors: nobody else appends meanwhile.
+        """
+        if self.connection is None:
+            self.connection = self.engine.raw_connection().driver_connection
+            if self.is_sqlite:
+                self.connection.isolation_level = None
+                # SQLite's own waiting sleeps for up to 100 ms at a time.
+                self.connection.execute("PRAGMA busy_timeout = 0")
+            else:
+                self.connection.autocommit = False
+        cursor = self.connection.cursor()
+        if not self.is_sqlite:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (APPENDING,))
+            return cursor
+        deadline = time.monotonic() + TURN_SECONDS
+        while True:
+            try:
+                return cursor.execute("BEGIN IMMEDIATE")
+            except self.dbapi.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(TRY_AGAIN_SECONDS)
+
+    def insert(self, cursor: Any, entries: Sequence[Entry]) -> None:
+        records = [record for entry in entries for record in entry.records]
+        aside = [answer for entry in entries for answer in entry.side_answers]
+        answered = [entry.reply for entry in entries if entry.reply]
+        for table, rows in ((predictions, records), (side_answers, aside), (replies, answered)):
+            if rows:
+                cursor.executemany(self.inserts[table], rows)
+
+    def commit(self) -> None:
+        if self.is_sqlite:
+            self.connection.execute("COMMIT")
+        else:
+            self.connection.commit()
+
+    def rollback(self) -> None:
+        """Undo what was not committed; a connection that cannot is given up."""
+        try:
+            self.connection.rollback()
+        except self.dbapi.Error:
+            self.drop()
+
+    def drop(self) -> None:
+        if self.connection is not None:
+            with contextlib.suppress(self.dbapi.Error):
+                self.connection.close()
+        self.connection = None
 
 
 class Ledger:
     """The record of routed requests, in a SQL database."""
 
-    def __init__(self, url: str | None = None) -> None:
-        """Open the ledger, and make its tables where they are not there yet.
+    def __init__(self, engine: sa.Engine) -> None:
+        """Make it on an engine whose tables are there; no connection is opened before it is needed."""
+        self.engine = engine
+        self._writer = Writer(engine)
+        self._commits: GroupCommit[Entry] = GroupCommit(self._write)
 
-        Args:
-            url: a SQLAlchemy URL, by default what RUNOFF_LEDGER says, else SQLite in `var/ledger.sqlite`.
-        """
-        parsed = sa.make_url(url or os.environ.get("RUNOFF_LEDGER") or DEFAULT_URL)
-        if parsed.get_backend_name() == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(parsed, pool_pre_ping=True)
-        if parsed.get_backend_name() == "sqlite":
-            event.listen(self._engine, "connect", _prepare_sqlite)
-        # Several workers start at once: each statement is safe to run twice.
-        with self._engine.begin() as connection:
-            connection.execute(CreateTable(predictions, if_not_exists=True))
-            for index in indexes:
-                connection.execute(CreateIndex(index, if_not_exists=True))
-        # Workers are forked from the process that made this object: none may inherit its connection.
-        self._engine.dispose()
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Write records, all or none. When this returns they are on disk.
+    def append(self, entry: Entry) -> None:
+        """Write an entry, all of it or nothing. When this returns it is on disk.
 
         Raises:
-            DuplicateRequest: one of their request ids is recorded already.
-            LedgerDown: the database did not take them.
+            DuplicateRequest: one of its request ids is recorded already.
+            Repeated: its Idempotency-Key is recorded already.
+            DatabaseDown: the database did not take it.
         """
-        rows = [
-            {
-                **vars(record),
-                "time": _stamp(record.time),
-                "features": None if record.features is None else json.dumps(record.features),
-            }
-            for record in records
-        ]
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(predictions.insert(), rows)
-        except sa.exc.IntegrityError as error:
-            raise DuplicateRequest(records[0].request_id) from error
-        except sa.exc.SQLAlchemyError as error:
-            raise LedgerDown(str(error)) from error
+        self._commits.commit(entry)
 
-    def page(self, since: int, limit: int, tag: str | None = None) -> list[dict[str, Any]]:
-        """The records after a cursor, oldest first, at most `limit`; `tag` as in `counts`."""
-        query = sa.select(predictions).where(predictions.c.cursor > since, _tagged(tag))
+    def _write(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        writer = self._writer
+        try:
+            try:
+                writer.insert(writer.begin(), entries)
+                writer.commit()
+            except writer.dbapi.IntegrityError:
+                writer.rollback()
+                # One of them repeats another: each by itself, so that it alone fails.
+                return [self._write_one(entry) for entry in entries]
+        except writer.dbapi.Error as error:
+            lost = not writer.is_sqlite
+            writer.drop()
+            if lost:
+                return self._write_again(entries)
+            raise DatabaseDown(str(error)) from error
+        return [None] * len(entries)
+
+    def _write_one(self, entry: Entry) -> Exception | None:
+        writer = self._writer
+        try:
+            writer.insert(writer.begin(), [entry])
+            writer.commit()
+        except writer.dbapi.IntegrityError:
+            writer.rollback()
+            return self._why_refused(entry)
+        return None
+
+    def _write_again(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        """After a lost connection: nobody knows whether what was sent had been committed."""
+        writer = self._writer
+        outcomes: list[Exception | None] = []
+        for entry in entries:
+            try:
+                outcomes.append(None if self._is_there(entry) else self._write_one(entry))
+            except writer.dbapi.Error as error:
+                writer.drop()
+                down = DatabaseDown(str(error))
+                return outcomes + [down] * (len(entries) - len(outcomes))
+            except DatabaseDown as down:
+                return outcomes + [down] * (len(entries) - len(outcomes))
+        return outcomes
+
+    def _is_there(self, entry: Entry) -> bool:
+        if not entry.records:
+            return False
+        first = entry.records[0]
+        query = sa.select(predictions.c.time).where(predictions.c.id == first.id)
+        return [row.time for row in self.read(query)] == [first.time]
+
+    def _why_refused(self, entry: Entry) -> Exception:
+        """Why an entry repeats another: its Idempotency-Key, or a request id."""
+        if entry.reply and (known := self.reply(entry.reply.idempotency_key)):
+            return Repeated(known)
+        return DuplicateRequest(entry.records[0].request_id if entry.records else "")
+
+    def reply(self, idempotency_key: str) -> Reply | None:
+        """The answer that a request with this key got, if there was one."""
+        found = self.read(sa.select(replies).where(replies.c.idempotency_key == idempotency_key))
+        return Reply._make(found[0]) if found else None
+
+    def page(self, since: int, limit: int, *where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
+        """The records after a cursor, oldest first, at most `limit`."""
+        query = sa.select(predictions).where(predictions.c.cursor > since, *where)
         return self._records(query.order_by(predictions.c.cursor).limit(limit))
 
-    def last(self, limit: int, tag: str | None = None) -> list[dict[str, Any]]:
+    def last(self, limit: int, *where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
         """The newest records, oldest of them first."""
-        query = sa.select(predictions).where(_tagged(tag))
+        query = sa.select(predictions).where(*where)
         return self._records(query.order_by(predictions.c.cursor.desc()).limit(limit))[::-1]
+
+    def find(self, id_: str) -> dict[str, Any] | None:
+        """The record of a prediction, with what other variants said of it; None where there is none."""
+        found = self._records(sa.select(predictions).where(predictions.c.id == id_))
+        if not found:
+            return None
+        query = sa.select(side_answers).where(side_answers.c.prediction_id == id_)
+        aside = [dict(row._mapping) for row in self.read(query.order_by(side_answers.c.cursor))]
+        return found[0] | {"side_answers": aside}
 
     def newest(self) -> int:
         """The cursor of the newest record, 0 where there is none."""
-        return int(self._read(sa.select(sa.func.max(predictions.c.cursor)))[0][0] or 0)
-
-    def counts(self, upto: int, tag: str | None = None) -> dict[str, Counts]:
-        """What happened to the requests of each variant, by its name.
-
-        Args:
-            upto: the cursor of the last record that is counted, so that counts and pages can be joined.
-            tag: only traffic of this tag; "real" is the traffic without one. None counts all.
-        """
-        answered = predictions.c.status < 400  # noqa: PLR2004
-        refused = predictions.c.status.between(400, 499)
-        query = (
-            sa.select(
-                predictions.c.variant,
-                sa.func.count(),
-                sa.func.count().filter(answered),
-                sa.func.count().filter(refused),
-                sa.func.avg(predictions.c.prediction),
-            )
-            .where(predictions.c.cursor <= upto, _tagged(tag))
-            .group_by(predictions.c.variant)
-        )
-        return {
-            variant: Counts(total, good, bad, total - good - bad, mean)
-            for variant, total, good, bad, mean in map(tuple, self._read(query))
-        }
-
-    def tags(self) -> dict[str, int]:
-        """How many requests there are of each tag; "real" is the traffic without one."""
-        tag = sa.func.coalesce(predictions.c.tag, "real")
-        return dict(map(tuple, self._read(sa.select(tag, sa.func.count()).group_by(tag))))
-
-    def served_by(self, variant: str) -> tuple[str | None, str | None]:
-        """The model and the version that answered last for a variant; None where none did."""
-        mine = (predictions.c.variant == variant, predictions.c.version.is_not(None))
-        query = sa.select(predictions.c.model, predictions.c.version).where(*mine)
-        found = self._read(query.order_by(predictions.c.cursor.desc()).limit(1))
-        return (found[0].model, found[0].version) if found else (None, None)
-
-    def failing(self, variant: str) -> str | None:
-        """What is wrong with a variant: the problem of its newest request, if that failed (5xx)."""
-        query = sa.select(predictions.c.status, predictions.c.problem).where(predictions.c.variant == variant)
-        found = self._read(query.order_by(predictions.c.cursor.desc()).limit(1))
-        return found[0].problem if found and found[0].status >= 500 else None  # noqa: PLR2004
-
-    def latency(self, variant: str, share: float, tag: str | None = None) -> float | None:
-        """A quantile of the latency of answered requests, milliseconds; None where there are none.
-
-        The inverse of the empirical distribution function (Hyndman & Fan 1996, definition 1).
-        """
-        answered = (predictions.c.variant == variant, predictions.c.status == 200, _tagged(tag))  # noqa: PLR2004
-        count = self._read(sa.select(sa.func.count()).where(*answered))[0][0]
-        if not count:
-            return None
-        place = max(0, math.ceil(share * count) - 1)
-        ordered = sa.select(predictions.c.latency_ms).where(*answered).order_by(predictions.c.latency_ms)
-        return float(self._read(ordered.offset(place).limit(1))[0][0])
+        return int(self.read(sa.select(sa.func.max(predictions.c.cursor)))[0][0] or 0)
 
     def check(self) -> None:
-        """Raise LedgerDown where the database cannot be reached."""
-        self._read(sa.select(1))
+        """Raise DatabaseDown where the database cannot be reached."""
+        self.read(sa.select(1))
 
-    def _records(self, query: sa.Executable) -> list[dict[str, Any]]:
-        return [_as_json(row._mapping) for row in self._read(query)]
-
-    def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+    def read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+        """The rows of a query; raises DatabaseDown."""
         try:
-            with self._engine.connect() as connection:
+            with self.engine.connect() as connection:
                 return connection.execute(query).all()
         except sa.exc.SQLAlchemyError as error:
-            raise LedgerDown(str(error)) from error
+            raise DatabaseDown(str(error)) from error
+
+    def _records(self, query: sa.Executable) -> list[dict[str, Any]]:
+        return [_as_json(row._mapping) for row in self.read(query)]
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    # Readers do not wait for the writer, nor it for them.
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # An answer that the caller got must outlive a power cut: each commit reaches the disk.
-    cursor.execute("PRAGMA synchronous = FULL")
-    # Writers of other workers wait for their turn.
-    cursor.execute("PRAGMA busy_timeout = 5000")
-    cursor.close()
-
-
-def _tagged(tag: str | None) -> sa.ColumnElement[bool]:
+def tagged(tag: str | None) -> sa.ColumnElement[bool]:
+    """The records of a tag; "real" is the traffic without one, None is all of it."""
     if tag is None:
         return sa.true()
     return predictions.c.tag.is_(None) if tag == "real" else predictions.c.tag == tag
 
 
-def _as_json(row: sa.RowMapping) -> dict[str, Any]:
+def _insert(table: sa.Table, fields: Sequence[str], mark: str) -> str:
+    marks = ", ".join([mark] * len(fields))
+    return f"INSERT INTO {table.name} ({', '.join(fields)}) VALUES ({marks})"  # noqa: S608 (our own names)
+
+
+def _as_json(row: Mapping[Any, Any]) -> dict[str, Any]:
     features = row["features"]
     return {**row, "features": None if features is None else json.loads(features)}
-
-
-def _stamp(time: datetime) -> str:
-    """RFC 3339 in UTC with microseconds: sorts as text, reads the same in every database."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

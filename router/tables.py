@@ -6,6 +6,8 @@ texts, RFC 3339 in UTC with microseconds: they sort as they are, and read the sa
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
@@ -28,8 +30,10 @@ predictions = sa.Table(
     sa.Column("row", sa.Integer, nullable=False),
     sa.Column("time", TIME, nullable=False),
     sa.Column("experiment", NAME, nullable=False),
-    # The version of the experiment's document by which it was assigned.
+    # The version of the experiment's document by which it was assigned, and of the weights within: 0 for the
+    # document's own, else the number of an allocation.
     sa.Column("experiment_version", sa.Integer, nullable=False),
+    sa.Column("allocation", sa.Integer, nullable=False),
     # The variant that it was assigned to. Where that failed another may have answered: `answered_by`.
     sa.Column("variant", NAME, nullable=False),
     sa.Column("answered_by", NAME),
@@ -52,7 +56,8 @@ predictions = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("predictions_by_time", predictions.c.time)
-sa.Index("predictions_by_unit", predictions.c.unit)
+_has_unit = predictions.c.unit.is_not(None)
+sa.Index("predictions_by_unit", predictions.c.unit, sqlite_where=_has_unit, postgresql_where=_has_unit)
 
 # What another variant said of a row: a shadow, one that failed before a fallback answered, or a replay.
 side_answers = sa.Table(
@@ -151,4 +156,60 @@ folds = sa.Table(
     metadata,
     sa.Column("name", sa.String(20), primary_key=True),
     sa.Column("cursor", CURSOR, nullable=False),
+)
+
+# Sums over the rows of an hour that were assigned by the same weights. What is NULL in a row is '' here.
+_PERIOD = (
+    ("experiment", NAME),
+    ("experiment_version", sa.Integer),
+    ("allocation", sa.Integer),
+    ("variant", NAME),
+    ("tag", NAME),
+    # The hour: the first 13 letters of the time.
+    ("hour", sa.String(13)),
+)
+
+
+def _key(*more: tuple[str, Any]) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, primary_key=True, autoincrement=False) for name, kind in (*_PERIOD, *more)]
+
+
+# requests = answered + refused (4xx) + failed (5xx); Σp and Σp² are of the answered.
+sums = sa.Table(
+    "sums",
+    metadata,
+    *_key(("model", MODEL), ("version", MODEL)),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("answered", sa.BigInteger, nullable=False),
+    sa.Column("refused", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("sum_p", sa.Float, nullable=False),
+    sa.Column("sum_p2", sa.Float, nullable=False),
+)
+
+# How many answered rows took about as long: bin b holds those of [g^b, g^(b+1)) ms with g = 1.01.
+latencies = sa.Table(
+    "latencies",
+    metadata,
+    *_key(("bin", sa.Integer)),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+)
+
+# How many answered rows got about the same prediction: bin b holds those of [b/50, (b+1)/50).
+scores = sa.Table(
+    "scores",
+    metadata,
+    *_key(("bin", sa.Integer)),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+)
+
+# How a variant stands now: who answered for it last, and what is wrong where its newest request failed.
+standings = sa.Table(
+    "standings",
+    metadata,
+    sa.Column("experiment", NAME, primary_key=True),
+    sa.Column("variant", NAME, primary_key=True),
+    sa.Column("model", MODEL),
+    sa.Column("version", MODEL),
+    sa.Column("problem", sa.Text),
 )
