@@ -69,12 +69,11 @@ class Fold:
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(str(error)) from error
 
-    def _unfolded(self) -> tuple[int, Sequence[sa.Row[Any]]]:
+    def _unfolded(self) -> tuple[int, Sequence[Any]]:
         table = predictions.c
         with self._engine.connect() as connection:
-            at: int | None = connection.execute(
-                sa.select(folds.c.cursor).where(folds.c.name == "predictions")
-            ).scalar()
+            folded = sa.select(folds.c.cursor).where(folds.c.name == "predictions")
+            at = int(connection.execute(folded).scalar() or 0)
             query = (
                 sa.select(
                     table.cursor,
