@@ -1,4 +1,9 @@
-"""The experiment: its variants, their weights, and which of them a request goes to."""
+"""The experiment: one document that says which variants there are, and how requests are split between them.
+
+Document: validated, and never changed; a change is a further version of it (`router/experiments.py`). Which
+variant a request goes to by it is said in `router/assignment.py`, what moves its weights in
+`router/controllers.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +11,311 @@ import os
 import random
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from runoff.problems import FieldError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "experiment.toml"
 
+UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+SHORT_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([wdhms])")
+
+
+def _spelt_out(value: Any) -> Any:
+    if isinstance(value, str) and (found := SHORT_DURATION.fullmatch(value)) and len(found[1]) < 10:  # noqa: PLR2004
+        return timedelta(**{UNITS[found[2]]: float(found[1])})
+    return value
+
+
+def _service_url(text: str) -> str:
+    try:
+        url = HttpUrl(text)
+    except ValidationError as error:
+        raise PydanticCustomError("format", "{detail}", {"detail": error.errors()[0]["msg"]}) from None
+    if url.query is not None or url.fragment is not None:
+        raise PydanticCustomError("format", "A service's URL takes no query and no fragment")
+    return str(url).rstrip("/")
+
+
+# Pydantic's own rule counts the valid items alone: one that is wrong would be told to be missing as well.
+def _some(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not items:
+        raise PydanticCustomError("minItems", "Needs at least one item")
+    return items
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")]
-ServiceUrl = Annotated[HttpUrl, AfterValidator(lambda url: str(url).rstrip("/"))]
+# What stands in an address, or in a header: visible ASCII.
+Visible = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+ServiceUrl = Annotated[str, AfterValidator(_service_url)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=60)]
+# "30d", "12h", "15m", or ISO 8601: "P30D", "PT12H".
+Duration = Annotated[timedelta, BeforeValidator(_spelt_out), Field(ge=timedelta(0), le=timedelta(days=3650))]
+SomeTime = Annotated[Duration, Field(gt=timedelta(0))]
+
+Mode = Literal["split", "shadow", "canary", "bandit"]
 
 
 class ExperimentError(Exception):
-    """The experiment's document cannot be used; the message names the field and the rule."""
+    """The experiment's document cannot be used; the message names the field and the rule.
+
+    `errors` has each broken rule with a JSON pointer into the document; it is empty where there is none.
+    """
+
+    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
 
 
-class Variant(BaseModel):
-    """One model service, and its part in the experiment. Weights are relative to their sum."""
-
+class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Variant(Part):
+    """One model service, and its part in the experiment.
+
+    Weights are relative to their sum, and are those of the mode split: the other modes set them themselves.
+    """
 
     name: Name
     role: Literal["champion", "challenger"] = "challenger"
     url: ServiceUrl
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    # What the service understands. One of Runoff understands all of them.
+    dialect: Literal["runoff", "vetiver", "mlflow", "kserve-v1", "open-inference"] = "runoff"
+    # The name by which the service knows its model, where a dialect's addresses hold it.
+    model: Visible | None = None
 
 
-class Experiment(BaseModel):
-    """The document: which variants there are, and which share of the traffic each gets."""
+class Shadow(Part):
+    """Mode shadow: on which share of the requests the challengers are asked as well."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    sample: Share = 1.0
+
+
+class Gates(Part):
+    """What a challenger may be worse by than the champion before a canary goes back.
+
+    Of the error rates the difference, of the latencies the ratio of their geometric means.
+    """
+
+    max_error_rate_difference: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_latency_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.5
+
+
+class Canary(Part):
+    """Mode canary: the shares that the challenger gets one after the other.
+
+    Each is held for a while, and until both variants have had a number of requests in it.
+    """
+
+    steps: Annotated[tuple[Share, ...], Field(max_length=100), AfterValidator(_some)] = (
+        0.01,
+        0.05,
+        0.25,
+        0.5,
+        1.0,
+    )
+    hold: SomeTime = timedelta(hours=1)
+    min_requests: Annotated[int, Field(ge=1)] = 500
+    gates: Gates = Gates()
+
+
+class Bandit(Part):
+    """Mode bandit: Thompson sampling over the share of successes, in batches."""
+
+    # The least share that each variant gets, whatever its chances.
+    floor: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    update_interval: SomeTime = timedelta(hours=1)
+    # The outcome that is a success: its reward is 1, that of the other 0.
+    success: Literal[0, 1] = 1
+
+
+class Guardrail(Part):
+    """What must not become worse, by more than a margin in units of the metric."""
 
     name: Name
-    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    metric: Name
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Privacy(Part):
+    """What of a record's columns is not kept: left out, or hashed."""
+
+    omitted: tuple[Column, ...] = ()
+    hashed: tuple[Column, ...] = ()
+
+
+class Experiment(Part):
+    """The document.
+
+    | mode | who answers |
+    | --- | --- |
+    | split | each variant its share, by the weights |
+    | shadow | the champion; the challengers score a sample of the same requests, unseen by the caller |
+    | canary | the champion, and one challenger with a share that grows by steps while its gates hold |
+    | bandit | each variant by the probability that it is the best, and at least a floor |
+    """
+
+    name: Name
+    mode: Mode = "split"
+    # The header with the id of the unit that is to see one variant alone.
+    unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "X-Unit-ID"
+    # Two experiments with different salts assign independently of each other.
+    salt: Annotated[str, Field(min_length=1, max_length=128, default_factory=lambda data: data["name"])]
+    # How old a request must be for its outcome to count: until then, those that come early mislead.
+    maturity: Duration = timedelta(0)
+    # What a caller waits at most; within that, for a connection and for the first byte of the answer.
+    timeout_seconds: Seconds = 2.0
+    connect_timeout_seconds: Seconds = 1.0
+    first_byte_timeout_seconds: Seconds = 60.0
+    # The variant that answers where the assigned one fails.
+    fallback: Name | None = None
+    variants: Annotated[tuple[Variant, ...], Field(max_length=100), AfterValidator(_some)]
+    shadow: Shadow = Shadow()
+    canary: Canary = Canary()
+    bandit: Bandit = Bandit()
+    guardrails: tuple[Guardrail, ...] = ()
+    privacy: Privacy = Privacy()
 
     @model_validator(mode="after")
-    def _variants_agree(self) -> Experiment:
+    def _fields_agree(self) -> Experiment:
+        self._check_variants()
+        self._check_weights()
+        if self.fallback is not None and not any(each.name == self.fallback for each in self.variants):
+            raise _broken("/fallback", "enum", "names no variant of this experiment", self.fallback)
+        if list(self.canary.steps) != sorted(set(self.canary.steps)):
+            raise _broken("/canary/steps", "order", "each step must be greater than the one before it", None)
+        if self.mode == "bandit" and self.bandit.floor * len(self.variants) >= 1:
+            rule = f"times the number of variants, {len(self.variants)}, must stay below 1"
+            raise _broken("/bandit/floor", "maximum", rule, self.bandit.floor)
+        names = [guardrail.name for guardrail in self.guardrails]
+        if len(set(names)) < len(names):
+            raise _broken("/guardrails", "uniqueItems", "two guardrails have the same name", None)
+        if both := set(self.privacy.omitted) & set(self.privacy.hashed):
+            raise _broken("/privacy", "not", "a column cannot be both omitted and hashed", min(both))
+        return self
+
+    def _check_variants(self) -> None:
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
-            raise ValueError("two variants have the same name")
-        if sum(variant.weight for variant in self.variants) <= 0:
-            raise ValueError("at least one weight must be above 0")
-        if sum(variant.role == "champion" for variant in self.variants) > 1:
-            raise ValueError("at most one variant is the champion")
-        return self
+            twice = max(names, key=names.count)
+            raise _broken("/variants", "uniqueItems", "two variants have the same name", twice)
+        champions = sum(variant.role == "champion" for variant in self.variants)
+        if champions > 1:
+            raise _broken("/variants", "maxContains", "at most one variant is the champion", champions)
+        if self.mode in ("shadow", "canary") and not champions:
+            raise _broken("/variants", "contains", f"the mode {self.mode} needs a champion", 0)
+        if self.mode != "split" and len(names) < 2:  # noqa: PLR2004
+            rule = f"the mode {self.mode} needs at least two variants"
+            raise _broken("/variants", "minItems", rule, len(names))
+        if self.mode == "canary" and len(names) > 2:  # noqa: PLR2004
+            rule = "the mode canary takes one champion and one challenger"
+            raise _broken("/variants", "maxItems", rule, len(names))
+
+    def _check_weights(self) -> None:
+        if self.mode != "split":
+            return
+        for place, variant in enumerate(self.variants):
+            if variant.weight is None:
+                raise _broken(f"/variants/{place}/weight", "required", "is needed in the mode split", None)
+        if sum(variant.weight or 0 for variant in self.variants) <= 0:
+            raise _broken("/variants", "contains", "at least one weight must be above 0", 0)
+
+    @property
+    def champion(self) -> Variant | None:
+        """The variant that the others must beat; None where the document names none."""
+        return next((variant for variant in self.variants if variant.role == "champion"), None)
+
+    @property
+    def challengers(self) -> tuple[Variant, ...]:
+        """All others."""
+        return tuple(variant for variant in self.variants if variant.role == "challenger")
+
+    def variant(self, name: str) -> Variant:
+        """A variant by its name; raises KeyError where there is none."""
+        return {variant.name: variant for variant in self.variants}[name]
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the traffic that each variant is to get, by name; they sum to 1."""
-        total = sum(variant.weight for variant in self.variants)
-        return {variant.name: variant.weight / total for variant in self.variants}
+        """The share of the traffic that each variant gets to begin with, by name; they sum to 1."""
+        if self.mode == "split":
+            weights = {variant.name: variant.weight or 0.0 for variant in self.variants}
+        elif self.mode == "bandit":
+            weights = dict.fromkeys((variant.name for variant in self.variants), 1.0)
+        else:
+            first = self.canary.steps[0] if self.mode == "canary" else 0.0
+            weights = {each.name: 1 - first if each == self.champion else first for each in self.variants}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+
+    def splits_like(self, other: Experiment) -> bool:
+        """Whether it splits traffic between the same services in the same way.
+
+        What was recorded under the one may be pooled with what is recorded under the other.
+        """
+        return all(getattr(self, each) == getattr(other, each) for each in SPLITTING)
+
+    def promoting(self, name: str) -> Experiment:
+        """The document in which a variant is the champion, and has all the traffic.
+
+        A shadow experiment stays one; of the others a split is made. Raises KeyError where there is no such
+        variant.
+        """
+        chosen = self.variant(name)
+        variants = tuple(
+            each.model_copy(
+                update={
+                    "role": "champion" if each == chosen else "challenger",
+                    "weight": float(each == chosen),
+                }
+            )
+            for each in self.variants
+        )
+        mode: Mode = "shadow" if self.mode == "shadow" else "split"
+        return self.model_copy(update={"variants": variants, "mode": mode})
 
     def assign(self, rng: random.Random) -> Variant:
         """Draw the variant for a request: each with the probability of its share."""
-        return rng.choices(self.variants, [variant.weight for variant in self.variants])[0]
+        return rng.choices(self.variants, [*self.shares.values()])[0]
+
+
+# The fields by which traffic is split, and between whom.
+SPLITTING = ("name", "mode", "unit", "salt", "variants", "shadow", "canary", "bandit")
+
+# Pydantic's names of rules, as JSON Schema calls them.
+KEYWORDS = {
+    "missing": "required",
+    "extra_forbidden": "additionalProperties",
+    "literal_error": "enum",
+    "string_pattern_mismatch": "pattern",
+    "string_too_short": "minLength",
+    "string_too_long": "maxLength",
+    "too_short": "minItems",
+    "too_long": "maxItems",
+    "greater_than": "exclusiveMinimum",
+    "greater_than_equal": "minimum",
+    "less_than": "exclusiveMaximum",
+    "less_than_equal": "maximum",
+    "time_delta_parsing": "format",
+}
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Experiment:
@@ -76,18 +330,50 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     """
     path = path or Path(environment.get("RUNOFF_EXPERIMENT") or DEFAULT_CONFIG)
     try:
-        text = _expand(path.read_text(encoding="utf-8"), environment)
-        return Experiment.model_validate(tomllib.loads(text))
+        return read(tomllib.loads(_expand(path.read_text(encoding="utf-8"), environment)))
     except OSError as error:
         raise ExperimentError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ExperimentError(f"{path} is not TOML: {error}") from error
+    except ExperimentError as error:
+        raise ExperimentError(f"{path}: {error}", error.errors) from error
+
+
+def read(document: Any) -> Experiment:
+    """Validate a document that was decoded from JSON or TOML.
+
+    Raises:
+        ExperimentError: it breaks a rule, or several.
+    """
+    try:
+        return Experiment.model_validate(document)
     except ValidationError as error:
-        rules = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'experiment'}: {each['msg']}, got {each['input']!r}"
-            for each in error.errors(include_url=False)
+        # Of a document without a name the salt, which is the name by default, is wrong as well.
+        every = error.errors(include_url=False)
+        errors = [_told(each) for each in every if each["type"] != "default_factory_not_called"]
+        message = "; ".join(
+            f"{each.pointer[1:].replace('/', '.') or 'experiment'}: {each.detail}, got {each.value!r}"
+            for each in errors
         )
-        raise ExperimentError(f"{path}: {rules}") from error
+        raise ExperimentError(message, errors) from error
+
+
+def _broken(pointer: str, rule: str, detail: str, value: Any) -> PydanticCustomError:
+    """A rule between fields that is broken."""
+    context = {"pointer": pointer, "detail": detail, "value": value}
+    return PydanticCustomError(rule, "{detail}", context)
+
+
+def _told(error: ErrorDetails) -> FieldError:
+    """One of pydantic's errors, or of those between fields, in the form that all our errors have."""
+    context = error.get("ctx", {})
+    if "pointer" in context:
+        return FieldError(context["pointer"], error["type"], context["detail"], context["value"])
+    escaped = (str(place).replace("~", "~0").replace("/", "~1") for place in error["loc"])
+    pointer = "".join(f"/{place}" for place in escaped)
+    rule = KEYWORDS.get(error["type"], "type" if error["type"].endswith("_type") else error["type"])
+    value = None if error["type"] == "missing" else error["input"]
+    return FieldError(pointer, rule, error["msg"], value)
 
 
 def _expand(text: str, environment: Mapping[str, str]) -> str:

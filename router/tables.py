@@ -37,7 +37,8 @@ predictions = sa.Table(
     # The variant that it was assigned to. Where that failed another may have answered: `answered_by`.
     sa.Column("variant", NAME, nullable=False),
     sa.Column("answered_by", NAME),
-    # The probability with which it was assigned there; None where it was forced, which is never counted.
+    # The probability with which it was assigned there. None where it was forced, or the experiment was
+    # paused: that is never counted.
     sa.Column("propensity", sa.Float),
     # The unit that it was assigned by, hashed; None where each request is its own.
     sa.Column("unit", sa.String(64)),
@@ -103,11 +104,13 @@ experiments = sa.Table(
     sa.Column("action", sa.String(20), nullable=False),
     sa.Column("by", sa.String(128), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    # The first version that split traffic as this one does: what was recorded since may be pooled.
+    sa.Column("series", sa.Integer, nullable=False),
     sa.Column("document", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
 
-# Weights that a canary's ramp or a bandit put in the place of the document's, and the evidence for them.
+# Weights that an operator, a canary or a bandit put in the place of the document's, and the evidence.
 allocations = sa.Table(
     "allocations",
     metadata,
