@@ -2,38 +2,77 @@
 
 | address | what it does |
 | --- | --- |
-| `POST /predict` | assigns a variant, forwards the request, records it, answers what the model answered |
+| `POST /predict`, and other dialects' | assigns a variant, forwards, records, answers |
 | `GET /predictions` | pages through the record: `?since=<cursor>&limit=`, or the newest with `?last=` |
+| `GET /predictions/<id>` | one record, with what other variants said of it |
 | `GET /stats` | counts by variant, shares with their always-valid intervals, latency quantiles |
-| `GET /livez`, `/readyz` | health |
+| `GET /livez`, `/readyz`, `/metrics` | health, and counts for Prometheus |
 
 Each is found under `/v1` as well.
 """
 
 from __future__ import annotations
 
-import random
-import re
-import time
+import contextlib
+import logging
+import os
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 
-from router import experiment as experiments
-from router.experiment import Experiment
-from router.ledger import NOTHING, Counts, DuplicateRequest, Ledger, LedgerDown, Record
-from router.upstream import Answer, Upstream, UpstreamProblem
-from runoff import web
-from runoff.problems import Conflict, FieldError, Invalid, Malformed, Unavailable
+from router import database, experiment, privacy
+from router.database import DatabaseDown
+from router.dialects import DIALECTS
+from router.experiment import Variant
+from router.experiments import Current, Experiments, Following
+from router.fold import NOTHING, Counts, Fold, Histogram
+from router.front import NOT_RECORDED, Front, checked_tag
+from router.keys import Guard, Keys, Scope, must_have_keys
+from router.ledger import Ledger, tagged
+from router.periodic import Periodic
+from router.routing import Router
+from runoff import logs, metrics, web
+from runoff.problems import Malformed, NotFound, Unavailable
+from runoff.server import BOUND_TO
 from verdict.split import share_interval
 
-TAG = re.compile(r"[a-z0-9-]{1,40}")
 MAX_PAGE = 1000
 MAX_CURSOR = 2**63 - 1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+# How often what was recorded is added up, and keys are read anew.
+LOOK_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 api = Blueprint("api", __name__)
+
+
+class Parts:
+    """What the router consists of, in one process."""
+
+    def __init__(self) -> None:
+        configured = experiment.load()
+        self.engine = engine = database.connect()
+        database.migrate(engine)
+        self.keys = Keys(engine)
+        self.guard = Guard(self.keys)
+        self.ledger = Ledger(engine)
+        self.fold = Fold(engine)
+        self.following = Following(Experiments(engine), configured)
+        self.router = Router(self.following, self.ledger, privacy.secret(engine))
+        self._looking = Periodic("keys and sums", LOOK_SECONDS, self._look)
+
+    def begin(self) -> None:
+        """Do from now on, in this process, what is done beside the requests."""
+        self._looking.begin()
+
+    def _look(self) -> None:
+        # A database that is away is told by whoever needs it.
+        with contextlib.suppress(DatabaseDown):
+            self.guard.refresh()
+            self.fold.catch_up()
 
 
 def create_app() -> Flask:
@@ -41,121 +80,63 @@ def create_app() -> Flask:
 
     Raises:
         ExperimentError: the experiment's document cannot be used.
+        DatabaseDown: the tables cannot be made.
+        SystemExit: others than this machine can reach it, and there are no keys.
     """
+    logs.configure()
     app = Flask(__name__)
-    experiment = experiments.load()
-    ledger = Ledger()
-    app.extensions["router"] = Router(experiment, Upstream(experiment.timeout_seconds), ledger)
-    web.equip(app, checks={"ledger": ledger.check})
-    app.register_error_handler(LedgerDown, _answer_ledger_down)
+    parts = Parts()
+    _check_keys(parts)
+    app.extensions["router"] = parts
+    web.equip(app, checks={"ledger": parts.ledger.check, "experiment": parts.following.check})
+    app.register_error_handler(DatabaseDown, lambda _: web.answer_problem(Unavailable(NOT_RECORDED)))
+    app.before_request(parts.begin)
+    for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
+        app.add_url_rule(address, f"ask {address}", _ask, methods=["POST"])
+    app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
+    # Workers are forked from this process: none may inherit a connection.
+    parts.engine.dispose()
+    app.wsgi_app = Front(app.wsgi_app, parts.router, parts.guard, parts.begin)  # type: ignore[method-assign]
     return app
 
 
-class Router:
-    """Assigns, forwards, records."""
+def _check_keys(parts: Parts) -> None:
+    """See that nobody else can reach a router that everybody may do everything at."""
+    host = os.environ.get(BOUND_TO, "127.0.0.1")
+    parts.guard.refresh()
+    if parts.guard.is_open:
+        if must_have_keys(host):
+            sys.exit(
+                f"others can reach {host}, and there are no keys: add one by 'runoff keys add NAME --scope"
+                " operator', or listen at 127.0.0.1"
+            )
+        log.warning("there are no keys: whoever reaches this router may do everything")
 
-    def __init__(self, experiment: Experiment, upstream: Upstream, ledger: Ledger) -> None:
-        self.experiment = experiment
-        self.ledger = ledger
-        self._upstream = upstream
-        self._rng = random.SystemRandom()
 
-    def route(self, body: bytes, rows: list[Any], batch: bool, tag: str | None) -> Response:
-        """Route one request. Whatever came of it is on record before this returns.
-
-        Args:
-            body: the request's body, as it came.
-            rows: the records in it, at least one.
-            batch: whether it came as a list.
-            tag: what kind of traffic this is; None for real traffic.
-        """
-        variant = self.experiment.assign(self._rng)
-        headers = {"X-Request-ID": g.request_id}
-        if traceparent := request.headers.get("traceparent"):
-            headers["traceparent"] = traceparent
-        time_asked = datetime.now(UTC)
-        began = time.perf_counter()
-        answer: Answer | None = None
-        reason: str | None
-        try:
-            answer = self._upstream.ask(variant, body, rows=len(rows), headers=headers)
-        except UpstreamProblem as problem:
-            status = problem.status
-            reason = problem.detail
-            response = web.answer_problem(problem)
-        else:
-            status = answer.status
-            reason = None if answer.predictions else f"the model answered {status}"
-            response = Response(answer.body, status, answer.headers)
-        model_ms = 1000 * (time.perf_counter() - began)
-        refused = 400 <= status < 500  # noqa: PLR2004
-        self.ledger.append(
-            [
-                Record(
-                    id=f"{g.request_id}/{row}" if batch else g.request_id,
-                    request_id=g.request_id,
-                    row=row,
-                    time=time_asked,
-                    experiment=self.experiment.name,
-                    variant=variant.name,
-                    model=answer.model if answer else None,
-                    version=answer.version if answer else None,
-                    # What a model refused is not known to be a record at all.
-                    features=None if refused else features,
-                    prediction=answer.predictions[row] if answer and answer.predictions else None,
-                    latency_ms=round(model_ms, 3),
-                    status=status,
-                    problem=reason,
-                    tag=tag,
-                )
-                # A batch is refused as a whole, and so is one entry.
-                for row, features in enumerate(rows[:1] if refused else rows)
-            ]
-        )
-        response.headers["X-Variant"] = variant.name
-        response.headers["X-Experiment"] = self.experiment.name
-        response.headers["Cache-Control"] = "no-store"
-        total_ms = 1000 * (time.perf_counter() - began)
-        response.headers["Server-Timing"] = f"router;dur={total_ms - model_ms:.2f}, model;dur={model_ms:.2f}"
-        return response
+def _ask(**_named: str) -> Response:
+    """Predict: one of the variants answers, and it is recorded."""
+    # Flask has these addresses for the methods that they take, and for the document.
+    raise AssertionError("the front answers requests for predictions")
 
 
 @api.get("/")
 def index() -> dict[str, Any]:
-    router = _router()
+    current = _parts().following.now()
     return {
         "what": "router: POST a record to predict, one of the variants answers, and it is recorded",
-        "experiment": router.experiment.name,
-        "variants": router.experiment.shares,
+        "experiment": current.document.name,
+        "variants": current.weights,
         "try": {"predict": "POST predict", "record": "GET predictions", "counts": "GET stats"},
     }
 
 
-@api.post("/predict")
-def predict() -> Response:
-    body = web.json_body()
-    tag = _tag(request.headers.get("X-Traffic-Tag"), "the header X-Traffic-Tag")
-    batch = isinstance(body, list)
-    rows = body if batch else [body]
-    if isinstance(body, dict) and body.keys() == {"records"} and isinstance(body["records"], list):
-        batch, rows = True, body["records"]
-    if not isinstance(body, dict | list) or not rows:
-        detail = 'the body is neither a record {"column": value, …} nor a list of one or more records'
-        raise Invalid(detail, errors=[FieldError("", "type", detail, body)])
-    try:
-        return _router().route(request.get_data(), rows, batch, tag)
-    except DuplicateRequest:
-        raise Conflict(
-            f"request id {g.request_id} is on record already; each request needs one of its own"
-        ) from None
-
-
 @api.get("/predictions")
 def predictions() -> dict[str, Any]:
-    ledger = _router().ledger
-    tag = _tag(request.args.get("tag"), "tag")
+    _admit("read")
+    ledger = _parts().ledger
+    tag = tagged(checked_tag(request.args.get("tag"), "tag"))
     since = _whole("since", 0, MAX_CURSOR, default=0)
     if "last" in request.args:
         found, more = ledger.last(_whole("last", 1, MAX_PAGE), tag), False
@@ -166,68 +147,92 @@ def predictions() -> dict[str, Any]:
     return {"predictions": found, "next": found[-1]["cursor"] if found else since, "more": more}
 
 
+@api.get("/predictions/<path:id_>")
+def prediction(id_: str) -> dict[str, Any]:
+    """One record, with what other variants said of it."""
+    _admit("read")
+    found = _parts().ledger.find(id_)
+    if found is None:
+        raise NotFound(f"there is no prediction {id_[:150]}")
+    return found
+
+
 @api.get("/stats")
 def stats() -> tuple[dict[str, Any], dict[str, str]]:
-    router = _router()
-    tag = _tag(request.args.get("tag"), "tag")
-    cursor = router.ledger.newest()
-    counts = router.ledger.counts(cursor, tag)
-    requests = sum(each.requests for each in counts.values())
-    shares = router.experiment.shares
+    _admit("read")
+    parts = _parts()
+    tag = checked_tag(request.args.get("tag"), "tag")
+    current = parts.following.now()
+    cursor = parts.fold.catch_up()
+    name = current.document.name
+    counts = parts.fold.counts(name, tag)
+    latency = parts.fold.latency(name, tag)
+    standings = parts.fold.standings(name)
     answer = {
         "as_of": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "experiment": router.experiment.name,
-        "requests": requests,
+        "experiment": name,
+        "version": current.version,
+        "mode": current.document.mode,
+        "paused": current.paused,
+        "requests": sum(each.requests for each in counts.values()),
         "cursor": cursor,
         "variants": [
-            {
-                "name": variant.name,
-                "role": variant.role,
-                "url": variant.url,
-                "weight": variant.weight,
-                "configured_share": shares[variant.name],
-                **_observed(router.ledger, variant.name, counts, shares[variant.name], tag),
-            }
-            for variant in router.experiment.variants
+            _stands(variant, current, counts, latency.get(variant.name), standings.get(variant.name))
+            for variant in current.document.variants
         ],
-        "tags": router.ledger.tags(),
+        "tags": parts.fold.tags(name),
     }
     return answer, {"Cache-Control": "no-cache"}
 
 
-def _observed(
-    ledger: Ledger, variant: str, counts: dict[str, Counts], configured: float, tag: str | None
+def _stands(
+    variant: Variant,
+    current: Current,
+    counts: dict[tuple[int, int, str], Counts],
+    latency: Histogram | None,
+    standing: Any,
 ) -> dict[str, Any]:
-    """What the ledger says of a variant, as `/stats` tells it."""
-    total = sum(each.requests for each in counts.values())
-    mine = counts.get(variant, NOTHING)
-    lower, upper = share_interval(mine.requests, total, configured)
-    model, version = ledger.served_by(variant)
-    latency = {name: ledger.latency(variant, share, tag) for name, share in QUANTILES.items()}
+    """What the ledger says of a variant, as `/stats` tells it.
+
+    Its share, and whether that is as configured, can be told of requests that were assigned by the weights
+    in force alone.
+    """
+    mine = sum((each for key, each in counts.items() if key[2] == variant.name), NOTHING)
+    period = {key[2]: each.requests for key, each in counts.items() if key[:2] == tuple(current.place)}
+    k, n = period.get(variant.name, 0), sum(period.values())
+    configured = current.weights[variant.name]
+    lower, upper = share_interval(k, n, configured)
     return {
-        "model": model,
-        "version": version,
+        "name": variant.name,
+        "role": variant.role,
+        "url": variant.url,
+        "weight": variant.weight,
+        "configured_share": configured,
+        "model": standing["model"] if standing else None,
+        "version": standing["version"] if standing else None,
         "requests": mine.requests,
-        "share": mine.requests / total if total else None,
-        "share_interval": [float(lower), float(upper)] if total else None,
+        "share": k / n if n else None,
+        "share_interval": [float(lower), float(upper)] if n else None,
+        "share_of": n,
         "answered": mine.answered,
         "refused": mine.refused,
         "failed": mine.failed,
-        "failing": ledger.failing(variant),
+        "failing": standing["problem"] if standing else None,
         "mean_prediction": mine.mean_prediction,
-        "latency_ms": latency if mine.answered else None,
+        "latency_ms": (
+            {name: latency.quantile(share) for name, share in QUANTILES.items()} if latency else None
+        ),
     }
 
 
-def _router() -> Router:
-    router: Router = current_app.extensions["router"]
-    return router
+def _parts() -> Parts:
+    parts: Parts = current_app.extensions["router"]
+    return parts
 
 
-def _tag(value: str | None, where: str) -> str | None:
-    if value is not None and not TAG.fullmatch(value):
-        raise Malformed(f"{where} takes 1 to 40 lower-case letters, digits and dashes, not {value[:40]!r}")
-    return value
+def _admit(scope: Scope) -> None:
+    """See that the caller may do this; raises Unauthorized, Forbidden, TooManyRequests."""
+    g.key = _parts().guard.admit(request.headers.get("Authorization"), scope)
 
 
 def _whole(name: str, least: int, most: int, default: int = 0) -> int:
@@ -245,12 +250,6 @@ def _whole(name: str, least: int, most: int, default: int = 0) -> int:
     ):
         raise Malformed(f"{name} takes a whole number from {least} to {most}, not {text[:40]!r}")
     return int(text)
-
-
-def _answer_ledger_down(_error: LedgerDown) -> Response:
-    return web.answer_problem(
-        Unavailable("the ledger cannot be reached, and nothing is answered that is not on record")
-    )
 
 
 app = create_app()

@@ -186,6 +186,8 @@ class Experiment(Part):
     timeout_seconds: Seconds = 2.0
     connect_timeout_seconds: Seconds = 1.0
     first_byte_timeout_seconds: Seconds = 60.0
+    # After so many failures in a row a service is left alone for a while, and is then probed.
+    eject_after_failures: Annotated[int, Field(ge=1)] = 5
     # The variant that answers where the assigned one fails.
     fallback: Name | None = None
     variants: Annotated[tuple[Variant, ...], Field(max_length=100), AfterValidator(_some)]

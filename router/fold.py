@@ -39,6 +39,15 @@ class Counts:
     failed: int
     sum_p: float
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.requests + other.requests,
+            self.answered + other.answered,
+            self.refused + other.refused,
+            self.failed + other.failed,
+            self.sum_p + other.sum_p,
+        )
+
     @property
     def mean_prediction(self) -> float | None:
         return self.sum_p / self.answered if self.answered else None

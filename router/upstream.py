@@ -12,6 +12,7 @@ makes one, sends, receives, understands what came, and gives the connection back
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import socket
 import ssl
@@ -35,9 +36,9 @@ CHUNK_BYTES = 65_536
 KEPT, KEPT_SECONDS = 64, 50.0
 # Exchanges with one service at a time, in one process: more would wait in its queue, where nobody sees them.
 MOST_AT_WORK = 64
-# Failures in a row after which a service is left alone, and for how long: doubling, with a random part, so
-# that not all processes come back at once.
-FAILURES, BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 5, 1.0, 30.0
+# For how long a service that fails is left alone: doubling, with a random part, so that not all processes
+# come back at once.
+BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 1.0, 30.0
 # A retry for every ten requests, and a few for those who have just begun.
 RETRY_SHARE, FREE_RETRIES = 0.1, 3.0
 
@@ -82,12 +83,17 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Timeouts:
-    """How long is waited, in seconds: for a connection, for the first byte, for the whole exchange."""
+class Limits:
+    """What is borne of a service.
+
+    How long is waited, in seconds: for a connection, for the first byte, for the whole exchange; and how many
+    failures in a row, until it is left alone for a while.
+    """
 
     connect: float = 1.0
     first_byte: float = 2.0
     total: float = 2.0
+    failures: int = 5
 
 
 class _Cut(Exception):
@@ -257,19 +263,14 @@ class Outlier:
         self._backoff = 0.0
         self._until = 0.0
         self._probing = False
-
-    @property
-    def is_ejected(self) -> bool:
-        return self._failures >= FAILURES
+        self._ejected = False
 
     def admit(self) -> float:
         """0 where one may ask, else seconds to wait. When they are over, one request may probe."""
-        if self._failures < FAILURES:
+        if not self._ejected:
             return 0.0
         with self._lock:
             left = self._until - self._now()
-            if self._failures < FAILURES:
-                return 0.0
             if left > 0 or self._probing:
                 return max(left, 1.0)
             self._probing = True
@@ -278,15 +279,18 @@ class Outlier:
     def worked(self) -> None:
         if self._failures:
             with self._lock:
-                self._failures, self._backoff, self._probing = 0, 0.0, False
+                self._failures, self._backoff = 0, 0.0
+                self._ejected = self._probing = False
 
-    def failed(self) -> None:
+    def failed(self, most: int) -> None:
+        """Count a failure, of which so many in a row are borne."""
         with self._lock:
             self._failures += 1
-            if self._failures >= FAILURES:
+            self._probing = False
+            if self._failures >= most:
+                self._ejected = True
                 self._backoff = min(max(2 * self._backoff, BACKOFF_SECONDS), MOST_BACKOFF_SECONDS)
                 self._until = self._now() + self._backoff * random.uniform(0.8, 1.2)
-            self._probing = False
 
 
 class Upstream:
@@ -309,6 +313,7 @@ class Upstream:
         self._idle: deque[_Connection] = deque()
         self._places = deque(range(MOST_AT_WORK))
         self._context: ssl.SSLContext | None = None
+        self._model: str | None = None
         self.budget = RetryBudget()
         self.outlier = Outlier()
 
@@ -317,7 +322,7 @@ class Upstream:
         path: str,
         body: bytes,
         headers: Mapping[str, str],
-        timeouts: Timeouts,
+        limits: Limits,
         *,
         method: str = "POST",
     ) -> Answer:
@@ -327,7 +332,7 @@ class Upstream:
             path: below the service's URL, with its query.
             body: as it came.
             headers: what is sent along, besides the host and the length.
-            timeouts: how long is waited.
+            limits: how long is waited.
             method: of the request.
 
         Raises:
@@ -337,7 +342,7 @@ class Upstream:
         """
         if seconds := self.outlier.admit():
             raise Unavailable(
-                f"variant {self.name} has failed {FAILURES} times in a row, and is left alone for a while",
+                f"variant {self.name} has failed too often in a row, and is left alone for a while",
                 variant=self.name,
                 headers={"Retry-After": str(max(1, round(seconds)))},
             )
@@ -348,33 +353,48 @@ class Upstream:
                 f"too many ask variant {self.name} already", variant=self.name, headers={"Retry-After": "1"}
             ) from None
         try:
-            answer = self._ask(self._request(method, path, body, headers), timeouts)
+            answer = self._ask(self._request(method, path, body, headers), limits)
         except UpstreamProblem:
-            self.outlier.failed()
+            self.outlier.failed(limits.failures)
             raise
         finally:
             self._places.append(place)
         # What a gateway says before a service that is away; its own errors are answers.
         if answer.status in (502, 504):
-            self.outlier.failed()
+            self.outlier.failed(limits.failures)
         else:
             self.outlier.worked()
         return answer
+
+    def model(self, declared: str | None, limits: Limits) -> str:
+        """The name by which the service knows its model: as declared, or the first that it tells, once.
+
+        Raises:
+            UpstreamProblem, Unavailable: it cannot be asked, or does not tell.
+        """
+        known = declared or self._model
+        if known is None:
+            answer = self.ask("/v1/models", b"", {}, limits, method="GET")
+            try:
+                known = self._model = str(json.loads(answer.body)["models"][0])
+            except (ValueError, LookupError, TypeError):
+                raise self._bad("does not tell the name of its model at /v1/models") from None
+        return known
 
     def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n"
         return b"%b%b\r\n%b" % (head.encode("latin-1"), self._head, body)
 
-    def _ask(self, request: bytes, timeouts: Timeouts) -> Answer:
+    def _ask(self, request: bytes, limits: Limits) -> Answer:
         self.budget.asked()
         now = time.monotonic()
-        deadline, first_byte = now + timeouts.total, now + timeouts.first_byte
+        deadline, first_byte = now + limits.total, now + limits.first_byte
         connection = self._take()
         try:
             while True:
                 if connection is None:
-                    connection = self._connect(min(deadline, now + timeouts.connect))
+                    connection = self._connect(min(deadline, now + limits.connect))
                 try:
                     exchange = connection.exchange(request, first_byte, deadline)
                     break
@@ -388,7 +408,7 @@ class Upstream:
         except TimeoutError as error:
             if connection:
                 connection.close()
-            detail = f"variant {self.name} did not answer within {timeouts.total:g} seconds"
+            detail = f"variant {self.name} did not answer within {limits.total:g} seconds"
             raise GatewayTimeout(detail, variant=self.name) from error
         except httptools.HttpParserError as error:
             if connection:

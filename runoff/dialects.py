@@ -214,7 +214,7 @@ def _read_split(given: Any, reader: RecordReader) -> Matrix:
     return reader.read(records, at=f"{at}/data/{{}}", ignore_extra=True)
 
 
-def _refuse_mlflow(problem: Problem) -> tuple[MLflowError, int]:
+def refuse_mlflow(problem: Problem) -> tuple[MLflowError, int]:
     status = Malformed.status if problem.status == Invalid.status else problem.status
     code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"  # noqa: PLR2004
     return {"error_code": code, "message": _in_a_line(problem)}, status
@@ -508,7 +508,7 @@ DIALECTS = (
     Dialect("2020 original",  PREDICT,   _is_text,   _read_original, _one),
     Dialect("records",        PREDICT,   _is_batch,  _read_records,  _many),
     Dialect("record",         PREDICT,   _is_object, _read_record,   _one),
-    Dialect("MLflow",         MLFLOW,    _is_any,    _read_mlflow,   _predictions, _refuse_mlflow),
+    Dialect("MLflow",         MLFLOW,    _is_any,    _read_mlflow,   _predictions, refuse_mlflow),
     Dialect("KServe V1",      V1,        _is_any,    _read_v1,       _predictions, refuse_kserve),
     Dialect("Open Inference", V2,        _is_any,    _read_v2,       _inferred,    refuse_kserve),
 )  # fmt: skip

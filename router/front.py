@@ -1,0 +1,210 @@
+"""The router's front door: what a request for predictions passes before Flask, and mostly instead of it.
+
+Flask's dispatch costs more than routing does. So requests for predictions are read, routed and answered here,
+in every dialect; Flask has the same addresses for its document, and sends them here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import Counter, Histogram
+from pydantic_core import from_json
+
+from router.database import DatabaseDown
+from router.dialects import DIALECTS, PREDICT, Dialect, is_batch, read_rows
+from router.keys import Guard
+from router.routing import PASSED_ON, Answered, Asked, Router, told
+from runoff import web
+from runoff.problems import Malformed, Problem, TooLarge, Unavailable, UnsupportedMediaType
+from runoff.web import MAX_BODY_BYTES, REQUEST_ID, new_request_id
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+MAX_KEY = 128
+TAG = re.compile(r"[a-z0-9-]{1,40}")
+NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
+
+ROUTED = Counter("runoff_routed", "Requests routed, by variant and status.", ("variant", "status"))
+SECONDS = Histogram(
+    "runoff_routed_seconds",
+    "Time from a request's arrival at the router to its answer, in seconds.",
+    ("variant",),
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
+
+class Front:
+    """WSGI middleware around the router's app."""
+
+    def __init__(self, app: WSGIApplication, router: Router, guard: Guard, begin: Callable[[], None]) -> None:
+        """Put it before an app; `begin` is called with each request, for what a process does beside them."""
+        self._app = app
+        self._router = router
+        self._guard = guard
+        self._begin = begin
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        self._begin()
+        if environ["REQUEST_METHOD"] != "POST":
+            return self._app(environ, start_response)
+        found = spoken(environ["PATH_INFO"])
+        if found is None or environ.get("runoff.refused"):
+            return self._app(environ, start_response)
+        began = time.perf_counter()
+        answered = self.answer(environ, *found)
+        variant = next((value for name, value in answered.headers if name == "X-Variant"), "none")
+        routed, timed = _children(variant, answered.status)
+        routed.inc()
+        timed.observe(time.perf_counter() - began)
+        headers = [*answered.headers, ("Content-Length", str(len(answered.body)))]
+        if traceparent := environ.get("HTTP_TRACEPARENT"):
+            headers.append(("traceparent", traceparent))
+        start_response(_status(answered.status), headers)
+        return [answered.body]
+
+    def answer(self, environ: WSGIEnvironment, dialect: Dialect, path: str, model: str | None) -> Answered:
+        """Route a request, and tell what is wrong in its dialect where it cannot be."""
+        sent = environ.get("HTTP_X_REQUEST_ID")
+        request_id = sent if sent and REQUEST_ID.fullmatch(sent) else new_request_id()
+        try:
+            if sent is not None and sent != request_id:
+                raise Malformed(
+                    "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
+                )
+            asked = self._read(environ, request_id, dialect, path, model)
+            return self._router.route(asked)
+        except Problem as problem:
+            status, headers, body = told(problem, request_id, dialect)
+        except DatabaseDown:
+            status, headers, body = told(Unavailable(NOT_RECORDED), request_id, dialect)
+        return Answered(status, [*headers, ("X-Request-ID", request_id)], body)
+
+    def _read(
+        self, environ: WSGIEnvironment, request_id: str, dialect: Dialect, path: str, model: str | None
+    ) -> Asked:
+        """What a request asks; raises Problem where it cannot be told."""
+        guard = self._guard
+        authorization = environ.get("HTTP_AUTHORIZATION")
+        guard.admit(authorization, "predict")
+        forced = environ.get("HTTP_X_FORCE_VARIANT")
+        if forced is not None:
+            guard.admit(authorization, "operator")
+        key = environ.get("HTTP_IDEMPOTENCY_KEY")
+        if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+            raise Malformed(f"the header Idempotency-Key takes 1 to {MAX_KEY} letters")
+        tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "the header X-Traffic-Tag")
+        body = _body(environ)
+        rows, batch = _rows(environ, dialect, body)
+        passed_on = {name: value for name, cgi in PASSED_ON if (value := environ.get(cgi))}
+        passed_on.setdefault("Content-Type", "application/json")
+        passed_on["X-Request-ID"] = request_id
+        query = environ.get("QUERY_STRING")
+        header = self._router.following.now().document.unit
+        return Asked(
+            request_id,
+            dialect,
+            f"{path}?{query}" if query else path,
+            body,
+            rows,
+            batch,
+            passed_on,
+            environ.get(_cgi(header)),
+            tag,
+            forced,
+            key,
+            model,
+        )
+
+
+def checked_tag(value: str | None, where: str) -> str | None:
+    """A tag of traffic.
+
+    Raises:
+        Malformed: it is none; with where it stood.
+    """
+    if value is not None and not TAG.fullmatch(value):
+        raise Malformed(f"{where} takes 1 to 40 lower-case letters, digits and dashes, not {value[:40]!r}")
+    return value
+
+
+def _rows(environ: WSGIEnvironment, dialect: Dialect, body: bytes) -> tuple[list[Any] | None, bool]:
+    """The rows of a body, and whether they have ids of their own."""
+    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    ours = dialect.addresses is PREDICT
+    if media_type not in ("", "application/json"):
+        if ours:
+            raise UnsupportedMediaType(
+                f"Content-Type is {media_type}; send JSON with 'Content-Type: application/json'"
+            )
+        # Of a file, or of binary tensors, the model knows what they are.
+        return None, True
+    decoded = web.from_json(body) if ours else _decoded(body)
+    return read_rows(dialect, decoded), is_batch(decoded) if ours else True
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:
+        return None  # The model says what is wrong with it, as its dialect has it.
+
+
+def _body(environ: WSGIEnvironment) -> bytes:
+    length = environ.get("CONTENT_LENGTH") or ""
+    stream = environ["wsgi.input"]
+    if length.isdecimal():
+        if int(length) > MAX_BODY_BYTES:
+            raise TooLarge(f"the body is longer than {MAX_BODY_BYTES:,} bytes; send fewer rows at a time")
+        body: bytes = stream.read(int(length))
+        if len(body) < int(length):
+            raise Malformed("the body is shorter than its Content-Length says")
+        return body
+    body = stream.read(MAX_BODY_BYTES + 1)
+    if len(body) > MAX_BODY_BYTES:
+        raise TooLarge(f"the body is longer than {MAX_BODY_BYTES:,} bytes; send fewer rows at a time")
+    return body
+
+
+def _addresses() -> Iterator[tuple[re.Pattern[str], Dialect, str]]:
+    for dialect in DIALECTS:
+        for address in dialect.addresses:
+            pattern = re.sub(r"<(\w+)>", r"(?P<\1>[^/:]{1,200})", address)
+            # An experiment has no versions that a caller could choose from: each variant has its own.
+            path = PREDICT[0] if dialect.addresses is PREDICT else address.replace("/versions/<version>", "")
+            yield re.compile(f"{pattern}/?"), dialect, path
+
+
+ADDRESSES = tuple(_addresses())
+
+
+def spoken(path: str) -> tuple[Dialect, str, str | None] | None:
+    """The dialect that is spoken at an address, the path to ask a model at, and the model that it names."""
+    for pattern, dialect, asked in ADDRESSES:
+        if found := pattern.fullmatch(path):
+            return dialect, asked, found.groupdict().get("model")
+    return None
+
+
+@cache
+def _cgi(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+@cache
+def _children(variant: str, status: int) -> tuple[Any, Any]:
+    return ROUTED.labels(variant, status), SECONDS.labels(variant)
+
+
+@cache
+def _status(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Unknown"

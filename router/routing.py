@@ -1,0 +1,375 @@
+"""Routing one request: assigned, forwarded, recorded, answered.
+
+`route` is the way of every request that asks for predictions, whatever its dialect. An answer is given when
+it is in the ledger, and only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import to_json
+
+from router import privacy
+from router.assignment import Assignment
+from router.database import stamp
+from router.dialects import Dialect, NoPrediction
+from router.experiment import Experiment, Variant
+from router.experiments import Current, Following
+from router.ledger import DuplicateRequest, Entry, Ledger, Record, Repeated, Reply, SideAnswer
+from router.shadows import Shadows
+from router.upstream import Answer, BadGateway, Limits, Upstream, Upstreams
+from runoff.problems import Conflict, Invalid, NotFound, Problem
+
+Headers = list[tuple[str, str]]
+
+PROBLEM_JSON = "application/problem+json"
+# What is passed on to a model, by the name that WSGI has for it; with a request's id, and its length.
+PASSED_ON = (
+    ("Content-Type", "CONTENT_TYPE"),
+    ("Accept", "HTTP_ACCEPT"),
+    ("traceparent", "HTTP_TRACEPARENT"),
+    ("tracestate", "HTTP_TRACESTATE"),
+    ("Inference-Header-Content-Length", "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"),
+)
+# What the router says itself.
+OURS = frozenset({"x-request-id", "x-variant", "x-experiment", "server-timing", "cache-control"})
+OK, REFUSED, FAILED = 200, 400, 500
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request for predictions.
+
+    Attributes:
+        request_id: the caller's, or one that was made.
+        dialect: in which it is asked.
+        path: below the service, with the query; `<model>` in the place of a model's name.
+        body: as it came.
+        rows: what is asked about, one decoded record each; None where that cannot be told.
+        batch: whether the rows have ids of their own.
+        passed_on: headers for the model.
+        unit: the id of the unit, None for a request of its own.
+        tag: what kind of traffic it is, None for real traffic.
+        forced: the name of the variant that is to answer, None where it is assigned.
+        idempotency_key: by which a repetition gets the first answer.
+        model: by which name the caller calls the model, where the address has one.
+    """
+
+    request_id: str
+    dialect: Dialect
+    path: str
+    body: bytes
+    rows: Sequence[Any] | None
+    batch: bool
+    passed_on: Mapping[str, str]
+    unit: str | None = None
+    tag: str | None = None
+    forced: str | None = None
+    idempotency_key: str | None = None
+    model: str | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of asking a variant: the answer to pass on, and what the ledger is told of it."""
+
+    variant: Variant
+    status: int
+    headers: Headers
+    body: bytes
+    predictions: tuple[float, ...] = ()
+    problem: str | None = None
+    milliseconds: float = 0.0
+    served: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the caller gets."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Router:
+    """Assigns, forwards, records."""
+
+    def __init__(self, following: Following, ledger: Ledger, secret: bytes) -> None:
+        self.following = following
+        self.ledger = ledger
+        self.upstreams = Upstreams()
+        self.shadows = Shadows()
+        self._secret = secret
+
+    def route(self, asked: Asked) -> Answered:
+        """Route one request. Whatever came of it is on record before this returns.
+
+        Raises:
+            Conflict: its id is on record already, or its Idempotency-Key with another request.
+            Invalid: it forces a variant that there is not.
+            NotFound: it names a model that is neither the experiment nor a variant's.
+            Unavailable: there is no experiment yet.
+            DatabaseDown: it cannot be recorded, and is not answered.
+        """
+        began = time.perf_counter()
+        current = self.following.now()
+        document = current.document
+        if asked.idempotency_key and (known := self.ledger.reply(asked.idempotency_key)):
+            return replayed(known, asked)
+        if asked.forced is None:
+            assigned = current.assign(asked.unit)
+        else:
+            assigned = Assignment(_forced(document, asked.forced), None)
+        asked_at = stamp(datetime.now(UTC))
+        outcome = first = self._ask(document, assigned.variant, asked)
+        if outcome.status >= FAILED and document.fallback not in (None, assigned.variant.name):
+            outcome = self._ask(document, document.variant(str(document.fallback)), asked)
+        records = self._records(current, asked, asked_at, assigned, outcome)
+        headers = [
+            *outcome.headers,
+            ("X-Request-ID", asked.request_id),
+            ("X-Experiment", document.name),
+            ("X-Variant", outcome.variant.name),
+            ("Cache-Control", "no-store"),
+        ]
+        entry = Entry(
+            records,
+            side_answers(records, first, "failed") if first is not outcome else (),
+            _reply(asked, asked_at, outcome, headers) if asked.idempotency_key else None,
+        )
+        try:
+            self.ledger.append(entry)
+        except DuplicateRequest:
+            raise Conflict(
+                f"request id {asked.request_id} is on record already; each request needs one of its own"
+            ) from None
+        except Repeated as repeated:
+            # The same request was at work at the same time, and was answered first.
+            return replayed(repeated.reply, asked)
+        if document.mode == "shadow" and asked.rows and current.shadowed(asked.request_id):
+            self._shadow(document, asked, records, outcome.variant)
+        total = 1000 * (time.perf_counter() - began)
+        model = outcome.milliseconds + (first.milliseconds if first is not outcome else 0)
+        headers.append(("Server-Timing", f"router;dur={total - model:.2f}, model;dur={model:.2f}"))
+        return Answered(outcome.status, headers, outcome.body)
+
+    def upstream(self, variant: Variant) -> Upstream:
+        """The service of a variant."""
+        return self.upstreams.of(variant.name, variant.url)
+
+    def _ask(self, document: Experiment, variant: Variant, asked: Asked) -> Outcome:
+        """Ask a variant; whatever goes wrong is an outcome, too."""
+        began = time.perf_counter()
+        limits = Limits(
+            document.connect_timeout_seconds,
+            document.first_byte_timeout_seconds,
+            document.timeout_seconds,
+            document.eject_after_failures,
+        )
+        try:
+            path = asked.path
+            if asked.model is not None:
+                path = path.replace("<model>", self._model_of(document, variant, asked.model, limits))
+            answer = self.upstream(variant).ask(path, asked.body, asked.passed_on, limits)
+            outcome = _understood(variant, asked, answer)
+        except NotFound:
+            raise
+        except Problem as problem:
+            outcome = _failed(variant, asked, problem)
+        outcome.milliseconds = 1000 * (time.perf_counter() - began)
+        return outcome
+
+    def _model_of(self, document: Experiment, variant: Variant, called: str, limits: Limits) -> str:
+        """The name by which a variant's service knows its model, for one who calls it by some name.
+
+        Raises:
+            NotFound: by that name nobody here is known.
+        """
+        if called != document.name:
+            known = [self.upstream(each).model(each.model, limits) for each in document.variants]
+            if called not in known:
+                raise NotFound(f"this router has the model {document.name}, not {called[:80]}")
+        return self.upstream(variant).model(variant.model, limits)
+
+    def _records(
+        self, current: Current, asked: Asked, asked_at: str, assigned: Assignment, outcome: Outcome
+    ) -> list[Record]:
+        """A request's rows as the ledger has them. What a model refused is one row, and no record at all."""
+        refused = REFUSED <= outcome.status < FAILED
+        rows: Sequence[Any] = [None] if refused or asked.rows is None else asked.rows
+        unit = None if asked.unit is None else privacy.hashed(asked.unit, self._secret)
+        batch = asked.batch and not (refused and asked.rows is None)
+        version, allocation = current.place
+        served = outcome.served
+        return [
+            Record(
+                f"{asked.request_id}/{number}" if batch else asked.request_id,
+                asked.request_id,
+                number,
+                asked_at,
+                current.document.name,
+                version,
+                allocation,
+                assigned.variant.name,
+                None if outcome.variant is assigned.variant else outcome.variant.name,
+                assigned.propensity,
+                unit,
+                served.get("x-model-name"),
+                served.get("x-model-version"),
+                served.get("x-model-digest"),
+                None if row is None else self._kept(current.document, asked, row),
+                outcome.predictions[number] if outcome.predictions else None,
+                round(outcome.milliseconds, 3),
+                outcome.status,
+                outcome.problem,
+                asked.tag,
+            )
+            for number, row in enumerate(rows)
+        ]
+
+    def _kept(self, document: Experiment, asked: Asked, row: Any) -> str:
+        if document.privacy.omitted or document.privacy.hashed:
+            return json.dumps(privacy.kept(row, document.privacy, self._secret))
+        # One record is its body.
+        return asked.body.decode() if not asked.batch and isinstance(row, dict) else to_json(row).decode()
+
+    def _shadow(self, document: Experiment, asked: Asked, records: Sequence[Record], live: Variant) -> None:
+        """Let all challengers score what was asked, later."""
+
+        def job() -> None:
+            answers = [
+                answer
+                for challenger in document.variants
+                if challenger.name != live.name
+                for answer in side_answers(records, self._ask(document, challenger, asked), "shadow")
+            ]
+            self.ledger.append(Entry(side_answers=answers))
+
+        self.shadows.offer(job)
+
+
+def side_answers(records: Sequence[Record], outcome: Outcome, kind: str) -> list[SideAnswer]:
+    """What a variant said of rows that are on record as others' answers."""
+    now = stamp(datetime.now(UTC))
+    return [
+        SideAnswer(
+            record.id,
+            kind,
+            outcome.variant.name,
+            now,
+            outcome.served.get("x-model-name"),
+            outcome.served.get("x-model-version"),
+            outcome.served.get("x-model-digest"),
+            outcome.predictions[number] if outcome.predictions else None,
+            round(outcome.milliseconds, 3),
+            outcome.status,
+            outcome.problem,
+        )
+        for number, record in enumerate(records)
+    ]
+
+
+def _forced(document: Experiment, name: str) -> Variant:
+    try:
+        return document.variant(name)
+    except KeyError:
+        names = ", ".join(variant.name for variant in document.variants)
+        raise Invalid(f"X-Force-Variant names no variant; there are {names}") from None
+
+
+def _understood(variant: Variant, asked: Asked, answer: Answer) -> Outcome:
+    """What an answer says; raises BadGateway where it is no answer to what was asked."""
+    served: dict[str, str | None] = {}
+    headers: Headers = []
+    for name, value in answer.headers:
+        lower = name.lower()
+        if lower not in OURS:
+            headers.append((name, value))
+        if lower.startswith("x-model-"):
+            served[lower] = value
+    outcome = Outcome(variant, answer.status, headers, answer.body, served=served)
+    if answer.status == OK:
+        if asked.rows is None:
+            raise _bad(variant, "answered what could not be understood here")
+        try:
+            outcome.predictions = asked.dialect.understand(answer.body, len(asked.rows))
+        except NoPrediction as error:
+            raise _bad(variant, f"answered {error}") from None
+        if "x-model-version" not in served:
+            outcome.served = served | _named_in(answer.body)
+    elif answer.status < REFUSED:
+        raise _bad(variant, f"answered {answer.status}")
+    else:
+        outcome.problem = f"the model answered {answer.status}"
+    return outcome
+
+
+def _named_in(body: bytes) -> dict[str, str | None]:
+    """The model and version that an answer's body names, if it does."""
+    answered = json.loads(body)
+    if not isinstance(answered, dict):
+        return {}
+    found = {
+        "x-model-name": answered.get("model") or answered.get("model_name"),
+        "x-model-version": answered.get("version") or answered.get("model_version"),
+    }
+    return {name: value if isinstance(value, str) else None for name, value in found.items()}
+
+
+def _failed(variant: Variant, asked: Asked, problem: Problem) -> Outcome:
+    status, headers, body = told(problem, asked.request_id, asked.dialect)
+    return Outcome(variant, status, headers, body, problem=problem.detail)
+
+
+def told(problem: Problem, request_id: str, dialect: Dialect | None = None) -> tuple[int, Headers, bytes]:
+    """A problem as its caller is told: RFC 9457, or as the dialect has it."""
+    headers = list(problem.headers.items())
+    if dialect and dialect.refuse:
+        body, status = dialect.refuse(problem)
+        return status, [("Content-Type", "application/json"), *headers], to_json(body) + b"\n"
+    body = problem.to_json(request_id)
+    return problem.status, [("Content-Type", PROBLEM_JSON), *headers], to_json(body) + b"\n"
+
+
+def _bad(variant: Variant, what: str) -> BadGateway:
+    return BadGateway(f"variant {variant.name} {what}", variant=variant.name)
+
+
+def fingerprint(asked: Asked) -> str:
+    """Of what a request asks: another one must not come with the same Idempotency-Key."""
+    return hashlib.sha256(b"%b\n%b" % (asked.path.encode(), asked.body)).hexdigest()
+
+
+def _reply(asked: Asked, asked_at: str, outcome: Outcome, headers: Headers) -> Reply | None:
+    # What failed may be tried again with the same key.
+    if outcome.status >= FAILED:
+        return None
+    return Reply(
+        str(asked.idempotency_key),
+        fingerprint(asked),
+        asked.request_id,
+        asked_at,
+        outcome.status,
+        json.dumps(headers),
+        outcome.body,
+    )
+
+
+def replayed(reply: Reply, asked: Asked) -> Answered:
+    """The first answer to a request with an Idempotency-Key.
+
+    Raises:
+        Conflict: that was another request.
+    """
+    if reply.fingerprint != fingerprint(asked):
+        raise Conflict("this Idempotency-Key came with another request before")
+    headers = [(str(name), str(value)) for name, value in json.loads(reply.headers)]
+    return Answered(reply.status, [*headers, ("Idempotency-Replayed", "true")], reply.body)

@@ -1,0 +1,60 @@
+"""Shadows: challengers score what the champion answers, off the caller's path.
+
+A request that is in the sample is put into a queue, and threads of their own ask every challenger, the same
+requests all of them. The queue is bounded: where it is full a request is shed, counted, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+from prometheus_client import Counter
+
+# Requests that wait for their shadows, in one process, and threads that ask.
+WAITING = 500
+THREADS = 4
+
+SHED = Counter("runoff_shadows_shed", "Shadow requests that were not sent, since too many waited already.")
+
+log = logging.getLogger(__name__)
+
+Job = Callable[[], None]
+
+
+class Shadows:
+    """A queue of work that nobody waits for, and the threads that do it."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._process: int | None = None
+        self._lock = threading.Lock()
+
+    def offer(self, job: Job) -> bool:
+        """Do something soon, or where too much waits already shed it; whether it will be done."""
+        if self._queue.qsize() >= WAITING:
+            SHED.inc()
+            return False
+        self._queue.put(job)
+        # Threads would not survive the fork by which a server may have made this process.
+        if self._process != os.getpid():
+            self._begin()
+        return True
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._process != os.getpid():
+                for number in range(THREADS):
+                    threading.Thread(target=self._work, name=f"shadow-{number}", daemon=True).start()
+                self._process = os.getpid()
+
+    def _work(self) -> None:
+        while True:
+            job = self._queue.get()
+            try:
+                job()
+            except Exception:
+                log.exception("a shadow failed")
