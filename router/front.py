@@ -6,6 +6,7 @@ in every dialect; Flask has the same addresses for its document, and sends them 
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 MAX_KEY = 128
 TAG = re.compile(r"[a-z0-9-]{1,40}")
 NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
+
+OUR_FAULT = "this is a fault of the router, not of the request; its log says more"
+
+log = logging.getLogger(__name__)
 
 ROUTED = Counter("runoff_routed", "Requests routed, by variant and status.", ("variant", "status"))
 SECONDS = Histogram(
@@ -84,6 +89,9 @@ class Front:
             status, headers, body = told(problem, request_id, dialect)
         except DatabaseDown:
             status, headers, body = told(Unavailable(NOT_RECORDED), request_id, dialect)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            status, headers, body = told(Problem(OUR_FAULT), request_id, dialect)
         return Answered(status, [*headers, ("X-Request-ID", request_id)], body)
 
     def _read(

@@ -107,6 +107,7 @@ class Writer:
 
     engine: sa.Engine
     connection: Any = field(default=None, init=False)
+    _held: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         dialect = self.engine.dialect
@@ -124,7 +125,9 @@ class Writer:
         In the order in which transactions end, rows have their cursors: nobody else appends meanwhile.
         """
         if self.connection is None:
-            self.connection = self.engine.raw_connection().driver_connection
+            # Held for good, or the pool would give it to others.
+            self._held = self.engine.raw_connection()
+            self.connection = self._held.driver_connection
             if self.is_sqlite:
                 self.connection.isolation_level = None
                 # SQLite's own waiting sleeps for up to 100 ms at a time.
@@ -166,10 +169,10 @@ class Writer:
             self.drop()
 
     def drop(self) -> None:
-        if self.connection is not None:
+        if self._held is not None:
             with contextlib.suppress(self.dbapi.Error):
-                self.connection.close()
-        self.connection = None
+                self._held.invalidate()
+        self.connection = self._held = None
 
 
 class Ledger:
