@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,18 @@ class Fold:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
+        insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
+        # Made once: to build a statement costs more than to execute it.
+        self._begin_at_0 = insert(folds).values(name="predictions", cursor=0).on_conflict_do_nothing()
+        self._move = (
+            folds.update()
+            .where(folds.c.name == "predictions", folds.c.cursor == sa.bindparam("before"))
+            .values(cursor=sa.bindparam("after"))
+        )
+        self._upserts = {
+            table: _upsert(insert(table), table, merge)
+            for table, merge in ((sums, _sum), (latencies, _sum), (scores, _sum), (standings, _newer))
+        }
 
     def catch_up(self) -> int:
         """Fold what is not folded yet; returns the cursor up to which the sums are.
@@ -114,36 +125,13 @@ class Fold:
             if connection.dialect.name == "sqlite":
                 # A transaction that begins by reading could not write after somebody else has.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            moved = connection.execute(
-                folds.update()
-                .where(folds.c.name == "predictions", folds.c.cursor == cursor)
-                .values(cursor=rows[-1].cursor)
-            ).rowcount
-            if not moved and cursor == 0:
-                first = self._insert(folds).values(name="predictions", cursor=rows[-1].cursor)
-                moved = connection.execute(first.on_conflict_do_nothing()).rowcount
-            if moved != 1:
-                return
-            for table, more in ((sums, added.sums), (latencies, added.latencies), (scores, added.scores)):
-                if more:
-                    self._upsert(connection, table, more, lambda old, new: old + new)
-            self._upsert(connection, standings, added.standings, _newer)
-
-    def _upsert(
-        self,
-        connection: sa.Connection,
-        table: sa.Table,
-        rows: Sequence[Mapping[str, Any]],
-        merge: Callable[[sa.Column[Any], sa.ColumnElement[Any]], Any],
-    ) -> None:
-        statement = self._insert(table)
-        key = [column.name for column in table.primary_key]
-        change = {
-            column.name: merge(column, statement.excluded[column.name])
-            for column in table.columns
-            if column.name not in key
-        }
-        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=change), list(rows))
+            if cursor == 0:
+                connection.execute(self._begin_at_0)
+            moved = connection.execute(self._move, {"before": cursor, "after": rows[-1].cursor}).rowcount
+            if moved == 1:
+                for table, more in added.by_table.items():
+                    if more:
+                        connection.execute(self._upserts[table], more)
 
     def counts(self, experiment: str, tag: str | None = None) -> dict[tuple[int, int, str], Counts]:
         """What happened to the requests of each variant, by version, allocation and name of the variant.
@@ -219,7 +207,22 @@ def _of(table: sa.Table, tag: str | None) -> sa.ColumnElement[bool]:
     return sa.true() if tag is None else table.c.tag == ("" if tag == "real" else tag)
 
 
-def _newer(old: sa.Column[Any], new: sa.ColumnElement[Any]) -> Any:
+def _upsert(statement: Any, table: sa.Table, merge: Callable[[sa.Column[Any], Any], Any]) -> Any:
+    """Insert rows, or merge them into those that have their keys."""
+    key = [column.name for column in table.primary_key]
+    merged = {
+        column.name: merge(column, statement.excluded[column.name])
+        for column in table.columns
+        if column.name not in key
+    }
+    return statement.on_conflict_do_update(index_elements=key, set_=merged)
+
+
+def _sum(old: sa.Column[Any], new: Any) -> Any:
+    return old + new
+
+
+def _newer(old: sa.Column[Any], new: Any) -> Any:
     """A variant that has not answered of late stands by who answered before; what is wrong is as of now."""
     return new if old.name == "problem" else sa.func.coalesce(new, old)
 
@@ -264,15 +267,15 @@ class Sums:
             else:
                 count[3] += 1
         # In one order, so that two who add at once do not wait for each other in a circle.
-        self.sums = [
-            _row(sums, key, [*map(int, count[:4]), *count[4:]]) for key, count in sorted(counted.items())
-        ]
-        self.latencies = [_row(latencies, key, [n]) for key, n in sorted(slow.items())]
-        self.scores = [_row(scores, key, [n]) for key, n in sorted(scored.items())]
-        self.standings = [
-            {"experiment": experiment, "variant": variant, **stands}
-            for (experiment, variant), stands in sorted(standing.items())
-        ]
+        self.by_table = {
+            sums: [_row(sums, key, count) for key, count in sorted(counted.items())],
+            latencies: [_row(latencies, key, [n]) for key, n in sorted(slow.items())],
+            scores: [_row(scores, key, [n]) for key, n in sorted(scored.items())],
+            standings: [
+                {"experiment": experiment, "variant": variant, **stands}
+                for (experiment, variant), stands in sorted(standing.items())
+            ],
+        }
 
 
 def _row(table: sa.Table, key: Key, values: Sequence[float]) -> dict[str, Any]:
