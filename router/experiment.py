@@ -350,14 +350,22 @@ def read(document: Any) -> Experiment:
     try:
         return Experiment.model_validate(document)
     except ValidationError as error:
-        # Of a document without a name the salt, which is the name by default, is wrong as well.
-        every = error.errors(include_url=False)
-        errors = [_told(each) for each in every if each["type"] != "default_factory_not_called"]
-        message = "; ".join(
-            f"{each.pointer[1:].replace('/', '.') or 'experiment'}: {each.detail}, got {each.value!r}"
-            for each in errors
-        )
-        raise ExperimentError(message, errors) from error
+        errors = field_errors(error)
+        raise ExperimentError(told(errors), errors) from error
+
+
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """What pydantic found wrong, in the form that all our errors have."""
+    # Of a document without a name the salt, which is the name by default, is wrong as well.
+    every = error.errors(include_url=False)
+    return [_field_error(each) for each in every if each["type"] != "default_factory_not_called"]
+
+
+def told(errors: Sequence[FieldError]) -> str:
+    """Broken rules in a line."""
+    fields = (each.pointer[1:].replace("/", ".") for each in errors)
+    rules = (f"{each.detail}, got {each.to_json()['value']!r}" for each in errors)
+    return "; ".join(f"{field}: {rule}" if field else rule for field, rule in zip(fields, rules, strict=True))
 
 
 def _broken(pointer: str, rule: str, detail: str, value: Any) -> PydanticCustomError:
@@ -366,8 +374,8 @@ def _broken(pointer: str, rule: str, detail: str, value: Any) -> PydanticCustomE
     return PydanticCustomError(rule, "{detail}", context)
 
 
-def _told(error: ErrorDetails) -> FieldError:
-    """One of pydantic's errors, or of those between fields, in the form that all our errors have."""
+def _field_error(error: ErrorDetails) -> FieldError:
+    """One of pydantic's errors, or of those between fields."""
     context = error.get("ctx", {})
     if "pointer" in context:
         return FieldError(context["pointer"], error["type"], context["detail"], context["value"])

@@ -508,7 +508,7 @@ def _with_share(current: Current, variant: str | None, share: float) -> dict[str
     # Where the others had nothing yet, as the document begins; where that gives them nothing, all the same.
     for weights in (current.weights, document.shares, dict.fromkeys(others, 1.0)):
         if total := sum(weights[name] for name in others):
-            return {variant: share} | {name: (1 - share) * weights[name] / total for name in others}
+            return {variant: share} | {name: (1 - share) * (weights[name] / total) for name in others}
     return {variant: 1.0}
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,13 +84,13 @@ def _user() -> str:
         raise click.UsageError("nobody knows your name here; give it by --by") from None
 
 
-def _examples(*lines: str) -> str:
+def examples(*lines: str) -> str:
     """What stands below a command's help; the first character keeps click from filling the lines."""
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
 as_json = click.option("--json", "wants_json", is_flag=True, help="Answer in JSON, for programs.")
-reason = click.option("--reason", required=True, callback=_text, help="Why; it is kept with the release.")
+reason = click.option("--reason", required=True, callback=_text, help="Why; it is kept on record.")
 by = click.option("--by", default=_user, callback=_text, show_default="you", help="Who says so.")
 watch = click.option(
     "--watch",
@@ -99,7 +100,27 @@ watch = click.option(
 )
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Runoff(Commands):
+    """With the commands that other rooms add, by entry points named `runoff.commands`.
+
+    None is imported before it is asked for.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(self._added().names)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        added = self._added()
+        if cmd_name not in added.names:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = added[cmd_name].load()
+        return command
+
+    def _added(self) -> EntryPoints:
+        return entry_points(group="runoff.commands")
+
+
+@click.group(cls=Runoff, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--board", envvar="RUNOFF_BOARD", help=f"{BOARD} [env: RUNOFF_BOARD]")
 @click.pass_context
 def main(ctx: click.Context, board: str | None) -> None:
@@ -111,7 +132,7 @@ def main(ctx: click.Context, board: str | None) -> None:
     ctx.obj = board
 
 
-@main.command(epilog=_examples("runoff models"))
+@main.command(epilog=examples("runoff models"))
 @as_json
 @on_board
 def models(management: Management, *, wants_json: bool) -> None:
@@ -120,7 +141,7 @@ def models(management: Management, *, wants_json: bool) -> None:
     live = {name: management.live(name) for name in found}
     newest = {name: versions[-1].id if versions else None for name, versions in found.items()}
     if wants_json:
-        return _say_json(
+        return say_json(
             [
                 {
                     "model": name,
@@ -131,14 +152,14 @@ def models(management: Management, *, wants_json: bool) -> None:
                 for name, versions in found.items()
             ]
         )
-    return _say_table(
+    return say_table(
         ("model", "versions", "newest", "live"),
         [(name, len(versions), newest[name], _short(live[name])) for name, versions in found.items()],
         empty="the store holds no models: train some, with make train",
     )
 
 
-@main.command(epilog=_examples("runoff versions model-a"))
+@main.command(epilog=examples("runoff versions model-a"))
 @click.argument("model")
 @as_json
 @on_board
@@ -146,10 +167,10 @@ def versions(management: Management, *, model: str, wants_json: bool) -> None:
     """List the versions of MODEL, oldest first."""
     found = management.store.versions(model) or [management.version(model)]
     if wants_json:
-        return _say_json([summary(version) for version in found])
+        return say_json([summary(version) for version in found])
     live = management.live(model)
     metrics = list(dict.fromkeys(name for version in found for name in part(version, "metrics")))
-    return _say_table(
+    return say_table(
         ("version", "stored", "algorithm", *metrics, "live"),
         [
             (
@@ -164,7 +185,7 @@ def versions(management: Management, *, model: str, wants_json: bool) -> None:
     )
 
 
-@main.command(epilog=_examples("runoff show model-a newest --json"))
+@main.command(epilog=examples("runoff show model-a newest --json"))
 @click.argument("model")
 @click.argument("version", default="newest")
 @as_json
@@ -173,12 +194,12 @@ def show(management: Management, *, model: str, version: str, wants_json: bool) 
     """Show everything that is known of a VERSION of MODEL."""
     found = management.version(model, version)
     if wants_json:
-        return _say_json(details(found))
+        return say_json(details(found))
     return click.echo(management.card(found, "md"), nl=False)
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "runoff diff model-a 20261123T1354 newest", "runoff diff model-a newest newest --to-model model-b"
     )
 )
@@ -194,7 +215,7 @@ def diff(
     """Compare V1 of MODEL with V2: training, parameters, metrics, importance, schema."""
     found = management.diff(management.version(model, v1), management.version(to_model or model, v2))
     if wants_json:
-        return _say_json(found.to_json())
+        return say_json(found.to_json())
     parts = {
         "Training": found.about,
         "Parameters": found.parameters,
@@ -206,7 +227,7 @@ def diff(
         click.echo("The two versions differ in nothing that is on record.")
     for title, changes in parts.items():
         if changes:
-            _say_table(
+            say_table(
                 ("", f"{found.before.name} {found.before.id}", f"{found.after.name} {found.after.id}"),
                 [(change.name, _value(change.before), _value(change.after)) for change in _ordered(changes)],
                 title=title,
@@ -214,7 +235,7 @@ def diff(
     return None
 
 
-@main.command(epilog=_examples('runoff release model-a newest --reason "trained on the data of October"'))
+@main.command(epilog=examples('runoff release model-a newest --reason "trained on the data of October"'))
 @click.argument("service")
 @click.argument("version")
 @click.option("--of", "of_model", help="The model of VERSION, if it is not named like the service.")
@@ -244,7 +265,7 @@ def release(
     _say_release(made, wants_json, {service: url})
 
 
-@main.command(epilog=_examples('runoff rollback model-a --reason "refuses clients of branch 7"'))
+@main.command(epilog=examples('runoff rollback model-a --reason "refuses clients of branch 7"'))
 @click.argument("service")
 @reason
 @by
@@ -261,7 +282,7 @@ def rollback(
     _say_release(management.rollback(service, by=by, reason=reason), wants_json, {service: url})
 
 
-@main.command(epilog=_examples('runoff swap model-a model-b --reason "B won the runoff"'))
+@main.command(epilog=examples('runoff swap model-a model-b --reason "B won the runoff"'))
 @click.argument("one")
 @click.argument("other")
 @reason
@@ -289,7 +310,7 @@ def swap(
     _say_release(made, wants_json, dict(zip((one, other), urls or (), strict=bool(urls))))
 
 
-@main.command(epilog=_examples('runoff live model-a --at "2026-11-17 14:05"'))
+@main.command(epilog=examples('runoff live model-a --at "2026-11-17 14:05"'))
 @click.argument("service")
 @click.option("--at", metavar="TIME", help='A time, such as "2026-11-17 14:05"; by default now.')
 @as_json
@@ -298,13 +319,13 @@ def live(management: Management, *, service: str, at: str | None, wants_json: bo
     """Say what SERVICE answers from, or answered from at a time."""
     served = management.live(service, _time(at) if at else None)
     if wants_json:
-        return _say_json(served and served.to_json())
+        return say_json(served and served.to_json())
     if served is None:
         raise click.ClickException(f"nothing was released to {service}{' then' if at else ' yet'}")
     return click.echo(f"{served.model} {served.version}")
 
 
-@main.command(epilog=_examples("runoff history model-a"))
+@main.command(epilog=examples("runoff history model-a"))
 @click.argument("service", required=False)
 @as_json
 @on_board
@@ -312,8 +333,8 @@ def history(management: Management, *, service: str | None, wants_json: bool) ->
     """List all releases, or those of SERVICE, oldest first."""
     found = management.history(service)
     if wants_json:
-        return _say_json([each.to_json() for each in found])
-    return _say_table(
+        return say_json([each.to_json() for each in found])
+    return say_table(
         ("time (UTC)", "service", "serves", "by", "what", "why"),
         [
             (f"{each.time:%Y-%m-%d %H:%M:%S}", name, _short(served), each.by, each.action, each.reason)
@@ -324,7 +345,7 @@ def history(management: Management, *, service: str | None, wants_json: bool) ->
     )
 
 
-@main.command(epilog=_examples("runoff card model-a newest --html -o model-a.html"))
+@main.command(epilog=examples("runoff card model-a newest --html -o model-a.html"))
 @click.argument("model")
 @click.argument("version", default="newest")
 @click.option("--html", is_flag=True, help="As a page that needs no network, instead of Markdown.")
@@ -339,7 +360,7 @@ def card(management: Management, *, model: str, version: str, html: bool, output
         click.echo(text, nl=False)
 
 
-@main.command(epilog=_examples("runoff serve --pin my-model --board s3://bucket/models --port 8003"))
+@main.command(epilog=examples("runoff serve --pin my-model --board s3://bucket/models --port 8003"))
 @click.option("--pin", required=True, help="The model to serve, by the name of its pin.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port.")
@@ -355,7 +376,7 @@ def serve(management: Management, *, pin: str, host: str, port: int, workers: in
     os.execv(sys.executable, [sys.executable, "-m", "runoff.server", "runoff.pinned:app", *arguments])  # noqa: S606
 
 
-@main.command(name="new-model", epilog=_examples("runoff new-model model-c"))
+@main.command(name="new-model", epilog=examples("runoff new-model model-c"))
 @click.argument("name")
 @click.option("--port", default=8003, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
 def new_model(name: str, port: int) -> None:
@@ -395,7 +416,7 @@ def new_model(name: str, port: int) -> None:
 def _say_release(made: Release, wants_json: bool, urls: Mapping[str, str | None]) -> None:
     """Say what was released, and wait for the services whose URLs are given."""
     if wants_json:
-        _say_json(made.to_json())
+        say_json(made.to_json())
     else:
         for name, served in made.changes.items():
             click.echo(f"{name} answers from {served.model} {served.version} from now on")
@@ -476,13 +497,15 @@ def _ordered(changes: Sequence[Change]) -> list[Change]:
     )
 
 
-def _say_json(value: Any) -> None:
+def say_json(value: Any) -> None:
+    """Answer a program."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _say_table(
+def say_table(
     header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, empty: str = ""
 ) -> None:
+    """Answer with a table, or where it has no rows with a line that says so."""
     if not rows:
         return click.echo(empty)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import tomllib
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +195,11 @@ def test_a_document_is_not_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         made.name = "other"
     assert isinstance(made, Experiment)
+
+
+def test_the_examples_of_the_page_are_what_they_say() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "experiment.md").read_text(encoding="utf-8")
+    examples = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:]]
+    assert [example["mode"] for example in examples] == ["split", "shadow", "canary", "bandit"]
+    for example in examples:
+        assert read(document() | example) == read(document(example["mode"])), "they are the defaults"

@@ -1,0 +1,380 @@
+"""The experiment over REST: seen, changed, paused, ramped, and who did so.
+
+| address | what it does |
+| --- | --- |
+| `GET /v1/experiment` | the document, with its version as `ETag` |
+| `PUT /v1/experiment?reason=…` | makes the body the next version |
+| `GET /v1/experiment/state` | the version and the weights in force, since when, by whom and why |
+| `POST /v1/experiment/{pause,resume,ramp,promote}` | what they say, with the reason in the body |
+| `GET /v1/audit` | every version and every change of weights, in pages |
+
+Who changes something holds an operator's key, and names the version that it is a change of, `If-Match`: what
+was decided by the look of another version is refused (RFC 9110 section 13.1.1, RFC 6585 section 3). A change
+of the weights within a version, by a controller, say, does not hold an operator up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
+
+from flask import Blueprint, Response, jsonify, request
+from pydantic import Field, StringConstraints, ValidationError
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
+
+from router.database import DatabaseDown
+from router.experiment import Experiment, ExperimentError, Name, Part, field_errors, read, told
+from router.experiments import Current, Entry, Experiments, NotPossible, Place, Stale
+from router.keys import Scope
+from runoff import web
+from runoff.operations import JSON, Schema, describe
+from runoff.problems import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    Malformed,
+    NotFound,
+    Problem,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMediaType,
+)
+
+MAX_PAGE = 1000
+MAX_BY = 128
+
+
+class Caller(Protocol):
+    """Who was let in."""
+
+    @property
+    def name(self) -> str:
+        """By which the audit knows them."""
+
+
+# Lets the caller of this request in for what a scope allows, or raises Unauthorized or Forbidden.
+Authorize = Callable[[Scope], Caller]
+
+
+class PreconditionRequired(Problem):
+    """It is not said of which version this is a change."""
+
+    status: ClassVar[int] = 428
+    slug: ClassVar[str] = "precondition-required"
+    title: ClassVar[str] = "The version that is to be changed must be named"
+
+
+class PreconditionFailed(Problem):
+    """What was to be changed has changed meanwhile."""
+
+    status: ClassVar[int] = 412
+    slug: ClassVar[str] = "precondition-failed"
+    title: ClassVar[str] = "Another version is in force"
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+
+
+class Why(Part):
+    """Why something is done, and by whom of those who hold the key."""
+
+    reason: Text
+    by: Annotated[Text, Field(max_length=60)] | None = None
+
+
+class Ramp(Why):
+    """A variant, by default the only challenger, and the share that it is to get."""
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    variant: Name | None = None
+
+
+class Promotion(Why):
+    """The variant that is to be the champion."""
+
+    variant: Name
+
+
+class Page(Part):
+    """The entries after a place, or the last ones."""
+
+    since: Annotated[str, Field(pattern=r"^\d{1,9}\.\d{1,9}$")] = "0.0"
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
+    last: Annotated[int, Field(ge=1, le=MAX_PAGE)] | None = None
+
+
+class State(TypedDict):
+    """What is in force: weights, by the version of the document and the allocation within it (0 for none)."""
+
+    experiment: str
+    mode: str
+    version: int
+    allocation: int
+    series: int
+    paused: bool
+    weights: dict[str, float]
+    since: str
+    action: str
+    by: str
+    reason: str
+    evidence: Any
+
+
+class AuditEntry(TypedDict):
+    """A version with its document, or an allocation with its weights and what they were decided from."""
+
+    cursor: str
+    version: int
+    allocation: int
+    time: str
+    action: str
+    by: str
+    reason: str
+    document: Any
+    weights: Any
+    evidence: Any
+
+
+class Audit(TypedDict):
+    """A page of the audit, oldest first. `next` is the `since` of the next page."""
+
+    entries: list[AuditEntry]
+    next: str
+    more: bool
+
+
+Body = TypeVar("Body", bound=Part)
+
+
+def _like(model: type[Part], **example: Any) -> Callable[[], Mapping[str, Schema]]:
+    """The content of a body of this form."""
+    return lambda: {
+        JSON: {"schema": model.model_json_schema(), "examples": {"usual": {"value": example}}},
+    }
+
+
+CHANGES: tuple[type[Problem], ...] = (
+    Malformed,
+    Unauthorized,
+    Forbidden,
+    Conflict,
+    PreconditionFailed,
+    TooLarge,
+    UnsupportedMediaType,
+    Invalid,
+    PreconditionRequired,
+    Unavailable,
+)
+WHY = {"reason": "better calibrated", "by": "ada"}
+
+
+def blueprint(
+    experiments: Experiments, authorize: Authorize, changed: Callable[[], None] = lambda: None
+) -> Blueprint:
+    """The addresses under which the experiment is seen and changed.
+
+    Args:
+        experiments: its versions.
+        authorize: lets callers in.
+        changed: is called after each change, so that this worker need not wait to see it.
+    """
+    api = Blueprint("experiment", __name__)
+    api.register_error_handler(NotPossible, lambda error: web.answer_problem(Conflict(str(error))))
+    api.register_error_handler(Stale, lambda error: web.answer_problem(PreconditionFailed(str(error))))
+    api.register_error_handler(DatabaseDown, _answer_down)
+    api.register_error_handler(ExperimentError, lambda error: web.answer_problem(Unavailable(str(error))))
+
+    @api.get("/v1/experiment")
+    @describe(
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        Unavailable,
+        tag="experiment",
+        answer=Experiment,
+        statuses=(200, 304),
+    )
+    def show() -> Response:
+        """The experiment's document; its version is the ETag."""
+        authorize("read")
+        current = _in_force(experiments)
+        response = Response(current.document.model_dump_json(), mimetype=JSON)
+        return _tagged(response, current).make_conditional(request)  # type: ignore[return-value]
+
+    @api.put("/v1/experiment")
+    @describe(
+        *CHANGES,
+        tag="experiment",
+        secured=True,
+        answer=State,
+        request=_like(Experiment),
+        query={"reason": {"type": "string"}, "by": {"type": "string"}},
+        required=("reason",),
+    )
+    def replace() -> Response:
+        """Make a document the next version, in force within a second."""
+        caller = authorize("operator")
+        why = _valid(Why, request.args.to_dict(), Malformed)
+        try:
+            document = read(web.json_body())
+        except ExperimentError as error:
+            raise Invalid(str(error), errors=error.errors) from None
+        return change(why, caller, lambda who: experiments.set(document, **who))
+
+    @api.get("/v1/experiment/state")
+    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="experiment", answer=State)
+    def state() -> Response:
+        """The weights in force, by which version, since when, by whom and why."""
+        authorize("read")
+        return _state(_in_force(experiments))
+
+    @api.post("/v1/experiment/pause")
+    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    def pause() -> Response:
+        """Send all traffic to the champion, and let nothing count until it is resumed."""
+        caller = authorize("operator")
+        asked = _valid(Why, web.json_body(), Invalid)
+        return change(asked, caller, lambda who: experiments.pause(**who))
+
+    @api.post("/v1/experiment/resume")
+    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    def resume() -> Response:
+        """End a pause, with the weights of before."""
+        caller = authorize("operator")
+        asked = _valid(Why, web.json_body(), Invalid)
+        return change(asked, caller, lambda who: experiments.resume(**who))
+
+    @api.post("/v1/experiment/ramp")
+    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Ramp, share=0.3, **WHY))
+    def ramp() -> Response:
+        """Give a variant another share; the others share the rest in proportion."""
+        caller = authorize("operator")
+        asked = _valid(Ramp, web.json_body(), Invalid)
+        return change(asked, caller, lambda who: experiments.ramp(asked.share, asked.variant, **who))
+
+    @api.post("/v1/experiment/promote")
+    @describe(
+        *CHANGES, tag="experiment", secured=True, answer=State, request=_like(Promotion, variant="B", **WHY)
+    )
+    def promote() -> Response:
+        """Make a variant the champion, with all of the traffic."""
+        caller = authorize("operator")
+        asked = _valid(Promotion, web.json_body(), Invalid)
+        return change(asked, caller, lambda who: experiments.promote(asked.variant, **who))
+
+    @api.get("/v1/audit")
+    @describe(
+        Malformed,
+        Unauthorized,
+        Forbidden,
+        Unavailable,
+        tag="experiment",
+        query={
+            "since": {"type": "string", "default": "0.0"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 100},
+            "last": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+        },
+    )
+    def audit() -> Audit:
+        """Every version and every change of weights, oldest first: when, by whom, why, and what."""
+        authorize("read")
+        return _audit(experiments, _valid(Page, request.args.to_dict(), Malformed))
+
+    def change(why: Why, caller: Caller, make: Callable[[dict[str, Any]], Current]) -> Response:
+        by = f"{why.by} ({caller.name})" if why.by else caller.name
+        made = make({"expected": _expected(experiments).version, "by": by[:MAX_BY], "reason": why.reason})
+        changed()
+        return _state(made)
+
+    return api
+
+
+def _valid(model: type[Body], given: Any, problem: type[Problem]) -> Body:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        errors = field_errors(error)
+        raise problem(told(errors), errors=errors) from None
+
+
+def _in_force(experiments: Experiments) -> Current:
+    current = experiments.current()
+    if current is None:
+        raise NotFound("there is no experiment yet")
+    return current
+
+
+def _expected(experiments: Experiments) -> Current:
+    """The experiment in force, if it is the version that the caller means to change."""
+    if not request.if_match:
+        raise PreconditionRequired(
+            "say which version you change by the header If-Match: the ETag of GET /v1/experiment"
+        )
+    current = _in_force(experiments)
+    if not request.if_match.contains(str(current.version)):
+        raise PreconditionFailed(
+            f"version {current.version} is in force, not {request.if_match.to_header()[:40]}",
+            version=current.version,
+        )
+    return current
+
+
+def _tagged(response: Response, current: Current) -> Response:
+    response.set_etag(str(current.version))
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+def _state(current: Current) -> Response:
+    last = current.allocation or current
+    state: State = {
+        "experiment": current.document.name,
+        "mode": current.document.mode,
+        "version": current.version,
+        "allocation": current.place.number,
+        "series": current.series,
+        "paused": current.paused,
+        "weights": current.weights,
+        "since": _time(current.since),
+        "action": last.action,
+        "by": last.by,
+        "reason": last.reason,
+        "evidence": current.allocation.evidence if current.allocation else None,
+    }
+    return _tagged(jsonify(state), current)
+
+
+def _audit(experiments: Experiments, page: Page) -> Audit:
+    if page.last:
+        found, more = experiments.last(page.last), False
+    else:
+        found = experiments.audit(Place(*map(int, page.since.split("."))), page.limit + 1)
+        found, more = found[: page.limit], len(found) > page.limit
+    entries = [_entry(each) for each in found]
+    return {"entries": entries, "next": entries[-1]["cursor"] if entries else page.since, "more": more}
+
+
+def _entry(entry: Entry) -> AuditEntry:
+    version, number = entry.place
+    return {
+        "cursor": f"{version}.{number}",
+        "version": version,
+        "allocation": number,
+        "time": entry.time,
+        "action": entry.action,
+        "by": entry.by,
+        "reason": entry.reason,
+        "document": entry.document,
+        "weights": entry.weights,
+        "evidence": entry.evidence,
+    }
+
+
+def _time(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
+
+
+def _answer_down(_error: DatabaseDown) -> Response:
+    return web.answer_problem(Unavailable("the database cannot be reached", headers={"Retry-After": "1"}))

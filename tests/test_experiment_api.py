@@ -1,0 +1,305 @@
+"""The experiment seen and changed over REST and from a shell: by whom, of which version, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, request
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from router import database
+from router.experiment import read
+from router.experiment_api import blueprint
+from router.experiments import Experiments, Following
+from router.keys import Guard, Keys
+from runoff import web
+from tests.conftest import served
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT: dict[str, Any] = {
+    "name": "credit",
+    "variants": [
+        {"name": "A", "role": "champion", "url": "http://a.example", "weight": 80},
+        {"name": "B", "url": "http://b.example", "weight": 20},
+    ],
+}
+OPERATOR = {"Authorization": "Bearer the operator's"}
+WHY = {"reason": "so"}
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Flask]:
+    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.migrate(engine)
+    experiments = Experiments(engine)
+    experiments.take_in(read(DOCUMENT))
+    following = Following(experiments)
+    guard = Guard(Keys(engine), {"RUNOFF_OPERATOR_KEY": "the operator's"})
+    guard.refresh()
+    app = Flask(__name__)
+    web.equip(app, checks={"experiment": following.check})
+    app.register_blueprint(
+        blueprint(
+            experiments,
+            lambda scope: guard.admit(request.headers.get("Authorization"), scope),
+            following.look,
+        )
+    )
+    app.extensions["reader"] = Keys(engine).add("a reader", "read")
+    app.extensions["following"] = following
+    app.extensions["engine"] = engine
+    guard.refresh()
+    yield app
+    engine.dispose()
+
+
+class Asking:
+    """An operator at the REST API."""
+
+    def __init__(self, client: FlaskClient) -> None:
+        self.client = client
+
+    def gets(self, path: str, **headers: str) -> TestResponse:
+        return self.client.get(f"/v1/{path}", headers=OPERATOR | headers)
+
+    def changes(self, path: str, body: Any, version: object = 1, method: str = "POST") -> TestResponse:
+        headers = OPERATOR | {"If-Match": f'"{version}"'}
+        return self.client.open(f"/v1/experiment{path}", method=method, json=body, headers=headers)
+
+    def puts(self, document: Any, version: object = 1, query: str = "?reason=so") -> TestResponse:
+        return self.changes(query, document, version, "PUT")
+
+
+@pytest.fixture
+def asking(app: Flask) -> Asking:
+    return Asking(app.test_client())
+
+
+def told(answer: TestResponse, status: int) -> Any:
+    assert answer.status_code == status, answer.get_data(as_text=True)
+    if status >= 400:
+        assert answer.mimetype == "application/problem+json"
+    return answer.get_json()
+
+
+def test_what_is_got_can_be_changed_and_put_back(asking: Asking, app: Flask) -> None:
+    got = asking.gets("experiment")
+    assert got.headers["ETag"] == '"1"'
+    document = told(got, 200)
+    assert read(document) == read(DOCUMENT)
+    assert asking.gets("experiment", **{"If-None-Match": '"1"'}).status_code == 304
+    document["maturity"] = "30d"
+    put = asking.puts(document, query="?reason=they mature in a month&by=ada")
+    state = told(put, 200)
+    assert put.headers["ETag"] == '"2"'
+    assert (state["version"], state["by"]) == (2, "ada (RUNOFF_OPERATOR_KEY)")
+    assert told(asking.gets("experiment"), 200)["maturity"] == "P30D"
+    assert told(asking.gets("experiment/state"), 200) == state
+    assert app.extensions["following"].now().version == 2, "who changed it sees it at once"
+
+
+def test_a_change_names_the_version_that_it_is_a_change_of(asking: Asking) -> None:
+    without = asking.client.put("/v1/experiment?reason=so", json=DOCUMENT, headers=OPERATOR)
+    assert "If-Match" in told(without, 428)["detail"]
+    told(asking.puts(DOCUMENT), 200)
+    for stale in (
+        asking.puts(DOCUMENT),
+        asking.changes("/pause", WHY),
+        asking.changes("/ramp", WHY | {"share": 0.5}),
+        asking.changes("/promote", WHY | {"variant": "B"}),
+    ):
+        problem = told(stale, 412)
+        assert problem["detail"] == 'version 2 is in force, not "1"'
+        assert problem["version"] == 2
+    told(asking.client.post("/v1/experiment/pause", json=WHY, headers=OPERATOR | {"If-Match": "*"}), 200)
+
+
+def test_of_operators_who_looked_at_the_same_version_one_is_first(app: Flask) -> None:
+    done: list[int] = []
+
+    def put(number: int) -> None:
+        changed = DOCUMENT | {"maturity": f"{number}d"}
+        done.append(Asking(app.test_client()).puts(changed).status_code)
+
+    operators = [threading.Thread(target=put, args=(number,)) for number in range(1, 6)]
+    for operator in operators:
+        operator.start()
+    for operator in operators:
+        operator.join()
+    assert sorted(done) == [200, 412, 412, 412, 412]
+
+
+def test_who_may_look_may_not_change(asking: Asking, app: Flask) -> None:
+    reader = {"Authorization": f"Bearer {app.extensions['reader']}", "If-Match": '"1"'}
+    for path in ("experiment", "experiment/state", "audit"):
+        assert asking.client.get(f"/v1/{path}", headers=reader).status_code == 200
+        told(asking.client.get(f"/v1/{path}"), 401)
+    told(asking.client.put("/v1/experiment?reason=so", json=DOCUMENT, headers=reader), 403)
+    for action in ("pause", "resume", "ramp", "promote"):
+        told(asking.client.post(f"/v1/experiment/{action}", json=WHY, headers=reader), 403)
+        told(asking.client.post(f"/v1/experiment/{action}", json=WHY), 401)
+    assert told(asking.gets("experiment/state"), 200)["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer", "rule"),
+    [
+        ("/pause", {}, "/reason", "required"),
+        ("/pause", {"reason": " "}, "/reason", "minLength"),
+        ("/pause", {"reason": 7}, "/reason", "type"),
+        ("/resume", WHY | {"colour": 1}, "/colour", "additionalProperties"),
+        ("/ramp", WHY, "/share", "required"),
+        ("/ramp", WHY | {"share": 30}, "/share", "maximum"),
+        ("/promote", WHY, "/variant", "required"),
+        ("/pause", [], "", "type"),
+    ],
+)
+def test_a_wrong_request_is_told_with_field_rule_and_value(
+    asking: Asking, path: str, body: Any, pointer: str, rule: str
+) -> None:
+    problem = told(asking.changes(path, body), 422)
+    assert [(error["pointer"], error["rule"]) for error in problem["errors"]] == [(pointer, rule)]
+
+
+def test_a_wrong_document_is_told_with_field_rule_and_value(asking: Asking) -> None:
+    problem = told(asking.puts(DOCUMENT | {"mode": "bandit", "bandit": {"floor": 0.5}}), 422)
+    assert [(e["pointer"], e["rule"], e["value"]) for e in problem["errors"]] == [
+        ("/bandit/floor", "maximum", 0.5)
+    ]
+    assert "reason: " in told(asking.puts(DOCUMENT, query=""), 400)["detail"]
+
+
+def test_what_the_state_does_not_allow_is_a_conflict(asking: Asking) -> None:
+    assert "not paused" in told(asking.changes("/resume", WHY), 409)["detail"]
+    assert "no variant named C" in told(asking.changes("/promote", WHY | {"variant": "C"}), 409)["detail"]
+
+
+def test_the_audit_is_paged_and_tells_all_of_it(asking: Asking) -> None:
+    told(asking.changes("/ramp", WHY | {"share": 0.4}), 200)
+    paused = told(asking.changes("/pause", WHY), 200)
+    assert (paused["paused"], paused["weights"], paused["allocation"]) == (True, {"A": 1, "B": 0}, 2)
+    told(asking.changes("/resume", WHY), 200)
+    assert told(asking.changes("/promote", WHY | {"variant": "B"}), 200)["weights"] == {"A": 0, "B": 1}
+    pages, since = [], "0.0"
+    while True:
+        page = told(asking.gets(f"audit?since={since}&limit=2"), 200)
+        pages.append([entry["cursor"] for entry in page["entries"]])
+        since = page["next"]
+        if not page["more"]:
+            break
+    assert pages == [["1.0", "1.1"], ["1.2", "1.3"], ["2.0"]]
+    last = told(asking.gets("audit?last=2"), 200)["entries"]
+    assert [(entry["action"], entry["reason"]) for entry in last] == [("resume", "so"), ("promote", "so")]
+    for query in ("since=x", "limit=0", "last=1001", "limit=x", "colour=1"):
+        told(asking.gets(f"audit?{query}"), 400)
+
+
+def test_a_database_that_is_away_is_said_to_be(asking: Asking, app: Flask, tmp_path: Path) -> None:
+    app.extensions["engine"].dispose()
+    path = tmp_path / "ledger.sqlite"
+    for file in tmp_path.glob("ledger.sqlite*"):
+        file.unlink()
+    path.mkdir()
+    for answer in (asking.gets("experiment"), asking.gets("audit"), asking.changes("/pause", WHY)):
+        assert told(answer, 503)["detail"] == "the database cannot be reached"
+        assert answer.headers["Retry-After"] == "1"
+
+
+class Shell:
+    """Somebody at a shell, who has the operator's key."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        # The entry points of this checkout, whatever is installed.
+        points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+        lines = [f"{name} = {place}" for name, place in points["runoff.commands"].items()]
+        metadata = folder / "own-0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
+        (metadata / "entry_points.txt").write_text("\n".join(["[runoff.commands]", *lines]))
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(folder),
+            "RUNOFF_ROUTER_URL": url,
+            "RUNOFF_OPERATOR_KEY": "the operator's",
+        }
+
+    def runs(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "runoff.cli", "experiment", *map(str, arguments)],
+            env=self.environment | environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def says(self, *arguments: object) -> str:
+        done = self.runs(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def shell(app: Flask, tmp_path: Path) -> Iterator[Shell]:
+    with served(app) as url:
+        yield Shell(url, tmp_path)
+
+
+def test_the_same_can_be_done_from_a_shell(shell: Shell, tmp_path: Path) -> None:
+    why = ("--reason", "so & so", "--by", "ada")
+    assert "A        champion    80.0%" in shell.says("show")
+    assert shell.says("ramp", "30%", *why) == "version 1 is in force: A 70.0%, B 30.0%\n"
+    assert shell.says("pause", *why) == "version 1 is in force, paused: A 100.0%, B 0.0%\n"
+    assert "version 1, paused" in shell.says("show")
+    shell.says("resume", *why)
+    file = tmp_path / "e.json"
+    file.write_text(shell.says("show", "--document").replace('"PT0S"', '"30d"'))
+    told = json.loads(shell.says("set", file, *why, "--version", 1, "--json"))
+    assert (told["version"], told["action"], told["weights"]) == (2, "carry", {"A": 0.7, "B": 0.3})
+    assert shell.says("promote", "B", *why) == "version 3 is in force: A 0.0%, B 100.0%\n"
+    shell.says("set", ROOT / "experiment.toml", *why)
+    assert json.loads(shell.says("show", "--json"))["document"]["name"] == "credit-default"
+    history = json.loads(shell.says("history", "--json"))
+    assert [entry["action"] for entry in history] == [
+        "configure", "ramp", "pause", "resume", "set", "carry", "promote", "set",
+    ]  # fmt: skip
+    assert {(entry["reason"], entry["by"]) for entry in history[1:5]} == {
+        ("so & so", "ada (RUNOFF_OPERATOR_KEY)")
+    }
+    assert "so & so" in shell.says("history", "--last", 3)
+
+
+def test_what_goes_wrong_is_one_line(shell: Shell, tmp_path: Path) -> None:
+    why = ("--reason", "so", "--by", "ada")
+    broken = tmp_path / "broken.toml"
+    broken.write_text('name = "x"\nvariants = []')
+    for arguments, message in (
+        (("ramp", "130%", *why), "takes a share such as 30% or 0.3"),
+        (("pause", *why, "--version", "7"), 'version 1 is in force, not "7"'),
+        (("promote", "C", *why), "the experiment has no variant named C"),
+        (("set", broken, *why), "variants: Needs at least one item"),
+        (("pause",), "Missing option '--reason'"),
+    ):
+        done = shell.runs(*arguments)
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert "send a key" in shell.runs("show", RUNOFF_OPERATOR_KEY="").stderr
+    assert "does not answer" in shell.runs("show", RUNOFF_ROUTER_URL="http://127.0.0.1:9").stderr
+
+
+def test_the_help_teaches(shell: Shell) -> None:
+    text = shell.says("--help")
+    for command in ("show", "set", "pause", "resume", "ramp", "promote", "history"):
+        assert command in text
+        assert f"runoff experiment {command}" in shell.says(command, "--help")
