@@ -113,7 +113,7 @@ def test_every_request_is_counted_once_over_all_workers_and_in_the_log(
     assert {reply.status for reply in replies} == {200}
     # A worker writes its counts down before it answers.
     assert counted(service.model_a, of_predict) == before + len(clients)
-    assert counted(service.model_a, r"runoff_requests_in_flight ") == 0
+    until(lambda: counted(service.model_a, "runoff_requests_in_flight ") == 0, "none is at work any more")
     log = service.var / "log" / "model_a.log"
     wanted = {reply.headers["X-Request-ID"] for reply in replies}
     until(lambda: all(each in log.read_text() for each in wanted), "each request is in the log")
@@ -144,7 +144,9 @@ def test_a_worker_that_was_killed_is_replaced_and_its_gauges_go_with_it(
         files = [path.name for path in (tmp_path / "metrics" / "model_a").glob("gauge_live*")]
         assert not any(str(workers[0].pid) in name for name in files)
     with running(tmp_path, board, "model_a") as house:
-        assert counted(house.model_a, r".*predict") == 0, "who starts begins to count anew"
+        assert counted(house.model_a, r'runoff_requests_total\{endpoint="/predict"') == 0, (
+            "who starts begins to count anew"
+        )
 
 
 def test_who_comes_when_too_many_are_at_work_is_told_so_at_once(
