@@ -85,7 +85,9 @@ def _install(uv: str | None, lock: str) -> None:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603 (what is run is written above)
+    # uv is to trust whom the system trusts: a company may have a certificate authority of its own.
+    surroundings = os.environ | {"UV_SYSTEM_CERTS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=surroundings)  # noqa: S603 (what is run is written above)
 
 
 def _is_made(purpose: str) -> bool:

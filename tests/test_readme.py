@@ -49,9 +49,8 @@ def test_each_command_answers(house: House, block: str) -> None:
 def test_versions_are_managed_as_written(board: Path, tmp_path: Path) -> None:
     own = tmp_path / "board"
     shutil.copytree(board, own)
-    code = VERSIONS.replace("$PWD/.venv/bin", str(Path(sys.executable).parent)).replace(
-        "/tmp/", f"{tmp_path}/"
-    )
+    code = VERSIONS.replace("/tmp/", f"{tmp_path}/")
+    code = code.replace("$PWD/.venv/bin", str(Path(sys.executable).parent))
     done = subprocess.run(
         ["bash", "-euc", code],
         cwd=ROOT,

@@ -1,0 +1,287 @@
+"""What stands between a prediction service and the world: limits, draining, counts, and broken requests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.conftest import House, Reply, Visitor, running
+
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def service(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Model A alone, with two workers, whose log tells each request."""
+    with running(tmp_path_factory.mktemp("front"), board, "model_a", RUNOFF_LOG_LEVEL="DEBUG") as house:
+        yield house
+
+
+def dial(visitor: Visitor) -> socket.socket:
+    address = urlsplit(visitor.url)
+    return socket.create_connection((str(address.hostname), address.port or 80), timeout=PATIENCE_SECONDS)
+
+
+def request_of(body: bytes, *headers: str, path: str = "/predict") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side hangs up."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65_536):
+            received += piece
+    return received
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+
+
+def counted(visitor: Visitor, pattern: str) -> float:
+    """The sum of the counts whose line begins with a pattern, over all workers."""
+    text = visitor.gets("/metrics").body.decode()
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(pattern, line))
+
+
+def server_of(visitor: Visitor) -> psutil.Process:
+    """The process that listens at a visitor's address, and has the workers."""
+    port = str(urlsplit(visitor.url).port)
+    [server] = [each for each in psutil.Process().children() if port in each.cmdline()]
+    return server
+
+
+def all_answered(visitor: Visitor, client: dict[str, int]) -> bool:
+    """Whether twenty callers, each over a connection of its own, are answered."""
+    return {Visitor(visitor.url).asks(client).status for _ in range(20)} == {200}
+
+
+def test_what_is_answered_ahead_of_flask_is_what_flask_answers(
+    service: House, clients: list[dict[str, int]]
+) -> None:
+    for client in clients[:50]:
+        body = json.dumps(client).encode()
+        ahead = service.model_a.sends(body, X_Request_ID="one", traceparent="00-ab-cd-01")
+        behind = service.model_a.sends(
+            body, "/predict?by=flask", X_Request_ID="one", traceparent="00-ab-cd-01"
+        )
+        assert (ahead.status, ahead.body) == (behind.status, behind.body)
+        assert named(ahead) == named(behind)
+
+
+def named(reply: Reply) -> dict[str, str]:
+    """The headers of a reply that say something of it."""
+    return {name.lower(): value for name, value in reply.headers.items() if name.lower() != "date"}
+
+
+def test_a_value_that_training_never_saw_is_answered_marked_and_counted(
+    service: House, client: dict[str, int]
+) -> None:
+    before = counted(service.model_a, r'runoff_unseen_values_total\{column="AGE"\}')
+    reply = service.model_a.asks(client | {"AGE": 119})
+    assert reply.status == 200
+    assert reply.headers["X-Unseen-Values"] == "AGE;rows=1"
+    assert "X-Unseen-Values" not in service.model_a.asks(client).headers
+    assert counted(service.model_a, r'runoff_unseen_values_total\{column="AGE"\}') == before + 1
+
+
+def test_every_request_is_counted_once_over_all_workers_and_in_the_log(
+    service: House, clients: list[dict[str, int]]
+) -> None:
+    of_predict = r'runoff_requests_total\{endpoint="/predict",status="200"\}'
+    before = counted(service.model_a, of_predict)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda client: Visitor(service.model_a.url).asks(client), clients))
+    assert {reply.status for reply in replies} == {200}
+    # A worker writes its counts down before it answers.
+    assert counted(service.model_a, of_predict) == before + len(clients)
+    until(lambda: counted(service.model_a, "runoff_requests_in_flight ") == 0, "none is at work any more")
+    log = service.var / "log" / "model_a.log"
+    wanted = {reply.headers["X-Request-ID"] for reply in replies}
+    until(lambda: all(each in log.read_text() for each in wanted), "each request is in the log")
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    mine = [line for line in told if line.get("request_id") in wanted]
+    assert len(mine) == len(clients)
+    assert {(line["event"], line["path"], line["status"]) for line in mine} == {("request", "/predict", 200)}
+
+
+def test_a_worker_that_was_killed_is_replaced_and_its_gauges_go_with_it(
+    board: Path, tmp_path: Path, client: dict[str, int]
+) -> None:
+    with running(tmp_path, board, "model_a") as house:
+        assert all_answered(house.model_a, client)
+        server = server_of(house.model_a)
+        workers = server.children()
+        assert len(workers) == 2
+        os.kill(workers[0].pid, signal.SIGKILL)
+        until(
+            lambda: (
+                {each.pid for each in server.children()}.isdisjoint({workers[0].pid})
+                and len(server.children()) == 2
+            ),
+            "the worker is replaced",
+        )
+        assert all_answered(house.model_a, client)
+        assert 1 <= counted(house.model_a, "runoff_model_workers") <= 2
+        files = [path.name for path in (tmp_path / "metrics" / "model_a").glob("gauge_live*")]
+        assert not any(str(workers[0].pid) in name for name in files)
+    with running(tmp_path, board, "model_a") as house:
+        assert counted(house.model_a, r'runoff_requests_total\{endpoint="/predict"') == 0, (
+            "who starts begins to count anew"
+        )
+
+
+def test_who_comes_when_too_many_are_at_work_is_told_so_at_once(
+    board: Path, tmp_path: Path, client: dict[str, int]
+) -> None:
+    with running(tmp_path, board, "model_a", RUNOFF_MAX_IN_FLIGHT="1", WEB_CONCURRENCY="1") as house:
+        body = json.dumps(client).encode()
+        with closing(dial(house.model_a)) as slow:
+            slow.sendall(request_of(body[:10], f"Content-Length: {len(body)}"))
+            until(lambda: counted(house.model_a, "runoff_requests_in_flight ") == 1, "it is at work")
+            turned_away = house.model_a.asks(client)
+            assert turned_away.status == 503
+            assert turned_away.headers["Retry-After"] == "1"
+            assert turned_away.json["detail"] == "too many predictions are at work already"
+            assert house.model_a.gets("/livez").status == 200, "looking is always possible"
+            slow.sendall(body[10:])
+            assert slow.recv(65_536).startswith(b"HTTP/1.1 200 OK")
+        assert house.model_a.asks(client).status == 200
+
+
+def test_a_service_that_is_told_to_stop_answers_what_it_has_begun(
+    board: Path, tmp_path: Path, client: dict[str, int]
+) -> None:
+    with running(tmp_path, board, "model_a") as house:
+        server = server_of(house.model_a)
+        body = json.dumps(client).encode()
+        begun = [dial(house.model_a) for _ in range(6)]
+        for connection in begun:
+            connection.sendall(request_of(body[:10], f"Content-Length: {len(body)}"))
+        until(lambda: counted(house.model_a, r"runoff_requests_in_flight ") == 6, "all are at work")
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        for connection in begun:
+            connection.sendall(body[10:])
+        answers = [connection.recv(65_536) for connection in begun]
+        assert [answer.split(b"\r\n")[0] for answer in answers] == [b"HTTP/1.1 200 OK"] * 6
+        for connection in begun:
+            connection.close()
+        assert server.wait(PATIENCE_SECONDS) == 0
+        with pytest.raises(ConnectionRefusedError):
+            dial(house.model_a)
+
+
+def hidden(client: dict[str, int]) -> bytes:
+    """A whole request, to be hidden in what is no request."""
+    body = json.dumps(client).encode()
+    return request_of(body, f"Content-Length: {len(body)}", "X-Request-ID: smuggled")
+
+
+def attacks(client: dict[str, int]) -> dict[str, bytes]:
+    """Requests that no honest client sends; each holds another one where a confused server would find it."""
+    whole, inner = json.dumps(client).encode(), hidden(client)
+    chunked = b"0\r\n\r\n" + inner
+    return {
+        "garbage": b"\x00\x01\x02 hello \r\n\r\n" + inner,
+        "no version": b"POST /predict\r\n\r\n" + inner,
+        "a negative length": request_of(inner, "Content-Length: -1"),
+        "a length that is none": request_of(inner, "Content-Length: many"),
+        "a length in hexadecimal": request_of(inner, "Content-Length: 0x10"),
+        "two lengths": request_of(whole + inner, f"Content-Length: {len(whole)}", "Content-Length: 3"),
+        "a length and chunks": request_of(
+            chunked, f"Content-Length: {len(chunked)}", "Transfer-Encoding: chunked"
+        ),
+        "chunks that are none": request_of(b"zz\r\n" + inner, "Transfer-Encoding: chunked"),
+        "chunks by another name": request_of(
+            chunked, f"Content-Length: {len(chunked)}", "Transfer-Encoding: xchunked"
+        ),
+        "a space before the colon": request_of(inner, f"Content-Length : {len(inner)}"),
+        "a folded header": request_of(
+            inner, "X-Long: a", " Content-Length: 5", f"Content-Length: {len(inner)}"
+        ),
+        "headers without end": b"POST /predict HTTP/1.1\r\nX-Long: " + b"x" * 2_000_000,
+        "a line break in a header": request_of(inner, "X-A: b\nX-C: d", f"Content-Length: {len(inner)}"),
+    }
+
+
+NAMES = list(attacks({}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_request_ends_in_an_error_and_hides_no_other(
+    service: House, client: dict[str, int], name: str
+) -> None:
+    with closing(dial(service.model_a)) as connection:
+        # It may have been hung up on already.
+        with suppress(OSError):
+            connection.sendall(attacks(client)[name])
+            connection.shutdown(socket.SHUT_WR)
+        received = read_all(connection)
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
+    assert len(statuses) <= 1
+    assert all(400 <= status < 500 for status in statuses)
+    assert b"smuggled" not in received, "the hidden request was answered"
+    assert service.model_a.asks(client).status == 200
+
+
+def test_a_body_that_is_cut_short_is_no_request(service: House, client: dict[str, int]) -> None:
+    body = json.dumps(client).encode()
+    with closing(dial(service.model_a)) as connection:
+        connection.sendall(request_of(body[:-5], f"Content-Length: {len(body)}"))
+        connection.shutdown(socket.SHUT_WR)
+        received = read_all(connection)
+    assert b" 200 " not in received
+    assert service.model_a.asks(client).status == 200
+
+
+def test_requests_in_one_piece_are_answered_in_their_order(
+    service: House, clients: list[dict[str, int]]
+) -> None:
+    bodies = [json.dumps(client).encode() for client in clients[:5]]
+    piece = b"".join(
+        request_of(
+            body, f"Content-Length: {len(body)}", f"Connection: {'keep-alive' if number < 4 else 'close'}"
+        )
+        for number, body in enumerate(bodies)
+    )
+    with closing(dial(service.model_a)) as connection:
+        connection.sendall(piece)
+        answered = re.findall(rb"\r\n\r\n({.*})\n", read_all(connection))
+    assert [json.loads(body) for body in answered] == [
+        service.model_a.asks(each).json for each in clients[:5]
+    ]
+
+
+def test_slow_and_silent_callers_keep_nobody_waiting(service: House, client: dict[str, int]) -> None:
+    silent = [dial(service.model_a) for _ in range(40)]
+    for connection in silent[:20]:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost:")
+    replies: list[Reply] = []
+    asking = threading.Thread(target=lambda: replies.extend(service.model_a.asks(client) for _ in range(20)))
+    asking.start()
+    asking.join(PATIENCE_SECONDS)
+    assert [reply.status for reply in replies] == [200] * 20
+    for connection in silent[:20]:
+        # Headers must be whole within ten seconds: then it is hung up, with an answer or without.
+        assert b" 200 " not in read_all(connection)
+    for connection in silent:
+        connection.close()
