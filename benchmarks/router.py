@@ -201,23 +201,22 @@ def markdown(results: Sequence[Result], rounds: int, seconds: int) -> str:
     """The page: how it was measured, the table, the goals."""
     ruler = ("---", *["---:"] * (len(HEADER) - 1))
     table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADER, ruler, *lines(results)))
-    return (
-        "\n\n".join(
-            [
-                "# Routing, measured",
-                f"Written by `make bench-router` on {datetime.now(UTC):%d %B %Y}, on {machine()}.",
-                f"All split one-row requests 80 to 20 over the same two model services, with {WORKERS} workers"
-                f" each. wrk asks each in turn for {seconds} seconds, over {LOADED} connections and over"
-                f" {ALONE}; medians of {rounds} rounds are told. CPU is that of the router's own processes"
-                " for a request, without the models. Ours has recorded each request before it answers; the others"
-                " record nothing. Compare within a run only.",
-                table,
-                "## Goals",
-                "\n".join(f"- {goal}" for goal in goals(results)),
-            ]
-        )
-        + "\n"
+    about = (
+        f"All split one-row requests 80 to 20 over the same two model services, with {WORKERS} workers each."
+        f" wrk asks each in turn for {seconds} seconds, over {LOADED} connections and over {ALONE}; medians"
+        f" of {rounds} rounds are told. CPU is that of the router's own processes for a request, without the"
+        " models. Ours has recorded each request before it answers; the others record nothing. Compare within"
+        " a run only."
     )
+    parts = [
+        "# Routing, measured",
+        f"Written by `make bench-router` on {datetime.now(UTC):%d %B %Y}, on {machine()}.",
+        about,
+        table,
+        "## Goals",
+        "\n".join(f"- {goal}" for goal in goals(results)),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _check(url: str) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import event
 
-from router.tables import metadata
-
 DEFAULT_URL = f"sqlite:///{Path(__file__).resolve().parent.parent / 'var' / 'ledger.sqlite'}"
+
+
+# Of PostgreSQL's advisory locks, that of those who migrate.
+MIGRATING = 7_461_003
 
 
 class DatabaseDown(Exception):
@@ -37,10 +41,25 @@ def connect(url: str | None = None) -> sa.Engine:
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Bring the tables to the form that this release knows; several workers may do so at once."""
-    with engine.begin() as connection:
-        metadata.create_all(connection)
-    engine.dispose()
+    """Bring the tables to the form that this release knows; of several processes one does it.
+
+    Raises:
+        DatabaseDown: the database cannot be reached.
+    """
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with engine.begin() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN EXCLUSIVE")
+            else:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATING)))
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, "head")
+    except sa.exc.SQLAlchemyError as error:
+        raise DatabaseDown(str(error)) from error
+    finally:
+        engine.dispose()
 
 
 def stamp(time: datetime) -> str:

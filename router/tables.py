@@ -153,12 +153,14 @@ replies = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
-# Up to which cursor the rows of a table are in the sums.
+# Up to which cursors rows are in the sums: one row, named "ledger".
 folds = sa.Table(
     "folds",
     metadata,
     sa.Column("name", sa.String(20), primary_key=True),
-    sa.Column("cursor", CURSOR, nullable=False),
+    sa.Column("predictions", CURSOR, nullable=False),
+    sa.Column("side_answers", CURSOR, nullable=False),
+    sa.Column("outcomes", CURSOR, nullable=False),
 )
 
 # Sums over the rows of an hour that were assigned by the same weights. What is NULL in a row is '' here.
@@ -177,33 +179,44 @@ def _key(*more: tuple[str, Any]) -> list[sa.Column[Any]]:
     return [sa.Column(name, kind, primary_key=True, autoincrement=False) for name, kind in (*_PERIOD, *more)]
 
 
-# requests = answered + refused (4xx) + failed (5xx); Σp and Σp² are of the answered.
+def _sum(name: str, kind: Any = sa.Float) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=False)
+
+
+# requests = answered + refused (4xx) + failed (5xx). Of the answered Σp and Σp², of those that did not fail
+# Σln(milliseconds) and its squares.
 sums = sa.Table(
     "sums",
     metadata,
     *_key(("model", MODEL), ("version", MODEL)),
-    sa.Column("requests", sa.BigInteger, nullable=False),
-    sa.Column("answered", sa.BigInteger, nullable=False),
-    sa.Column("refused", sa.BigInteger, nullable=False),
-    sa.Column("failed", sa.BigInteger, nullable=False),
-    sa.Column("sum_p", sa.Float, nullable=False),
-    sa.Column("sum_p2", sa.Float, nullable=False),
+    *(_sum(name, sa.BigInteger) for name in ("requests", "answered", "refused", "failed")),
+    *(_sum(name) for name in ("sum_p", "sum_p2", "log_latency", "log_latency2")),
 )
 
 # How many answered rows took about as long: bin b holds those of [g^b, g^(b+1)) ms with g = 1.01.
-latencies = sa.Table(
-    "latencies",
-    metadata,
-    *_key(("bin", sa.Integer)),
-    sa.Column("requests", sa.BigInteger, nullable=False),
-)
+latencies = sa.Table("latencies", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
 
 # How many answered rows got about the same prediction: bin b holds those of [b/50, (b+1)/50).
-scores = sa.Table(
-    "scores",
+scores = sa.Table("scores", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
+
+# Of the answered rows whose outcome is known, 0 or 1: how many, how many are 1, and the sums and squares of
+# the Brier score (p − y)², of the log loss, and of y − p.
+labels = sa.Table(
+    "labels",
     metadata,
-    *_key(("bin", sa.Integer)),
-    sa.Column("requests", sa.BigInteger, nullable=False),
+    *_key(),
+    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives")),
+    *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2")),
+)
+
+# Of the same rows, where a shadow answered too: how many pairs, and the sums and squares of the differences
+# in score, the live answer's less the shadow's; Σ|p − p'| and its squares.
+pairs = sa.Table(
+    "pairs",
+    metadata,
+    *_key(("shadow", NAME)),
+    _sum("pairs", sa.BigInteger),
+    *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "gap", "gap2")),
 )
 
 # How a variant stands now: who answered for it last, and what is wrong where its newest request failed.
