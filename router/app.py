@@ -4,38 +4,45 @@
 | --- | --- |
 | `POST /predict`, and other dialects' | assigns a variant, forwards, records, answers |
 | `GET /predictions` | pages through the record: `?since=<cursor>&limit=`, or the newest with `?last=` |
-| `GET /predictions/<id>` | one record, with what other variants said of it |
+| `GET /predictions/<id>` | one record, with what other variants said, and what became of it |
+| `POST /outcomes` | takes what became of predictions: JSON, NDJSON or CSV |
 | `GET /stats` | counts by variant, shares with their always-valid intervals, latency quantiles |
 | `GET /livez`, `/readyz`, `/metrics` | health, and counts for Prometheus |
 
-Each is found under `/v1` as well.
+Each is found under `/v1` as well; the experiment's own addresses are in `router/experiment_api.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Flask, Response, current_app, request
+from pydantic_core import to_json
+from werkzeug.wsgi import get_input_stream
 
-from router import database, experiment, privacy
+from router import database, experiment, experiment_api, outcomes, privacy
+from router.controllers import Runner, Sums
 from router.database import DatabaseDown
 from router.dialects import DIALECTS
 from router.experiment import Variant
 from router.experiments import Current, Experiments, Following
 from router.fold import NOTHING, Counts, Fold, Histogram
 from router.front import NOT_RECORDED, Front, checked_tag
-from router.keys import Guard, Keys, Scope, must_have_keys
+from router.keys import Guard, Key, Keys, Scope, must_have_keys
 from router.ledger import Ledger, tagged
+from router.outcomes import Outcomes
 from router.periodic import Periodic
 from router.routing import Router
 from runoff import logs, metrics, web
 from runoff.problems import Malformed, NotFound, Unavailable
-from runoff.server import BOUND_TO
+from runoff.web import BOUND_TO
 from verdict.split import share_interval
 
 MAX_PAGE = 1000
@@ -60,13 +67,24 @@ class Parts:
         self.guard = Guard(self.keys)
         self.ledger = Ledger(engine)
         self.fold = Fold(engine)
-        self.following = Following(Experiments(engine), configured)
+        self.outcomes = Outcomes(engine)
+        self.experiments = Experiments(engine)
+        self.following = Following(self.experiments, configured)
         self.router = Router(self.following, self.ledger, privacy.secret(engine))
         self._looking = Periodic("keys and sums", LOOK_SECONDS, self._look)
+        self._controllers = Runner(self.experiments, self.following, self._counted)
 
     def begin(self) -> None:
         """Do from now on, in this process, what is done beside the requests."""
         self._looking.begin()
+        self._controllers.begin()
+
+    def _counted(
+        self, current: Current, versions: tuple[int, int], allocation: int | None
+    ) -> dict[str, Sums]:
+        document = current.document
+        matured = datetime.now(UTC) - document.maturity
+        return self.fold.counted(document.name, versions, allocation, matured)
 
     def _look(self) -> None:
         # A database that is away is told by whoever needs it.
@@ -94,6 +112,7 @@ def create_app() -> Flask:
     for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
         app.add_url_rule(address, f"ask {address}", _ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
+    app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
     # Workers are forked from this process: none may inherit a connection.
@@ -149,12 +168,48 @@ def predictions() -> dict[str, Any]:
 
 @api.get("/predictions/<path:id_>")
 def prediction(id_: str) -> dict[str, Any]:
-    """One record, with what other variants said of it."""
+    """One record, with what other variants said of it, and what became of it."""
     _admit("read")
-    found = _parts().ledger.find(id_)
+    parts = _parts()
+    found = parts.ledger.find(id_)
     if found is None:
         raise NotFound(f"there is no prediction {id_[:150]}")
-    return found
+    return found | {"outcomes": parts.outcomes.of(id_)}
+
+
+@api.post("/outcomes")
+def report() -> Response | tuple[dict[str, Any], int]:
+    """Take outcomes: one, a list, or a stream of them as NDJSON or CSV; each is told what came of it."""
+    _admit("outcome")
+    takes = _parts().outcomes
+    media_type = request.mimetype
+    if media_type in ("application/x-ndjson", "application/jsonl", "text/csv"):
+        # Not Flask's: that one ends where a JSON body would be too long.
+        lines = outcomes.text_lines(get_input_stream(request.environ))
+        reports = outcomes.of_csv(lines) if media_type == "text/csv" else outcomes.of_ndjson(lines)
+        return Response(_told(takes, reports), mimetype="application/x-ndjson")
+    body = web.json_body()
+    one = isinstance(body, dict)
+    told = [each for piece in takes.append([body] if one else body) for each in piece]
+    answer: dict[str, Any] = {"outcomes": [each.to_json() for each in told]}
+    # Of one alone the status says what came of it.
+    return answer, STATUSES[told[0].status] if one else 200
+
+
+def _told(takes: Outcomes, reports: Iterable[Any]) -> Iterator[bytes]:
+    """What came of each report, a line of JSON for each, as soon as its piece is on disk."""
+    try:
+        for piece in takes.append(reports):
+            yield b"".join(to_json(each.to_json()) + b"\n" for each in piece)
+    # Of a stream the head is out already when something goes wrong.
+    except DatabaseDown:
+        yield to_json({"id": None, "status": "failed", "detail": NOT_RECORDED}) + b"\n"
+    except (ValueError, csv.Error) as error:
+        yield to_json({"id": None, "status": "invalid", "detail": str(error)}) + b"\n"
+
+
+# What came of the report of one outcome.
+STATUSES = {"recorded": 201, "pending": 202, "repeated": 200, "contradicts": 409, "invalid": 422}
 
 
 @api.get("/stats")
@@ -168,6 +223,7 @@ def stats() -> tuple[dict[str, Any], dict[str, str]]:
     counts = parts.fold.counts(name, tag)
     latency = parts.fold.latency(name, tag)
     standings = parts.fold.standings(name)
+    labelled = parts.fold.labelled(name, tag)
     answer = {
         "as_of": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "experiment": name,
@@ -178,6 +234,7 @@ def stats() -> tuple[dict[str, Any], dict[str, str]]:
         "cursor": cursor,
         "variants": [
             _stands(variant, current, counts, latency.get(variant.name), standings.get(variant.name))
+            | {"labelled": labelled.get(variant.name, 0)}
             for variant in current.document.variants
         ],
         "tags": parts.fold.tags(name),
@@ -230,9 +287,9 @@ def _parts() -> Parts:
     return parts
 
 
-def _admit(scope: Scope) -> None:
-    """See that the caller may do this; raises Unauthorized, Forbidden, TooManyRequests."""
-    g.key = _parts().guard.admit(request.headers.get("Authorization"), scope)
+def _admit(scope: Scope) -> Key:
+    """The key of a caller who may do this; raises Unauthorized, Forbidden, TooManyRequests."""
+    return _parts().guard.admit(request.headers.get("Authorization"), scope)
 
 
 def _whole(name: str, least: int, most: int, default: int = 0) -> int:

@@ -137,7 +137,7 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
 
     Args:
         current: the experiment in force.
-        sums: by the name of the variant, since `current.since`.
+        sums: by the name of the variant, under the weights in force.
         now: the time.
         gate: judges them.
     """
@@ -209,8 +209,9 @@ def chances(document: Experiment, sums: Mapping[str, Sums]) -> dict[str, float]:
     return {name: float(count) / DRAWS for name, count in zip(names, wins, strict=True)}
 
 
-# Gives the sums by variant of what was recorded under versions `first` to `last` since a time.
-Counted = Callable[[int, int, datetime | None], Mapping[str, Sums]]
+# Gives the sums by variant of what was recorded under the first to the last of some versions of an
+# experiment, and where one is named under one allocation alone.
+Counted = Callable[[Current, tuple[int, int], int | None], Mapping[str, Sums]]
 
 
 class Runner:
@@ -277,10 +278,10 @@ class Runner:
 
     def _change(self, current: Current, now: datetime) -> Change | None:
         if current.document.mode == "canary":
-            sums = self._counted(current.version, current.version, current.since)
+            sums = self._counted(current, (current.version, current.version), current.place.number)
             return next_step(current, sums, now, self._gate)
         if current.document.mode == "bandit":
-            return next_batch(current, self._counted(current.series, current.version, None), now)
+            return next_batch(current, self._counted(current, (current.series, current.version), None), now)
         return None
 
 

@@ -32,11 +32,10 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from runoff import logs
+from runoff.web import BOUND_TO
 
 # Where prometheus-client lets workers count; it is read when that is imported, and so not imported here.
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"
-# At which address the app is served, for apps that others must not reach without more ado.
-BOUND_TO = "RUNOFF_BOUND_TO"
 THREADS = 64
 M_ARENA_MAX = -8  # as glibc's malloc.h has it
 # Connections that wait in the kernel to be accepted, and those that a worker has open at a time.

@@ -22,6 +22,9 @@ from runoff.problems import Problem
 # Far above any record or batch that belongs into one JSON body.
 MAX_BODY_BYTES = 1_000_000
 
+# The variable by which our server tells an app at which address it listens.
+BOUND_TO = "RUNOFF_BOUND_TO"
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # A check returns nothing when all is well and raises with the reason when it is not.

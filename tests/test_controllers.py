@@ -58,7 +58,7 @@ class World:
         self.errors = errors or {}
         self.latency_ms = latency_ms or {}
         self.successes = successes or {}
-        self.rows: list[tuple[datetime, int, str, Sums]] = []
+        self.rows: list[tuple[int, int, str, Sums]] = []
         self.rng = random.Random(1)
 
     def sends(self, current: Current, requests: int) -> None:
@@ -74,12 +74,13 @@ class World:
                 labelled=1,
                 positives=int(self.rng.random() < self.successes.get(variant, 0.1)),
             )
-            self.rows.append((datetime.now(UTC), current.version, variant, one))
+            self.rows.append((*current.place, variant, one))
 
-    def counted(self, first: int, last: int, since: datetime | None) -> dict[str, Sums]:
+    def counted(self, _: Current, versions: tuple[int, int], only: int | None = None) -> dict[str, Sums]:
+        first, last = versions
         found: dict[str, Sums] = {}
-        for time, version, variant, one in self.rows:
-            if first <= version <= last and (since is None or time >= since):
+        for version, allocation, variant, one in self.rows:
+            if first <= version <= last and only in (None, allocation):
                 before = found.get(variant, Sums())
                 found[variant] = Sums(
                     **{name: value + vars(one)[name] for name, value in vars(before).items()}
@@ -267,7 +268,7 @@ def test_of_workers_that_decide_at_once_one_does(engine: sa.Engine) -> None:
     followings = [Following(Experiments(engine)) for _ in range(4)]
     begin = followings[0].now()
     world.sends(begin, 20_000)
-    known = world.counted(1, 1, None)
+    known = world.counted(begin, (1, 1))
     runners = [Runner(Experiments(engine), each, lambda *_: known, _advance) for each in followings]
     for each in followings:
         each.now()

@@ -52,32 +52,27 @@ def engine(url: str) -> Iterator[sa.Engine]:
 def record(id_: str | None = None, **more: Any) -> Record:
     id_ = id_ or f"r{next(NUMBERS)}"
     return Record(
-        **(
-            {
-                "id": id_,
-                "request_id": id_,
-                "row": 0,
-                "time": stamp(datetime.now(UTC)),
-                "experiment": "e",
-                "experiment_version": 1,
-                "allocation": 0,
-                "variant": "A",
-                "answered_by": None,
-                "propensity": 0.8,
-                "unit": None,
-                "model": "model-a",
-                "version": "v1",
-                "digest": None,
-                "features": '{"AGE": 34}',
-                "prediction": 0.25,
-                "latency_ms": 1.5,
-                "status": 200,
-                "problem": None,
-                "tag": None,
-            }
-            | more
-        )
-    )
+        id=id_,
+        request_id=id_,
+        row=0,
+        time=stamp(datetime.now(UTC)),
+        experiment="e",
+        experiment_version=1,
+        allocation=0,
+        variant="A",
+        answered_by=None,
+        propensity=0.8,
+        unit=None,
+        model="model-a",
+        version="v1",
+        digest=None,
+        features='{"AGE": 34}',
+        prediction=0.25,
+        latency_ms=1.5,
+        status=200,
+        problem=None,
+        tag=None,
+    )._replace(**more)
 
 
 def aside(id_: str, name: str = "B", prediction: float = 0.5) -> SideAnswer:
@@ -192,7 +187,8 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 def test_a_reader_misses_nothing_while_many_write(engine: sa.Engine, url: str) -> None:
     working = writers(url, count=3, threads=4, each=50)
-    ledger, cursor, seen = Ledger(engine), 0, []
+    ledger, cursor = Ledger(engine), 0
+    seen: list[str] = []
     fold = Fold(engine)
     while len(seen) < 600:
         page = ledger.page(cursor, 50)
