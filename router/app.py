@@ -3,7 +3,7 @@
 | address | what it does |
 | --- | --- |
 | `POST /predict`, and other dialects' | assigns a variant, forwards, records, answers |
-| `GET /predictions` | pages through the record: `?since=<cursor>&limit=`, or the newest with `?last=` |
+| `GET /predictions` | pages through the record, `?since=<cursor>&limit=` or `?last=`, or all as a file |
 | `GET /predictions/<id>` | one record, with what other variants said, and what became of it |
 | `POST /outcomes` | takes what became of predictions: JSON, NDJSON or CSV |
 | `GET /stats` | counts by variant, shares with their always-valid intervals, latency quantiles |
@@ -18,16 +18,18 @@ import contextlib
 import csv
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, current_app, request
 from pydantic_core import to_json
 from werkzeug.wsgi import get_input_stream
 
-from router import database, experiment, experiment_api, outcomes, privacy
+from router import database, experiment, experiment_api, exports, outcomes, privacy
 from router.controllers import Runner, Sums
 from router.database import DatabaseDown
 from router.dialects import DIALECTS
@@ -36,11 +38,13 @@ from router.experiments import Current, Experiments, Following
 from router.fold import NOTHING, Counts, Fold, Histogram
 from router.front import NOT_RECORDED, Front, checked_tag
 from router.keys import Guard, Key, Keys, Scope, must_have_keys
-from router.ledger import Ledger, tagged
+from router.ledger import Ledger, reported, tagged
 from router.outcomes import Outcomes
 from router.periodic import Periodic
 from router.routing import Router
+from router.tables import predictions as recorded
 from runoff import logs, metrics, web
+from runoff.operations import JSON
 from runoff.problems import Malformed, NotFound, Unavailable
 from runoff.web import BOUND_TO
 from verdict.split import share_interval
@@ -152,18 +156,54 @@ def index() -> dict[str, Any]:
 
 
 @api.get("/predictions")
-def predictions() -> dict[str, Any]:
+def predictions() -> dict[str, Any] | Response:
+    """Page through the record, or with another `Accept` than JSON's get all of it as a file.
+
+    It is narrowed by `tag`, `variant`, `version`, `unit`, `from` and `to` (times), and by `outcome`, which is
+    known, unknown, or a number.
+    """
     _admit("read")
     ledger = _parts().ledger
-    tag = tagged(checked_tag(request.args.get("tag"), "tag"))
+    where = _narrowed()
     since = _whole("since", 0, MAX_CURSOR, default=0)
+    wanted = request.accept_mimetypes.best_match([JSON, *exports.FORMS], JSON)
+    if wanted != JSON:
+        return Response(exports.FORMS[wanted](ledger.pages(since, *where)), mimetype=wanted)
     if "last" in request.args:
-        found, more = ledger.last(_whole("last", 1, MAX_PAGE), tag), False
+        found, more = ledger.last(_whole("last", 1, MAX_PAGE), *where), False
     else:
         limit = _whole("limit", 1, MAX_PAGE, default=100)
-        found = ledger.page(since, limit + 1, tag)
+        found = ledger.page(since, limit + 1, *where)
         found, more = found[:limit], len(found) > limit
     return {"predictions": found, "next": found[-1]["cursor"] if found else since, "more": more}
+
+
+def _narrowed() -> list[sa.ColumnElement[bool]]:
+    """What the query asks of records."""
+    given = request.args
+    where = [tagged(checked_tag(given.get("tag"), "tag"))]
+    for name in ("variant", "version"):
+        if name in given:
+            where.append(recorded.c[name] == given[name])
+    if "unit" in given:
+        where.append(recorded.c.unit == _parts().router.hashed(given["unit"]))
+    try:
+        if "from" in given:
+            where.append(recorded.c.time >= database.stamp(_time(given["from"])))
+        if "to" in given:
+            where.append(recorded.c.time < database.stamp(_time(given["to"])))
+        if "outcome" in given:
+            where.append(reported(given["outcome"]))
+    except (ValueError, OverflowError):
+        raise Malformed(
+            "from and to take times such as 2026-11-23T14:05Z, outcome takes known, unknown or a number"
+        ) from None
+    return where
+
+
+def _time(text: str) -> datetime:
+    # The plus of a zone, where nobody escaped it, arrives as a space.
+    return datetime.fromisoformat(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", text))
 
 
 @api.get("/predictions/<path:id_>")

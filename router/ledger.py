@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ import sqlalchemy as sa
 
 from router.database import DatabaseDown
 from router.group_commit import GroupCommit
-from router.tables import predictions, replies, side_answers
+from router.tables import outcomes, predictions, replies, side_answers
 
 # How long a writer waits for its turn.
 TURN_SECONDS = 5.0
 # Between two tries where somebody else writes: other processes commit in a few milliseconds.
 TRY_AGAIN_SECONDS = 0.0003
+# Records in a page of an export.
+PAGE = 500
 # Of PostgreSQL's advisory locks, that of those who append.
 APPENDING = 7_461_001
 
@@ -290,8 +292,35 @@ class Ledger:
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(str(error)) from error
 
+    def pages(self, since: int, *where: sa.ColumnElement[bool]) -> Iterator[list[dict[str, Any]]]:
+        """All records after a cursor that are there by now, page by page."""
+        upto = self.newest()
+        while page := self.page(since, PAGE, predictions.c.cursor <= upto, *where):
+            yield page
+            since = page[-1]["cursor"]
+
     def _records(self, query: sa.Executable) -> list[dict[str, Any]]:
-        return [_as_json(row._mapping) for row in self.read(query)]
+        rows = [_as_json(row._mapping) for row in self.read(query)]
+        known: dict[str, float] = {}
+        for start in range(0, len(rows), PAGE):
+            ids = [row["id"] for row in rows[start : start + PAGE]]
+            told = sa.select(outcomes.c.prediction_id, outcomes.c.outcome)
+            mine = told.where(outcomes.c.prediction_id.in_(ids)).order_by(outcomes.c.cursor)
+            known |= {row.prediction_id: row.outcome for row in self.read(mine)}
+        return [row | {"outcome": known.get(row["id"])} for row in rows]
+
+
+def reported(outcome: str) -> sa.ColumnElement[bool]:
+    """The records whose outcome is "known" or "unknown", or is a number.
+
+    Raises:
+        ValueError: it is another text.
+    """
+    mine = sa.select(outcomes.c.outcome).where(outcomes.c.prediction_id == predictions.c.id)
+    if outcome in ("known", "unknown"):
+        return mine.exists() if outcome == "known" else ~mine.exists()
+    last = mine.order_by(outcomes.c.cursor.desc()).limit(1).scalar_subquery()
+    return last == float(outcome)
 
 
 def tagged(tag: str | None) -> sa.ColumnElement[bool]:

@@ -161,6 +161,10 @@ class Router:
         headers.append(("Server-Timing", f"router;dur={total - model:.2f}, model;dur={model:.2f}"))
         return Answered(outcome.status, headers, outcome.body)
 
+    def hashed(self, unit: str) -> str:
+        """How a unit is on record."""
+        return privacy.hashed(unit, self._secret)
+
     def upstream(self, variant: Variant) -> Upstream:
         """The service of a variant."""
         return self.upstreams.of(variant.name, variant.url)
@@ -205,7 +209,7 @@ class Router:
         """A request's rows as the ledger has them. What a model refused is one row, and no record at all."""
         refused = REFUSED <= outcome.status < FAILED
         rows: Sequence[Any] = [None] if refused or asked.rows is None else asked.rows
-        unit = None if asked.unit is None else privacy.hashed(asked.unit, self._secret)
+        unit = None if asked.unit is None else self.hashed(asked.unit)
         batch = asked.batch and not (refused and asked.rows is None)
         version, allocation = current.place
         served = outcome.served

@@ -8,7 +8,8 @@ import socket
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,7 +33,8 @@ CI = os.environ.get("CI") == "true"
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-PATIENCE = 30_000
+PATIENCE_SECONDS = 30.0
+PATIENCE = 1000 * PATIENCE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,14 @@ def free_ports() -> dict[str, int]:
     for probe in probes:
         probe.close()
     return chosen
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something holds; `what` says what never came, where it does not."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.conftest import House, Reply, Visitor, running
+from tests.conftest import House, Reply, Visitor, running, until
 
 PATIENCE_SECONDS = 30.0
 
@@ -47,13 +47,6 @@ def read_all(connection: socket.socket) -> bytes:
         while piece := connection.recv(65_536):
             received += piece
     return received
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def counted(visitor: Visitor, pattern: str) -> float:

@@ -10,8 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -28,6 +27,7 @@ from router.database import DatabaseDown, stamp
 from router.fold import SUMS, Counts, Fold
 from router.ledger import DuplicateRequest, Entry, Ledger, Record, Repeated, Reply, SideAnswer
 from router.outcomes import Outcomes
+from tests.conftest import until
 from tests.databases import fresh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,13 +176,6 @@ def writers(url: str, count: int, threads: int, each: int) -> list[subprocess.Po
         )
         for n in range(count)
     ]
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.05)
 
 
 def test_a_reader_misses_nothing_while_many_write(engine: sa.Engine, url: str) -> None:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -22,7 +21,7 @@ from runoff.live import KEPT
 from runoff.management import Management
 from runoff.releases import Releases, Served
 from runoff.store import ModelVersion, Store
-from tests.conftest import House, Reply, Visitor, running
+from tests.conftest import House, Reply, Visitor, running, until
 
 RELEASES = 50
 CALLERS = 3
@@ -53,13 +52,6 @@ def another(store: Store, depth: int) -> ModelVersion:
 def house(own: Store, tmp_path: Path) -> Iterator[House]:
     with running(tmp_path / "var", Path(own.place), "model_a") as house:
         yield house
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.05)
 
 
 def served_by_workers(visitor: Visitor) -> set[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import House, Reply, running
+from tests.conftest import House, Reply, running, until
 from tests.databases import fresh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,13 +44,6 @@ def a_house(folder: Path, board: Path, settings: str, *services: str, **environm
     names = services or ("model_a", "model_b", "router")
     with running(folder, board, *names, RUNOFF_EXPERIMENT=str(document), **environment) as house:
         yield house
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.05)
 
 
 def prediction(house: House, id_: str) -> dict[str, Any]:
