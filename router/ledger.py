@@ -21,8 +21,8 @@ from router.tables import outcomes, predictions, replies, side_answers
 
 # How long a writer waits for its turn.
 TURN_SECONDS = 5.0
-# Between two tries where somebody else writes: other processes commit in a few milliseconds.
-TRY_AGAIN_SECONDS = 0.0003
+# Between two tries where another process writes: first, and at most. Each costs a switch of threads.
+TRY_AGAIN_SECONDS, MOST_SECONDS = 0.0005, 0.004
 # Records in a page of an export.
 PAGE = 500
 # Of PostgreSQL's advisory locks, that of those who append.
@@ -140,14 +140,15 @@ class Writer:
         if not self.is_sqlite:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", (APPENDING,))
             return cursor
-        deadline = time.monotonic() + TURN_SECONDS
+        deadline, wait = time.monotonic() + TURN_SECONDS, TRY_AGAIN_SECONDS
         while True:
             try:
                 return cursor.execute("BEGIN IMMEDIATE")
             except self.dbapi.OperationalError:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(TRY_AGAIN_SECONDS)
+            time.sleep(wait)
+            wait = min(2 * wait, MOST_SECONDS)
 
     def insert(self, cursor: Any, entries: Sequence[Entry]) -> None:
         records = [record for entry in entries for record in entry.records]
