@@ -36,6 +36,9 @@ bench: .develops ## measure our service beside its peers, and write docs/benchma
 	@$(VENV) -m notebooks.train
 	@exec $(VENV) -m benchmarks.serving --write docs/benchmarks.md $(ARGS)
 
+chaos: .develops ## kill, stop and slow everything under load, for some minutes; no answer may be lost
+	@RUNOFF_CHAOS_SECONDS=180 exec $(VENV) -m pytest tests/test_chaos.py $(ARGS)
+
 lock: ## compile the locks anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) --all-extras -c requirements.txt \

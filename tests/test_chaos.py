@@ -1,0 +1,209 @@
+"""Whatever is killed, stopped or slowed under load: each answer that a caller got is in the ledger, once.
+
+In CI for some seconds; `make chaos` does it for longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import psutil
+import pytest
+import sqlalchemy as sa
+import urllib3
+
+from router import database, tables
+from router.fold import Fold
+from tests.conftest import House, Visitor, running, until
+from tests.databases import Cluster, fresh, made
+from tests.test_ledger import recounted, sums_of
+
+SECONDS = float(os.environ.get("RUNOFF_CHAOS_SECONDS", "12"))
+CALLERS = 6
+# Of one request, timeouts and a turn of the ledger included.
+BOUND_SECONDS = 25.0
+EXPERIMENT = """
+name = "chaos"
+timeout_seconds = 1.0
+fallback = "A"
+[[variants]]
+name = "A"
+role = "champion"
+url = "${MODEL_A_URL:-}"
+weight = 50
+[[variants]]
+name = "B"
+url = "${MODEL_B_URL:-}"
+weight = 50
+"""
+
+
+class Callers:
+    """Clients who keep asking, and remember what they were told."""
+
+    def __init__(self, url: str, clients: list[dict[str, int]]) -> None:
+        self.answered: dict[str, float] = {}
+        self.statuses: Counter[int] = Counter()
+        self.slowest = 0.0
+        self._url = url
+        self._clients = clients
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CALLERS)]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, caller: int) -> None:
+        visitor = Visitor(self._url)
+        for number in count():
+            if self._enough.is_set():
+                return
+            id_ = f"c{caller}-{number}"
+            began = time.monotonic()
+            try:
+                reply = visitor.asks(self._clients[number % 100], X_Request_ID=id_)
+            except urllib3.exceptions.HTTPError:
+                self.statuses[0] += 1
+                continue
+            finally:
+                self.slowest = max(self.slowest, time.monotonic() - began)
+            self.statuses[reply.status] += 1
+            if reply.status == 200:
+                self.answered[id_] = reply.prediction
+            else:
+                # An error is a problem that says so, and no half an answer.
+                assert reply.json["status"] == reply.status
+                time.sleep(0.01)
+
+
+def server_of(house: House, name: str) -> psutil.Process:
+    port = house.services.urls[name].rpartition(":")[2]
+    [server] = [each for each in psutil.Process().children() if port in each.cmdline()]
+    return server
+
+
+def disasters(house: House, rng: random.Random) -> Iterator[Callable[[], None]]:
+    """What befalls the house, one after the other."""
+
+    def kill_a_worker(name: str) -> None:
+        # One that is gone already is a zombie until its server looks.
+        with suppress(psutil.Error, IndexError):
+            rng.choice(server_of(house, name).children()).send_signal(signal.SIGKILL)
+
+    def stop_for_a_while(name: str) -> None:
+        workers = server_of(house, name).children()
+        for change in (psutil.Process.suspend, psutil.Process.resume):
+            for worker in workers:
+                with suppress(psutil.Error):
+                    change(worker)
+            time.sleep(1)
+
+    def restart(name: str) -> None:
+        house.services.kill(name)
+        time.sleep(0.5)
+        house.services.start_one(name)
+
+    while True:
+        for befalls, name in (
+            (kill_a_worker, "router"),
+            (stop_for_a_while, "model_b"),
+            (restart, "model_b"),
+            (kill_a_worker, "router"),
+            (kill_a_worker, "model_a"),
+        ):
+            yield lambda befalls=befalls, name=name: befalls(name)  # type: ignore[misc]
+
+
+def all_is_there(engine: sa.Engine, callers: Callers) -> None:
+    """Each answer that somebody got is in the ledger once, with what they got, and the sums are its sums."""
+    with engine.connect() as connection:
+        chosen = sa.select(tables.predictions.c.id, tables.predictions.c.prediction)
+        rows = connection.execute(chosen).all()
+    there = {row.id: row.prediction for row in rows}
+    assert len(there) == len(rows)
+    assert {id_: there.get(id_) for id_ in callers.answered} == callers.answered
+    assert callers.slowest < BOUND_SECONDS
+    Fold(engine).catch_up()
+    kept = sums_of(engine)
+    assert kept == recounted(engine)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "experiment.toml").write_text(EXPERIMENT)
+    return {"RUNOFF_EXPERIMENT": str(tmp_path / "experiment.toml"), "RUNOFF_SECRET": "a test's"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_whatever_is_killed_no_answer_is_lost(
+    board: Path, tmp_path: Path, clients: list[dict[str, int]], experiment: dict[str, str], kind: str
+) -> None:
+    with (
+        fresh(kind, tmp_path) as url,
+        running(tmp_path, board, "model_a", "model_b", "router", RUNOFF_LEDGER=url, **experiment) as house,
+    ):
+        until(lambda: house.router.asks(clients[0]).status == 200, "the router answers")
+        befalling = disasters(house, random.Random(1))
+        end = time.monotonic() + SECONDS
+        with Callers(house.router_url, clients) as callers:
+            while time.monotonic() < end:
+                next(befalling)()
+                time.sleep(0.5)
+            until(lambda: house.router.asks(clients[0]).status == 200, "all is well again")
+        assert callers.statuses[200] > 50, callers.statuses
+        engine = database.connect(url)
+        all_is_there(engine, callers)
+        engine.dispose()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server that this test may stop."""
+    own = made()
+    yield own
+    own.stop()
+
+
+def test_a_database_that_is_stopped_and_comes_back_has_every_answer(
+    board: Path,
+    tmp_path: Path,
+    clients: list[dict[str, int]],
+    experiment: dict[str, str],
+    cluster: Cluster,
+) -> None:
+    url = cluster.url("postgres")
+    with running(tmp_path, board, "model_a", "model_b", "router", RUNOFF_LEDGER=url, **experiment) as house:
+        until(lambda: house.router.asks(clients[0]).status == 200, "the router answers")
+        with Callers(house.router_url, clients) as callers:
+            for _ in range(2):
+                time.sleep(2)
+                cluster.stop()
+                time.sleep(1)
+                refused = house.router.asks(clients[0])
+                assert refused.status == 503
+                assert "nothing is answered that is not on record" in json.dumps(refused.json)
+                cluster.start()
+                until(lambda: house.router.asks(clients[0]).status == 200, "it answers again")
+        assert callers.statuses[200] > 50, callers.statuses
+        assert callers.statuses[503] > 0
+        assert set(callers.statuses) <= {0, 200, 502, 503, 504}
+        engine = database.connect(url)
+        all_is_there(engine, callers)
+        engine.dispose()
