@@ -219,6 +219,9 @@ def test_who_comes_when_too_many_are_at_work_is_told_so_at_once(
             assert turned_away.headers["Retry-After"] == "1"
             assert turned_away.json["detail"] == "too many predictions are at work already"
             assert house.model_a.gets("/livez").status == 200, "looking is always possible"
+            # Those whose body nobody has read are not left with a connection that is about to end.
+            padded = body + b" " * 200_000
+            assert {house.model_a.sends(padded).status for _ in range(200)} == {503}
             slow.sendall(body[10:])
             assert slow.recv(65_536).startswith(b"HTTP/1.1 200 OK")
         assert house.model_a.asks(client).status == 200
