@@ -34,7 +34,7 @@ MAX_ANSWER_BYTES = 8_000_000
 MAX_HEAD_BYTES = 65_536
 CHUNK_BYTES = 65_536
 # For how long an idle connection is kept: services close theirs by themselves.
-KEPT_SECONDS = 50.0
+KEPT_SECONDS = 8.0
 # Exchanges with one service at a time, in one process: more would wait in its queue, where nobody sees them.
 # It is less than the threads of a process, so that a service that hangs leaves some of them for the others.
 MOST_AT_WORK = 48
