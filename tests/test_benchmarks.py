@@ -29,3 +29,17 @@ def test_the_benchmark_checks_and_measures_our_service_and_writes_its_page(
     assert {line.split(" | ")[1] for line in lines[1:]} == {
         *("records", "dataframe_split", "V2 tensor", "V2 binary tensor")
     }
+
+
+def test_clients_that_a_router_might_ask_with_are_measured_beside_ours() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks.upstreams", "--asks", "16", "--rounds", "1"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    figures = [
+        line.split("|")[2:4] for line in told.splitlines() if line.startswith(("| router", "| urllib3"))
+    ]
+    assert len(figures) == 2
+    assert all(float(each) > 0 for row in figures for each in row)
