@@ -181,6 +181,10 @@ class Services:
         """The services whose process has ended."""
         return (name for name, process in self._processes.items() if process.poll() is not None)
 
+    def pid(self, name: str) -> int:
+        """The process of a service, of which its workers are the children."""
+        return self._processes[name].pid
+
     def kill(self, name: str) -> None:
         """Kill a service, master and workers at once, as a crash would."""
         process = self._processes[name]

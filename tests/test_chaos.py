@@ -93,22 +93,19 @@ class Callers:
                 time.sleep(0.01)
 
 
-def server_of(house: House, name: str) -> psutil.Process:
-    port = house.services.urls[name].rpartition(":")[2]
-    [server] = [each for each in psutil.Process().children() if port in each.cmdline()]
-    return server
-
-
 def disasters(house: House, rng: random.Random) -> Iterator[Callable[[], None]]:
     """What befalls the house, one after the other."""
+
+    def workers_of(name: str) -> list[psutil.Process]:
+        return psutil.Process(house.services.pid(name)).children()
 
     def kill_a_worker(name: str) -> None:
         # One that is gone already is a zombie until its server looks.
         with suppress(psutil.Error, IndexError):
-            rng.choice(server_of(house, name).children()).send_signal(signal.SIGKILL)
+            rng.choice(workers_of(name)).send_signal(signal.SIGKILL)
 
     def stop_for_a_while(name: str) -> None:
-        workers = server_of(house, name).children()
+        workers = workers_of(name)
         for change in (psutil.Process.suspend, psutil.Process.resume):
             for worker in workers:
                 with suppress(psutil.Error):
