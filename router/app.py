@@ -29,7 +29,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from pydantic_core import to_json
 from werkzeug.wsgi import get_input_stream
 
-from router import database, experiment, experiment_api, exports, outcomes, privacy
+from router import about, database, experiment, experiment_api, exports, outcomes, privacy
 from router.controllers import Runner, Sums
 from router.database import DatabaseDown
 from router.dialects import DIALECTS
@@ -117,6 +117,7 @@ def create_app() -> Flask:
         app.add_url_rule(address, f"ask {address}", _ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
+    app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
     # Workers are forked from this process: none may inherit a connection.

@@ -15,12 +15,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Histogram
-from pydantic_core import from_json
 
 from router.database import DatabaseDown
-from router.dialects import DIALECTS, PREDICT, Dialect, is_batch, read_rows
+from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
 from router.keys import Guard
-from router.routing import PASSED_ON, Answered, Asked, Router, told
+from router.routing import JSON_LENGTH, PASSED_ON, Answered, Asked, Router, told
 from runoff import web
 from runoff.problems import Malformed, Problem, TooLarge, Unavailable, UnsupportedMediaType
 from runoff.web import MAX_BODY_BYTES, REQUEST_ID, new_request_id
@@ -145,23 +144,14 @@ def checked_tag(value: str | None, where: str) -> str | None:
 def _rows(environ: WSGIEnvironment, dialect: Dialect, body: bytes) -> tuple[list[Any] | None, bool]:
     """The rows of a body, and whether they have ids of their own."""
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    ours = dialect.addresses is PREDICT
+    if dialect is not OURS:
+        return dialect.read(body, media_type, environ.get(_cgi(JSON_LENGTH))), True
     if media_type not in ("", "application/json"):
-        if ours:
-            raise UnsupportedMediaType(
-                f"Content-Type is {media_type}; send JSON with 'Content-Type: application/json'"
-            )
-        # Of a file, or of binary tensors, the model knows what they are.
-        return None, True
-    decoded = web.from_json(body) if ours else _decoded(body)
-    return read_rows(dialect, decoded), is_batch(decoded) if ours else True
-
-
-def _decoded(body: bytes) -> Any:
-    try:
-        return from_json(body)
-    except ValueError:
-        return None  # The model says what is wrong with it, as its dialect has it.
+        raise UnsupportedMediaType(
+            f"Content-Type is {media_type}; send JSON with 'Content-Type: application/json'"
+        )
+    decoded = web.from_json(body)
+    return our_rows(decoded), is_batch(decoded)
 
 
 def _body(environ: WSGIEnvironment) -> bytes:
@@ -184,9 +174,7 @@ def _addresses() -> Iterator[tuple[re.Pattern[str], Dialect, str]]:
     for dialect in DIALECTS:
         for address in dialect.addresses:
             pattern = re.sub(r"<(\w+)>", r"(?P<\1>[^/:]{1,200})", address)
-            # An experiment has no versions that a caller could choose from: each variant has its own.
-            path = PREDICT[0] if dialect.addresses is PREDICT else address.replace("/versions/<version>", "")
-            yield re.compile(f"{pattern}/?"), dialect, path
+            yield re.compile(f"{pattern}/?"), dialect, dialect.path
 
 
 ADDRESSES = tuple(_addresses())

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from router.dialects import is_original
 from router.experiment import Privacy
 
 SECRET = "RUNOFF_SECRET"  # noqa: S105 (the name of a variable)
@@ -48,8 +49,8 @@ def hashed(value: str, key: bytes) -> str:
 
 
 def kept(row: Any, privacy: Privacy, key: bytes) -> Any:
-    """What is kept of a record; of one that is no object nothing can be told apart, and nothing is kept."""
-    if not isinstance(row, dict):
+    """What is kept of a record; of one whose columns have no names, nothing."""
+    if not isinstance(row, dict) or is_original(row):
         return None
     return {
         name: hashed(json.dumps(value), key) if name in privacy.hashed else value

@@ -10,22 +10,24 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from pydantic_core import to_json
 
 from router import privacy
 from router.assignment import Assignment
 from router.database import stamp
-from router.dialects import Dialect, NoPrediction
+from router.dialects import Dialect, NoPrediction, foreign, named_in, renamed, said_as_ours
 from router.experiment import Experiment, Variant
 from router.experiments import Current, Following
 from router.ledger import DuplicateRequest, Entry, Ledger, Record, Repeated, Reply, SideAnswer
 from router.shadows import Shadows
-from router.upstream import Answer, BadGateway, Limits, Upstream, Upstreams
-from runoff.problems import Conflict, Invalid, NotFound, Problem
+from router.upstream import Answer, BadGateway, Limits, Upstream, UpstreamProblem, Upstreams
+from runoff.problems import Conflict, Invalid, NotFound, Problem, Unavailable
 
 Headers = list[tuple[str, str]]
 
@@ -40,6 +42,9 @@ PASSED_ON = (
 )
 # What the router says itself.
 OURS = frozenset({"x-request-id", "x-variant", "x-experiment", "server-timing", "cache-control"})
+# What no longer holds of an answer that was translated.
+OF_A_BODY = frozenset({"content-type", "content-encoding", "etag"})
+JSON_LENGTH = "inference-header-content-length"
 OK, REFUSED, FAILED = 200, 400, 500
 
 
@@ -172,18 +177,8 @@ class Router:
     def _ask(self, document: Experiment, variant: Variant, asked: Asked) -> Outcome:
         """Ask a variant; whatever goes wrong is an outcome, too."""
         began = time.perf_counter()
-        limits = Limits(
-            document.connect_timeout_seconds,
-            document.first_byte_timeout_seconds,
-            document.timeout_seconds,
-            document.eject_after_failures,
-        )
         try:
-            path = asked.path
-            if asked.model is not None:
-                path = path.replace("<model>", self._model_of(document, variant, asked.model, limits))
-            answer = self.upstream(variant).ask(path, asked.body, asked.passed_on, limits)
-            outcome = _understood(variant, asked, answer)
+            outcome = self._forward(document, variant, asked)
         except NotFound:
             raise
         except Problem as problem:
@@ -191,24 +186,80 @@ class Router:
         outcome.milliseconds = 1000 * (time.perf_counter() - began)
         return outcome
 
-    def _model_of(self, document: Experiment, variant: Variant, called: str, limits: Limits) -> str:
+    def _forward(self, document: Experiment, variant: Variant, asked: Asked) -> Outcome:
+        """Ask a variant, in its own dialect where it has one; raises Problem where it does not answer."""
+        limits = limits_of(document)
+        dialect, path, body, rows = asked.dialect, asked.path, asked.body, asked.rows
+        theirs: Dialect | None = None
+        if variant.dialect != "runoff":
+            query = "?" in path
+            theirs = foreign(variant.dialect, dialect, rows, one=not asked.batch, query=query)
+        if theirs:
+            dialect, path = theirs, theirs.path
+            body = to_json(theirs.ask([*(rows or ())]), inf_nan_mode="constants")
+        if "<model>" in path:
+            own = self._model_of(document, variant, asked.model or document.name)
+            path = path.replace("<model>", quote(own, safe=""))
+        answer = self.upstream(variant).ask(path, body, asked.passed_on, limits)
+        outcome = _understood(variant, dialect, None if rows is None else len(rows), answer)
+        if theirs and outcome.status == OK:
+            model = outcome.served.get("x-model-name") or variant.model or variant.name
+            version = outcome.served.get("x-model-version")
+            outcome.body = said_as_ours(
+                asked.body, outcome.predictions, one=not asked.batch, model=model, version=version
+            )
+            outcome.headers = [each for each in outcome.headers if each[0].lower() not in OF_A_BODY]
+            outcome.headers.append(("Content-Type", "application/json"))
+        return outcome
+
+    def about(self, path: str, called: str | None) -> Answered:
+        """What the champion says of itself, or the first variant where none is the champion.
+
+        Args:
+            path: of a GET, with `<model>` in the place of a model's name.
+            called: by which name the caller calls the model, where the address has one.
+
+        Raises:
+            NotFound: by that name nobody here is known.
+            Problem: it does not answer.
+        """
+        document = self.following.now().document
+        variant = document.champion or document.variants[0]
+        own: str | None = None
+        if called is not None:
+            own = self._model_of(document, variant, called)
+            path = path.replace("<model>", quote(own, safe=""))
+        answer = self.upstream(variant).ask(path, b"", {}, limits_of(document), method="GET")
+        headers = [each for each in answer.headers if each[0].lower() not in OURS]
+        body = renamed(answer.body, own, called or document.name)
+        return Answered(answer.status, [*headers, ("X-Variant", variant.name)], body)
+
+    def _model_of(self, document: Experiment, variant: Variant, called: str) -> str:
         """The name by which a variant's service knows its model, for one who calls it by some name.
 
         Raises:
             NotFound: by that name nobody here is known.
+            Problem: the service cannot be asked for it.
         """
-        if called != document.name:
-            known = [self.upstream(each).model(each.model, limits) for each in document.variants]
-            if called not in known:
-                raise NotFound(f"this router has the model {document.name}, not {called[:80]}")
-        return self.upstream(variant).model(variant.model, limits)
+        limits = limits_of(document)
+
+        def is_called_so(each: Variant) -> bool:
+            # Another one that is away says nothing of this name.
+            with suppress(UpstreamProblem, Unavailable):
+                return self.upstream(each).model(each.model, limits) == called
+            return False
+
+        if called == document.name or any(is_called_so(each) for each in (variant, *document.variants)):
+            return self.upstream(variant).model(variant.model, limits)
+        raise NotFound(f"this router has the model {document.name}, not {called[:80]}")
 
     def _records(
         self, current: Current, asked: Asked, asked_at: str, assigned: Assignment, outcome: Outcome
     ) -> list[Record]:
         """A request's rows as the ledger has them. What a model refused is one row, and no record at all."""
         refused = REFUSED <= outcome.status < FAILED
-        rows: Sequence[Any] = [None] if refused or asked.rows is None else asked.rows
+        unknown = [None] * max(1, len(outcome.predictions))
+        rows: Sequence[Any] = unknown if refused or asked.rows is None else asked.rows
         unit = None if asked.unit is None else self.hashed(asked.unit)
         batch = asked.batch and not (refused and asked.rows is None)
         version, allocation = current.place
@@ -289,43 +340,50 @@ def _forced(document: Experiment, name: str) -> Variant:
         raise Invalid(f"X-Force-Variant names no variant; there are {names}") from None
 
 
-def _understood(variant: Variant, asked: Asked, answer: Answer) -> Outcome:
-    """What an answer says; raises BadGateway where it is no answer to what was asked."""
+def limits_of(document: Experiment) -> Limits:
+    """What an experiment bears of its variants."""
+    return Limits(
+        document.connect_timeout_seconds,
+        document.first_byte_timeout_seconds,
+        document.timeout_seconds,
+        document.eject_after_failures,
+    )
+
+
+def _understood(variant: Variant, dialect: Dialect, rows: int | None, answer: Answer) -> Outcome:
+    """What an answer says; raises BadGateway where it is no answer to what was asked.
+
+    Args:
+        variant: that answered.
+        dialect: in which it was asked.
+        rows: how many it was asked about; None where that could not be told.
+        answer: as it came.
+    """
     served: dict[str, str | None] = {}
     headers: Headers = []
+    json_length: str | None = None
     for name, value in answer.headers:
         lower = name.lower()
         if lower not in OURS:
             headers.append((name, value))
         if lower.startswith("x-model-"):
             served[lower] = value
+        elif lower == JSON_LENGTH:
+            json_length = value
     outcome = Outcome(variant, answer.status, headers, answer.body, served=served)
     if answer.status == OK:
-        if asked.rows is None:
-            raise _bad(variant, "answered what could not be understood here")
         try:
-            outcome.predictions = asked.dialect.understand(answer.body, len(asked.rows))
+            said = dialect.heard(answer.body, json_length)
+            outcome.predictions = dialect.understand(said, rows)
         except NoPrediction as error:
             raise _bad(variant, f"answered {error}") from None
         if "x-model-version" not in served:
-            outcome.served = served | _named_in(answer.body)
+            outcome.served = served | named_in(said)
     elif answer.status < REFUSED:
         raise _bad(variant, f"answered {answer.status}")
     else:
         outcome.problem = f"the model answered {answer.status}"
     return outcome
-
-
-def _named_in(body: bytes) -> dict[str, str | None]:
-    """The model and version that an answer's body names, if it does."""
-    answered = json.loads(body)
-    if not isinstance(answered, dict):
-        return {}
-    found = {
-        "x-model-name": answered.get("model") or answered.get("model_name"),
-        "x-model-version": answered.get("version") or answered.get("model_version"),
-    }
-    return {name: value if isinstance(value, str) else None for name, value in found.items()}
 
 
 def _failed(variant: Variant, asked: Asked, problem: Problem) -> Outcome:

@@ -23,7 +23,6 @@ from pydantic_core import from_json
 from werkzeug.datastructures import MIMEAccept
 
 from runoff.dialects import of_csv
-from runoff.live import Ready
 from runoff.problems import (
     Invalid,
     Malformed,
@@ -37,6 +36,8 @@ from runoff.prototype import Prototype
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from runoff.live import Ready
 
 CHUNK_ROWS = 1000
 BLOCK_BYTES = 65_536
