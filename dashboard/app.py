@@ -7,7 +7,8 @@ stand. One process only: it keeps the simulation that it runs in memory.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from dash import ClientsideFunction, Dash, Input, Output, Patch, State, ctx, no_update
 from dash.exceptions import DependencyException
@@ -224,11 +225,39 @@ def _ask(router: RouterClient, tag: str | None, look: dict[str, Any], drawn: New
         "tag": tag,
         "narrow": look["narrow"],
         "variants": [[each["name"], each["role"], each["configured_share"]] for each in stats["variants"]],
+        # Other weights, another share: it is drawn anew.
+        "weights": [stats["version"], stats["allocation"]],
     }
     new = stats["cursor"] - drawn["cursor"] if drawn and drawn["scene"] == scene else -1
     if drawn and 0 <= new <= WINDOW and drawn["points"] + new <= MAX_POINTS:
         return told | _continued(router, stats, drawn, look["theme"])
     return told | _drawn_anew(router, stats, scene, look["theme"])
+
+
+class Numbers(NamedTuple):
+    """Requests before some: all, those that the weights in force assigned, those of the variant."""
+
+    all: int
+    split: int
+    followed: int
+
+
+def _counted(rows: Sequence[News]) -> list[News]:
+    """The records that count: those that were forced, or asked during a pause, do not."""
+    return [row for row in rows if row["propensity"] is not None]
+
+
+def _points(it: Stats, rows: Sequence[News], scene: News, before: Numbers) -> Points:
+    version, allocation = scene["weights"]
+    return Points(
+        rows,
+        before.all,
+        (version, allocation),
+        before.split,
+        before.followed,
+        it["name"],
+        it["configured_share"],
+    )
 
 
 def _drawn_anew(router: RouterClient, stats: Stats, scene: News, theme: str) -> News:
@@ -237,8 +266,10 @@ def _drawn_anew(router: RouterClient, stats: Stats, scene: News, theme: str) -> 
     it = charts.followed(variants)
     # Those that came since the counts were made are left to the next time.
     rows = [row for row in router.last(WINDOW, scene["tag"]) if row["cursor"] <= stats["cursor"]]
-    before = it["requests"] - sum(row["variant"] == it["name"] for row in rows)
-    points = Points(rows, stats["requests"] - len(rows), before, it["name"], it["configured_share"])
+    points = _points(it, _counted(rows), scene, Numbers(0, 0, 0))
+    split, got = it["share_of"], round((it["share"] or 0) * it["share_of"])
+    before = Numbers(stats["requests"] - points.last, split - points.split_last, got - points.followed_last)
+    points = _points(it, points.rows, scene, before)
     requests = charts.requests_figure(points, variants, narrow=scene["narrow"])
     share = charts.share_figure(points)
     charts.paint(requests, share, [each["role"] for each in variants], theme)
@@ -251,8 +282,7 @@ def _drawn_anew(router: RouterClient, stats: Stats, scene: News, theme: str) -> 
             "theme": theme,
             "cursor": stats["cursor"],
             "points": len(rows),
-            "n": points.last,
-            "k": points.followed_last,
+            "numbers": [points.last, points.split_last, points.followed_last],
         },
     }
 
@@ -265,7 +295,7 @@ def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> N
     now = drawn | {"cursor": max([stats["cursor"], *(row["cursor"] for row in rows[-1:])])}
     if not rows:
         return {"drawn": now} | _repainted(now, theme)
-    points = Points(rows, drawn["n"], drawn["k"], it["name"], it["configured_share"])
+    points = _points(it, _counted(rows), scene, Numbers(*drawn["numbers"]))
     requests, share = Patch(), Patch()
     charts.tell(requests, share, points, [name for name, *_ in scene["variants"]], narrow=scene["narrow"])
     charts.paint(requests, share, [role for _, role, _ in scene["variants"]], theme)
@@ -277,8 +307,7 @@ def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> N
         | {
             "theme": theme,
             "points": drawn["points"] + len(rows),
-            "n": points.last,
-            "k": points.followed_last,
+            "numbers": [points.last, points.split_last, points.followed_last],
         },
     }
 

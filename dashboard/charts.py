@@ -66,12 +66,16 @@ def followed(variants: Sequence[Stats]) -> Stats:
 class Points:
     """What records add to the charts.
 
-    `first` is the number of requests before them, and `followed_first` how many of those the followed
-    variant got; `configured` is the share that it is to get.
+    A share can be told of requests that were assigned by the weights in force alone: `weights` says by which,
+    the version of the experiment and the allocation. Of those there were `split_first` before the records,
+    of which the followed variant got `followed_first`; `configured` is the share that it is to get. Of all
+    requests there were `first` before the records.
     """
 
     rows: Sequence[dict[str, Any]]
     first: int
+    weights: tuple[int, int]
+    split_first: int
     followed_first: int
     followed: str
     configured: float
@@ -82,9 +86,23 @@ class Points:
         return self.first + len(self.rows)
 
     @property
+    def split(self) -> list[bool]:
+        """Of each of the records that the weights in force assigned, whether the followed variant got it."""
+        return [
+            row["variant"] == self.followed
+            for row in self.rows
+            if (row["experiment_version"], row["allocation"]) == self.weights
+        ]
+
+    @property
+    def split_last(self) -> int:
+        """How many requests the weights in force have assigned."""
+        return self.split_first + len(self.split)
+
+    @property
     def followed_last(self) -> int:
-        """How many of all requests the followed variant got."""
-        return self.followed_first + sum(bool(row["variant"] == self.followed) for row in self.rows)
+        """How many of those the followed variant got."""
+        return self.followed_first + sum(self.split)
 
     @property
     def numbers(self) -> list[int]:
@@ -119,11 +137,12 @@ class Points:
 
     def share(self) -> dict[str, list[float]]:
         """The followed variant's cumulative share after each request, with its always-valid band."""
-        mine = np.cumsum([row["variant"] == self.followed for row in self.rows]) + self.followed_first
-        n = np.asarray(self.numbers, float)
+        mine = np.cumsum(self.split) + self.followed_first
+        numbers = list(range(self.split_first + 1, self.split_last + 1))
+        n = np.asarray(numbers, float)
         lower, upper = share_interval(mine, n, self.configured)
         return {
-            "x": self.numbers,
+            "x": numbers,
             "share": (mine / n).tolist() if len(n) else [],
             "lower": lower.tolist(),
             "upper": upper.tolist(),
@@ -173,7 +192,7 @@ def requests_figure(points: Points, variants: Sequence[Stats], *, narrow: bool) 
 
 
 def share_figure(points: Points) -> go.Figure:
-    """The followed variant's share of all requests so far, in its always-valid band."""
+    """The followed variant's share of what the weights in force assigned, in its always-valid band."""
     told = points.share()
     figure = go.Figure()
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
@@ -237,11 +256,11 @@ def tell(requests: Patch, share: Patch, points: Points, names: Sequence[str], *,
 
 def label_end(share: Drawing, points: Points) -> None:
     """Name the line of the share chart at its end, clear of the name of the configured share."""
-    if not points.last:
+    if not points.split_last:
         return
-    value = points.followed_last / points.last
+    value = points.followed_last / points.split_last
     above = value >= points.configured
-    share["data"][3]["x"] = [points.last]
+    share["data"][3]["x"] = [points.split_last]
     share["data"][3]["y"] = [value]
     share["data"][3]["text"] = [f" {points.followed} {value:.1%}"]
     share["data"][3]["textposition"] = "top right" if above else "bottom right"

@@ -82,7 +82,9 @@ def summary(stats: Stats, tag: str | None) -> str:
     real = stats["tags"].get("real", 0)
     kind = tag or ("real" if real == total else "simulation" if real == 0 else None)
     what = f"{total:,} {_kind(kind)} requests" if kind else f"{total:,} requests, real and simulated"
-    return f"{what}: {first['share']:.1%} went to {first['name']}, {_split(first)}, {errors}"
+    if first["share"] is None:
+        return f"{what}, none by the shares now configured, {errors}"
+    return f"{what}: {_of(first, total)} went to {first['name']}, {_split(first)}, {errors}"
 
 
 def requests_summary(stats: Stats) -> str:
@@ -100,7 +102,7 @@ def share_summary(stats: Stats) -> str:
     """What the share chart shows, in one sentence."""
     it = followed(stats["variants"])
     if it["share_interval"] is None:
-        return "Nothing to split yet."
+        return "Nothing to split yet by the shares now configured."
     lower, upper = it["share_interval"]
     verb = "covers" if lower <= it["configured_share"] <= upper else "▲ does not cover"
     return (
@@ -224,7 +226,7 @@ def _share_note(variant: Stats) -> list[Any]:
     return [
         _strip(variant["share"], lower, upper, configured),
         html.Div(f"{lower:.1%} to {upper:.1%}, always valid"),
-        html.Div(f"configured {configured:.0%}"),
+        html.Div(f"configured {configured:.0%}, {variant['share_of']:,} requests"),
     ]
 
 
@@ -271,6 +273,12 @@ def _on_record(stats: Stats) -> str:
 
 def _kind(tag: str | None) -> str:
     return "real" if tag == "real" else "simulated"
+
+
+def _of(variant: Stats, total: int) -> str:
+    """A variant's share, and of which requests, where other weights have assigned some."""
+    told = f"{variant['share']:.1%}"
+    return told if variant["share_of"] == total else f"{told} of the last {variant['share_of']:,}"
 
 
 def _split(variant: Stats) -> str:

@@ -269,6 +269,7 @@ def stats() -> tuple[dict[str, Any], dict[str, str]]:
         "as_of": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "experiment": name,
         "version": current.version,
+        "allocation": current.place.number,
         "mode": current.document.mode,
         "paused": current.paused,
         "requests": sum(each.requests for each in counts.values()),

@@ -211,6 +211,29 @@ def test_what_is_down_is_named_with_its_reason_and_the_page_goes_on(own_house: H
     expect(page.locator("#troubles")).to_be_empty()
 
 
+def test_after_a_change_of_weights_the_share_is_that_of_what_they_assigned(
+    own_house: House, page: Page, clients: list[dict[str, int]]
+) -> None:
+    house = own_house
+    for client in clients[:40]:
+        house.router.asks(client)
+    opens(page, house)
+    expect(page.locator("#tile-requests")).to_have_text("40")
+    ramp = b'{"share": 0.5, "reason": "to see"}'
+    assert house.router.sends(ramp, "/v1/experiment/ramp", If_Match='"1"').status == 200
+    expect(page.locator("#summary")).to_contain_text("none by the shares now configured")
+    expect(page.locator("#tile-share")).to_have_text("–")
+    for client in clients[:30]:
+        house.router.asks(client)
+    house.router.asks(clients[0], X_Force_Variant="B")
+    expect(page.locator("#tile-requests")).to_have_text("70")
+    expect(page.locator(".tile.share")).to_contain_text("configured 50%, 30 requests")
+    share = house.stats()["variants"]["B"]["share"]
+    page.wait_for_function(f"({LAST_SHARE})()[0] === 30")
+    assert page.evaluate(LAST_SHARE) == [30, pytest.approx(share)]
+    expect(page.locator("#summary")).to_contain_text("of the last 30")
+
+
 def opens(page: Page, house: House) -> None:
     """Open the dashboard, and wait until it has heard from the router."""
     page.goto(house.dashboard_url)
@@ -220,7 +243,9 @@ def opens(page: Page, house: House) -> None:
 def shows_what_the_router_recorded(page: Page, house: House, tag: str | None = None) -> None:
     """Compare tiles, charts and grid with the REST API's answers, to the last request."""
     stats = house.stats(tag)
-    rows = [row for row in house.record() if tag is None or (row["tag"] or "real") == tag]
+    mine = [row for row in house.record() if tag is None or (row["tag"] or "real") == tag]
+    # What was forced counts nowhere.
+    rows = [row for row in mine if row["propensity"] is not None]
     expect(page.locator("#tile-requests")).to_have_text(f"{stats['requests']:,}")
 
     first = stats["variants"]["A"]
@@ -242,7 +267,7 @@ def shows_what_the_router_recorded(page: Page, house: House, tag: str | None = N
     assert shown >= min(len(rows), 1000)
     assert dict(bars) == {row["id"]: row["prediction"] for row in newest if row["prediction"] is not None}
     assert page.evaluate(LAST_SHARE) == [len(rows), pytest.approx(stats["variants"]["B"]["share"])]
-    expect(page.locator(f"#grid [row-id='{rows[-1]['id']}']").first).to_be_visible()
+    expect(page.locator(f"#grid [row-id='{mine[-1]['id']}']").first).to_be_visible()
 
 
 def is_dark(page: Page) -> bool:
