@@ -223,6 +223,8 @@ def test_after_a_change_of_weights_the_share_is_that_of_what_they_assigned(
     assert house.router.sends(ramp, "/v1/experiment/ramp", If_Match='"1"').status == 200
     expect(page.locator("#summary")).to_contain_text("none by the shares now configured")
     expect(page.locator("#tile-share")).to_have_text("–")
+    # The other worker knows of it, too, by now.
+    page.wait_for_timeout(4000)
     for client in clients[:30]:
         house.router.asks(client)
     house.router.asks(clients[0], X_Force_Variant="B")
