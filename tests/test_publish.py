@@ -245,8 +245,10 @@ def test_a_bundle_holds_what_it_needs_and_its_manifest_says_so(published: dict[s
 def test_a_bundle_has_the_very_versions_of_the_lock(path: Path) -> None:
     lock, pins = (pins_of(each) for each in (ROOT / "requirements.txt", path.with_suffix(".txt")))
     assert all(PIN.fullmatch(pin) for pin in pins)
-    assert pins <= lock
-    wanted = {line for line in path.read_text().splitlines() if line and not line.startswith("#")}
+    # What a package is needed for may differ, and with that on which systems it is.
+    assert {pin.partition(" ;")[0] for pin in pins} <= {pin.partition(" ;")[0] for pin in lock}
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    wanted = {line.partition("[")[0] for line in lines}
     assert wanted <= {pin.partition("==")[0] for pin in pins}
 
 
