@@ -14,9 +14,22 @@ from sqlalchemy import event
 
 DEFAULT_URL = f"sqlite:///{Path(__file__).resolve().parent.parent / 'var' / 'ledger.sqlite'}"
 
-
+# How long who writes waits for its turn.
+WAIT_SECONDS = 5
 # Of PostgreSQL's advisory locks, that of those who migrate.
 MIGRATING = 7_461_003
+
+# Nobody waits for ever: not for a connection, for somebody's lock, for a statement, for a client that was
+# stopped within a transaction, or for a server that is gone without a word. What a URL says itself stands.
+BOUNDS = {
+    "connect_timeout": "3",
+    "tcp_user_timeout": "10000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=60s"
+    " -c idle_in_transaction_session_timeout=10s",
+}
 
 
 class DatabaseDown(Exception):
@@ -31,8 +44,8 @@ def connect(url: str | None = None) -> sa.Engine:
     """
     parsed = sa.make_url(url or os.environ.get("RUNOFF_LEDGER") or DEFAULT_URL)
     if parsed.get_backend_name() == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(parsed, pool_pre_ping=True)
+        parsed = parsed.set(drivername="postgresql+psycopg", query={**BOUNDS, **parsed.query})
+    engine = sa.create_engine(parsed, pool_pre_ping=True, pool_timeout=WAIT_SECONDS)
     if engine.dialect.name == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -74,5 +87,5 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # An answer that the caller got must outlive a power cut: each commit reaches the disk.
     cursor.execute("PRAGMA synchronous = FULL")
     # Writers of other workers wait for their turn.
-    cursor.execute("PRAGMA busy_timeout = 5000")
+    cursor.execute(f"PRAGMA busy_timeout = {1000 * WAIT_SECONDS}")
     cursor.close()

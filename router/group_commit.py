@@ -14,6 +14,8 @@ Item = TypeVar("Item")
 
 # Items in one commit: a transaction is not to hold up others for long.
 MOST = 200
+# How long one waits for others' commits: so long that only who is stuck for good is given up.
+PATIENCE_SECONDS = 30.0
 
 
 class _Entry(Generic[Item]):
@@ -45,13 +47,22 @@ class GroupCommit(Generic[Item]):
         self._led = False
 
     def commit(self, item: Item) -> None:
-        """Return when an item is committed; raises what `write` said of it."""
+        """Return when an item is committed.
+
+        Raises:
+            TimeoutError: whoever leads is stuck; the item is perhaps committed later.
+            Exception: what `write` said of it.
+        """
         entry = _Entry(item)
         with self._lock:
             self._waiting.append(entry)
             leads, self._led = not self._led, True
-        if not leads:
-            entry.woken.acquire()
+        if not leads and not entry.woken.acquire(timeout=PATIENCE_SECONDS):
+            with self._lock:
+                # Unless it is woken at this very moment, and perhaps is to lead.
+                if not entry.woken.acquire(blocking=False):
+                    self._waiting = [each for each in self._waiting if each is not entry]
+                    raise TimeoutError("those who write are stuck")
         if not entry.done:
             self._lead()
         if entry.error:
@@ -69,6 +80,5 @@ class GroupCommit(Generic[Item]):
             entry.error, entry.done = failed, True
         with self._lock:
             self._led = bool(self._waiting)
-            next_leader = self._waiting[:1]
-        for entry in (*group[1:], *next_leader):
-            entry.woken.release()
+            for entry in (*group[1:], *self._waiting[:1]):
+                entry.woken.release()

@@ -6,11 +6,9 @@ back; the fold (`router/fold.py`) adds it to the sums, from which counts and qua
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -18,15 +16,10 @@ import sqlalchemy as sa
 from router.database import DatabaseDown
 from router.group_commit import GroupCommit
 from router.tables import outcomes, predictions, replies, side_answers
+from router.writers import Rows, writer
 
-# How long a writer waits for its turn.
-TURN_SECONDS = 5.0
-# Between two tries where another process writes: first, and at most. Each costs a switch of threads.
-TRY_AGAIN_SECONDS, MOST_SECONDS = 0.0005, 0.004
-# Records in a page of an export.
+# Records that are read at once.
 PAGE = 500
-# Of PostgreSQL's advisory locks, that of those who append.
-APPENDING = 7_461_001
 
 
 class DuplicateRequest(Exception):
@@ -103,88 +96,13 @@ class Entry:
     reply: Reply | None = None
 
 
-@dataclass
-class Writer:
-    """The connection of a process by which it appends, and the statements in the form of its driver."""
-
-    engine: sa.Engine
-    connection: Any = field(default=None, init=False)
-    _held: Any = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        dialect = self.engine.dialect
-        self.is_sqlite = dialect.name == "sqlite"
-        self.dbapi: Any = dialect.loaded_dbapi
-        # The driver is called directly: SQLAlchemy would cost more than the database does.
-        self.inserts = {
-            table: _insert(table, row._fields, "?" if self.is_sqlite else "%s")
-            for table, row in ((predictions, Record), (side_answers, SideAnswer), (replies, Reply))
-        }
-
-    def begin(self) -> Any:
-        """Wait for the turn to write, and return a cursor within a transaction.
-
-        In the order in which transactions end, rows have their cursors: nobody else appends meanwhile.
-        """
-        if self.connection is None:
-            # Held for good, or the pool would give it to others.
-            self._held = self.engine.raw_connection()
-            self.connection = self._held.driver_connection
-            if self.is_sqlite:
-                self.connection.isolation_level = None
-                # SQLite's own waiting sleeps for up to 100 ms at a time.
-                self.connection.execute("PRAGMA busy_timeout = 0")
-            else:
-                self.connection.autocommit = False
-        cursor = self.connection.cursor()
-        if not self.is_sqlite:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (APPENDING,))
-            return cursor
-        deadline, wait = time.monotonic() + TURN_SECONDS, TRY_AGAIN_SECONDS
-        while True:
-            try:
-                return cursor.execute("BEGIN IMMEDIATE")
-            except self.dbapi.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(wait)
-            wait = min(2 * wait, MOST_SECONDS)
-
-    def insert(self, cursor: Any, entries: Sequence[Entry]) -> None:
-        records = [record for entry in entries for record in entry.records]
-        aside = [answer for entry in entries for answer in entry.side_answers]
-        answered = [entry.reply for entry in entries if entry.reply]
-        for table, rows in ((predictions, records), (side_answers, aside), (replies, answered)):
-            if rows:
-                cursor.executemany(self.inserts[table], rows)
-
-    def commit(self) -> None:
-        if self.is_sqlite:
-            self.connection.execute("COMMIT")
-        else:
-            self.connection.commit()
-
-    def rollback(self) -> None:
-        """Undo what was not committed; a connection that cannot is given up."""
-        try:
-            self.connection.rollback()
-        except self.dbapi.Error:
-            self.drop()
-
-    def drop(self) -> None:
-        if self._held is not None:
-            with contextlib.suppress(self.dbapi.Error):
-                self._held.invalidate()
-        self.connection = self._held = None
-
-
 class Ledger:
     """The record of routed requests, in a SQL database."""
 
     def __init__(self, engine: sa.Engine) -> None:
         """Make it on an engine whose tables are there; no connection is opened before it is needed."""
         self.engine = engine
-        self._writer = Writer(engine)
+        self._writer = writer(engine)
         self._commits: GroupCommit[Entry] = GroupCommit(self._write)
 
     def append(self, entry: Entry) -> None:
@@ -193,62 +111,65 @@ class Ledger:
         Raises:
             DuplicateRequest: one of its request ids is recorded already.
             Repeated: its Idempotency-Key is recorded already.
-            DatabaseDown: the database did not take it.
+            DatabaseDown: the database did not take it now.
+            ValueError: it holds what the database cannot store.
         """
-        self._commits.commit(entry)
+        try:
+            self._commits.commit(entry)
+        except TimeoutError as error:
+            raise _down(error) from error
 
     def _write(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        writer = self._writer
+        """Write entries in one transaction; tells for each why it is not there."""
+        dbapi = self._writer.dbapi
         try:
-            try:
-                writer.insert(writer.begin(), entries)
-                writer.commit()
-            except writer.dbapi.IntegrityError:
-                writer.rollback()
-                # One of them repeats another: each by itself, so that it alone fails.
-                return [self._write_one(entry) for entry in entries]
-        except writer.dbapi.Error as error:
-            lost = not writer.is_sqlite
-            writer.drop()
-            if lost:
-                return self._write_again(entries)
-            raise DatabaseDown(str(error)) from error
+            self._writer.write(_rows(entries))
+        except (dbapi.IntegrityError, dbapi.DataError, ValueError, OverflowError):
+            # One of them fails; the others are not to.
+            return self._write_each(entries)
+        except dbapi.Error as error:
+            # After a lost connection nobody knows whether what was sent was committed.
+            return self._write_each(entries) if self._writer.lost else [_down(error)] * len(entries)
+        except sa.exc.SQLAlchemyError as error:
+            return [_down(error)] * len(entries)
         return [None] * len(entries)
 
-    def _write_one(self, entry: Entry) -> Exception | None:
-        writer = self._writer
+    def _write_each(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        """Write each entry by itself, unless it is there already."""
+        dbapi = self._writer.dbapi
+        told: list[Exception | None] = []
         try:
-            writer.insert(writer.begin(), [entry])
-            writer.commit()
-        except writer.dbapi.IntegrityError:
-            writer.rollback()
-            return self._why_refused(entry)
-        return None
-
-    def _write_again(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        """After a lost connection: nobody knows whether what was sent had been committed."""
-        writer = self._writer
-        outcomes: list[Exception | None] = []
-        for entry in entries:
-            try:
-                outcomes.append(None if self._is_there(entry) else self._write_one(entry))
-            except writer.dbapi.Error as error:
-                writer.drop()
-                down = DatabaseDown(str(error))
-                return outcomes + [down] * (len(entries) - len(outcomes))
-            except DatabaseDown as down:
-                return outcomes + [down] * (len(entries) - len(outcomes))
-        return outcomes
+            for entry in entries:
+                try:
+                    self._writer.write(_rows([entry]))
+                    told.append(None)
+                except dbapi.IntegrityError:
+                    told.append(None if self._is_there(entry) else self._why_refused(entry))
+                except (dbapi.DataError, OverflowError) as error:
+                    told.append(ValueError(str(error)))
+                except ValueError as error:
+                    told.append(error)
+        except (dbapi.Error, sa.exc.SQLAlchemyError, DatabaseDown) as error:
+            told += [_down(error)] * (len(entries) - len(told))
+        return told
 
     def _is_there(self, entry: Entry) -> bool:
-        if not entry.records:
-            return False
-        first = entry.records[0]
-        query = sa.select(predictions.c.time).where(predictions.c.id == first.id)
-        return [row.time for row in self.read(query)] == [first.time]
+        """Whether this very entry was written: all of it is there then. Raises DatabaseDown."""
+        query: sa.Select[Any]
+        if entry.records:
+            record = entry.records[0]
+            query = sa.select(predictions.c.time == record.time).where(predictions.c.id == record.id)
+        else:
+            columns, answer = side_answers.c, entry.side_answers[0]
+            query = sa.select(columns.time == answer.time).where(
+                columns.prediction_id == answer.prediction_id,
+                columns.kind == answer.kind,
+                columns.name == answer.name,
+            )
+        return [bool(same) for (same,) in self.read(query)] == [True]
 
     def _why_refused(self, entry: Entry) -> Exception:
-        """Why an entry repeats another: its Idempotency-Key, or a request id."""
+        """Why an entry repeats another: its Idempotency-Key, or a request id. Raises DatabaseDown."""
         if entry.reply and (known := self.reply(entry.reply.idempotency_key)):
             return Repeated(known)
         return DuplicateRequest(entry.records[0].request_id if entry.records else "")
@@ -331,9 +252,18 @@ def tagged(tag: str | None) -> sa.ColumnElement[bool]:
     return predictions.c.tag.is_(None) if tag == "real" else predictions.c.tag == tag
 
 
-def _insert(table: sa.Table, fields: Sequence[str], mark: str) -> str:
-    marks = ", ".join([mark] * len(fields))
-    return f"INSERT INTO {table.name} ({', '.join(fields)}) VALUES ({marks})"  # noqa: S608 (our own names)
+def _rows(entries: Sequence[Entry]) -> Rows:
+    """What is to be written into each table, if anything is."""
+    rows: dict[sa.Table, list[Any]] = {
+        predictions: [record for entry in entries for record in entry.records],
+        side_answers: [answer for entry in entries for answer in entry.side_answers],
+        replies: [entry.reply for entry in entries if entry.reply],
+    }
+    return {table: added for table, added in rows.items() if added}
+
+
+def _down(error: Exception) -> DatabaseDown:
+    return DatabaseDown(str(error))
 
 
 def _as_json(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -141,6 +141,41 @@ def test_who_repeats_an_id_fails_alone(engine: sa.Engine) -> None:
     assert len(ledger.page(0, 100)) == 20
 
 
+@pytest.mark.parametrize("version", ["\ud800", "x\0y"])
+def test_who_brings_what_cannot_be_stored_fails_alone(engine: sa.Engine, version: str) -> None:
+    ledger = Ledger(engine)
+    told: dict[int, str] = {}
+
+    def append(number: int) -> None:
+        try:
+            ledger.append(Entry([record(f"n{number}", version=version if number == 7 else "v1")]))
+            told[number] = "taken"
+        except ValueError:
+            told[number] = "refused"
+
+    threads = [threading.Thread(target=append, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    there = {row["id"] for row in ledger.page(0, 100)}
+    assert [told[number] for number in range(20) if number != 7] == ["taken"] * 19
+    assert (told[7] == "taken") == ("n7" in there)
+
+
+def test_an_entry_is_all_there_or_not_at_all(engine: sa.Engine) -> None:
+    ledger = Ledger(engine)
+    reply = Reply("key", "f" * 64, "whole", stamp(datetime.now(UTC)), 200, "[]", bytes(range(256)))
+    ledger.append(Entry([record("whole/0"), record("whole/1")], [aside("whole/0")], reply))
+    assert ledger.reply("key") == reply
+    with pytest.raises(DuplicateRequest):
+        ledger.append(Entry([record("half/0"), record("whole/1")], [aside("half/0")]))
+    assert [row["id"] for row in ledger.page(0, 9)] == ["whole/0", "whole/1"]
+    found = ledger.find("whole/0")
+    assert found
+    assert [answer["name"] for answer in found["side_answers"]] == ["B"]
+
+
 def test_an_idempotency_key_is_answered_as_the_first_time(engine: sa.Engine) -> None:
     ledger = Ledger(engine)
     reply = Reply("key", "f" * 64, "first", stamp(datetime.now(UTC)), 200, "[]", b"{}")
