@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event
 
-DEFAULT_URL = f"sqlite:///{Path(__file__).resolve().parent.parent / 'var' / 'ledger.sqlite'}"
+VAR = Path(__file__).resolve().parent.parent / "var"
+DEFAULT_URL = f"sqlite:///{VAR / 'ledger.sqlite'}"
+DEFAULT_SPOOL = VAR / "spool"
 
 # How long who writes waits for its turn.
 WAIT_SECONDS = 5
@@ -73,6 +77,27 @@ def migrate(engine: sa.Engine) -> None:
         raise DatabaseDown(str(error)) from error
     finally:
         engine.dispose()
+
+
+def read(engine: sa.Engine, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+    """The rows of a query; raises DatabaseDown."""
+    try:
+        with engine.connect() as connection:
+            return connection.execute(query).all()
+    except sa.exc.SQLAlchemyError as error:
+        raise DatabaseDown(str(error)) from error
+
+
+def spool_folder(engine: sa.Engine, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where on this machine waits what is to be written while the database is away.
+
+    Beside SQLite; else a folder for each database in RUNOFF_SPOOL, by default in `var/spool`.
+    """
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        return Path(f"{engine.url.database}.spool")
+    place = engine.url.set(query={}).render_as_string(hide_password=True)
+    root = Path(environment.get("RUNOFF_SPOOL") or DEFAULT_SPOOL)
+    return root / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def stamp(time: datetime) -> str:

@@ -1,99 +1,31 @@
 """The ledger: what every routed request was assigned, and what came of it.
 
 Life of a record: `append` writes it, before the caller gets the answer; `page`, `last` and `find` read it
-back; the fold (`router/fold.py`) adds it to the sums, from which counts and quantiles are read.
+back; the fold (`router/fold.py`) adds it to the sums, from which counts and quantiles are read. While the
+database is away an entry may wait in the spool (`router/spool.py`), from which `settle` writes it later.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
-from router.database import DatabaseDown
+from router import database, spool
+from router.database import DatabaseDown, spool_folder
+from router.entries import Entry, Reply
 from router.group_commit import GroupCommit
-from router.tables import outcomes, predictions, replies, side_answers
-from router.writers import Rows, writer
+from router.spool import Spool
+from router.store import DuplicateRequest, Store, reply_of
+from router.tables import outcomes, predictions, side_answers
 
 # Records that are read at once.
 PAGE = 500
 
-
-class DuplicateRequest(Exception):
-    """The ledger holds a request of this id already."""
-
-
-class Repeated(Exception):
-    """A request with this Idempotency-Key was answered already; `reply` is how."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.idempotency_key)
-        self.reply = reply
-
-
-class Record(NamedTuple):
-    """One routed row, in the order of the table's columns; they are described there."""
-
-    id: str
-    request_id: str
-    row: int
-    time: str
-    experiment: str
-    experiment_version: int
-    allocation: int
-    variant: str
-    answered_by: str | None
-    propensity: float | None
-    unit: str | None
-    model: str | None
-    version: str | None
-    digest: str | None
-    features: str | None
-    prediction: float | None
-    latency_ms: float
-    status: int
-    problem: str | None
-    tag: str | None
-
-
-class SideAnswer(NamedTuple):
-    """What another variant said of a row, in the order of the table's columns."""
-
-    prediction_id: str
-    kind: str
-    name: str
-    time: str
-    model: str | None
-    version: str | None
-    digest: str | None
-    prediction: float | None
-    latency_ms: float | None
-    status: int
-    problem: str | None
-
-
-class Reply(NamedTuple):
-    """The whole answer to a request with an Idempotency-Key, in the order of the table's columns."""
-
-    idempotency_key: str
-    fingerprint: str
-    request_id: str
-    time: str
-    status: int
-    headers: str
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is written together or not at all."""
-
-    records: Sequence[Record] = ()
-    side_answers: Sequence[SideAnswer] = ()
-    reply: Reply | None = None
+log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -102,7 +34,8 @@ class Ledger:
     def __init__(self, engine: sa.Engine) -> None:
         """Make it on an engine whose tables are there; no connection is opened before it is needed."""
         self.engine = engine
-        self._writer = writer(engine)
+        self._store = Store(engine)
+        self._spool = Spool(spool_folder(engine))
         self._commits: GroupCommit[Entry] = GroupCommit(self._write)
 
     def append(self, entry: Entry) -> None:
@@ -117,67 +50,90 @@ class Ledger:
         try:
             self._commits.commit(entry)
         except TimeoutError as error:
-            raise _down(error) from error
+            raise DatabaseDown(str(error)) from error
+
+    def settle(self) -> int:
+        """Write to the database what waits on this machine's disk; returns how many entries that were.
+
+        To be called again and again, and by one thread at a time. An id that was taken meanwhile by another
+        request is written as `<id>~2`: both were answered.
+
+        Raises:
+            DatabaseDown: the database is still away.
+        """
+        if self._spool.is_open:
+            self.check()
+            self._spool.close()
+        store = Store(self.engine)
+        try:
+            return self._spool.take(lambda lines: self._settle(store, lines))
+        except OSError as error:
+            raise DatabaseDown(f"the spool cannot be read: {error}") from error
+        finally:
+            store.close()
+
+    @property
+    def is_spooling(self) -> bool:
+        """Whether entries are kept on this machine's disk, since the database is away."""
+        return self._spool.is_open
 
     def _write(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        """Write entries in one transaction; tells for each why it is not there."""
-        dbapi = self._writer.dbapi
-        try:
-            self._writer.write(_rows(entries))
-        except (dbapi.IntegrityError, dbapi.DataError, ValueError, OverflowError):
-            # One of them fails; the others are not to.
-            return self._write_each(entries)
-        except dbapi.Error as error:
-            # After a lost connection nobody knows whether what was sent was committed.
-            return self._write_each(entries) if self._writer.lost else [_down(error)] * len(entries)
-        except sa.exc.SQLAlchemyError as error:
-            return [_down(error)] * len(entries)
-        return [None] * len(entries)
-
-    def _write_each(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        """Write each entry by itself, unless it is there already."""
-        dbapi = self._writer.dbapi
-        told: list[Exception | None] = []
-        try:
-            for entry in entries:
+        """Write entries to the database, or into the spool; tells for each why it is in neither."""
+        told: list[Exception | None]
+        if self._spool.is_open:
+            told = [DatabaseDown("the database was away a moment ago")] * len(entries)
+        else:
+            told = list(self._store.write(entries))
+        for_spool: dict[int, bytes] = {}
+        for number, entry in enumerate(entries):
+            if isinstance(told[number], DatabaseDown) and entry.on_down == "spool" and not entry.reply:
                 try:
-                    self._writer.write(_rows([entry]))
-                    told.append(None)
-                except dbapi.IntegrityError:
-                    told.append(None if self._is_there(entry) else self._why_refused(entry))
-                except (dbapi.DataError, OverflowError) as error:
-                    told.append(ValueError(str(error)))
+                    for_spool[number] = spool.line(entry)
                 except ValueError as error:
-                    told.append(error)
-        except (dbapi.Error, sa.exc.SQLAlchemyError, DatabaseDown) as error:
-            told += [_down(error)] * (len(entries) - len(told))
+                    told[number] = error
+        if for_spool:
+            try:
+                self._spool.append([*for_spool.values()])
+            except OSError as error:
+                log.error("nothing can be spooled either: %s", error)  # noqa: TRY400 (it says all)
+            else:
+                for number in for_spool:
+                    told[number] = None
         return told
 
-    def _is_there(self, entry: Entry) -> bool:
-        """Whether this very entry was written: all of it is there then. Raises DatabaseDown."""
-        query: sa.Select[Any]
-        if entry.records:
-            record = entry.records[0]
-            query = sa.select(predictions.c.time == record.time).where(predictions.c.id == record.id)
-        else:
-            columns, answer = side_answers.c, entry.side_answers[0]
-            query = sa.select(columns.time == answer.time).where(
-                columns.prediction_id == answer.prediction_id,
-                columns.kind == answer.kind,
-                columns.name == answer.name,
-            )
-        return [bool(same) for (same,) in self.read(query)] == [True]
+    def _settle(self, store: Store, lines: Sequence[bytes]) -> None:
+        """Write lines of the spool to the database; raises DatabaseDown."""
+        entries: list[Entry] = []
+        for line in lines:
+            try:
+                entries.append(spool.entry(line))
+            except (ValueError, TypeError):
+                self._put_aside(line)
+        for attempt in range(2, 10):
+            told = store.write(entries)
+            for entry, error in zip(entries, told, strict=True):
+                if isinstance(error, DatabaseDown):
+                    raise error
+                if isinstance(error, ValueError):
+                    self._put_aside(spool.line(entry))
+            # Of two answers of a shadow the first one stands.
+            entries = [
+                entry.renamed(attempt)
+                for entry, error in zip(entries, told, strict=True)
+                if isinstance(error, DuplicateRequest) and entry.records
+            ]
+            if not entries:
+                return
+        for entry in entries:
+            self._put_aside(spool.line(entry))
 
-    def _why_refused(self, entry: Entry) -> Exception:
-        """Why an entry repeats another: its Idempotency-Key, or a request id. Raises DatabaseDown."""
-        if entry.reply and (known := self.reply(entry.reply.idempotency_key)):
-            return Repeated(known)
-        return DuplicateRequest(entry.records[0].request_id if entry.records else "")
+    def _put_aside(self, line: bytes) -> None:
+        log.error("an entry of the spool cannot be stored, and is kept in %s", self._spool.folder / "refused")
+        self._spool.put_aside(line)
 
     def reply(self, idempotency_key: str) -> Reply | None:
         """The answer that a request with this key got, if there was one."""
-        found = self.read(sa.select(replies).where(replies.c.idempotency_key == idempotency_key))
-        return Reply._make(found[0]) if found else None
+        return reply_of(self.engine, idempotency_key)
 
     def page(self, since: int, limit: int, *where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
         """The records after a cursor, oldest first, at most `limit`."""
@@ -208,11 +164,7 @@ class Ledger:
 
     def read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         """The rows of a query; raises DatabaseDown."""
-        try:
-            with self.engine.connect() as connection:
-                return connection.execute(query).all()
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+        return database.read(self.engine, query)
 
     def pages(self, since: int, *where: sa.ColumnElement[bool]) -> Iterator[list[dict[str, Any]]]:
         """All records after a cursor that are there by now, page by page."""
@@ -250,20 +202,6 @@ def tagged(tag: str | None) -> sa.ColumnElement[bool]:
     if tag is None:
         return sa.true()
     return predictions.c.tag.is_(None) if tag == "real" else predictions.c.tag == tag
-
-
-def _rows(entries: Sequence[Entry]) -> Rows:
-    """What is to be written into each table, if anything is."""
-    rows: dict[sa.Table, list[Any]] = {
-        predictions: [record for entry in entries for record in entry.records],
-        side_answers: [answer for entry in entries for answer in entry.side_answers],
-        replies: [entry.reply for entry in entries if entry.reply],
-    }
-    return {table: added for table, added in rows.items() if added}
-
-
-def _down(error: Exception) -> DatabaseDown:
-    return DatabaseDown(str(error))
 
 
 def _as_json(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from rich.progress import track
 
 from router import database, retention
 from router.database import DatabaseDown, stamp
+from router.entries import Entry, SideAnswer
 from router.experiment import UNITS
 from router.keys import SCOPES, Keys, KeyTrouble
-from router.ledger import Entry, Ledger, SideAnswer
+from router.ledger import Ledger
 from router.tables import predictions, side_answers
 from runoff.cli import Commands, as_json, console, examples, say_json, say_table
 

@@ -22,10 +22,12 @@ from router import privacy
 from router.assignment import Assignment
 from router.database import stamp
 from router.dialects import Dialect, NoPrediction, foreign, named_in, renamed, said_as_ours
+from router.entries import Entry, Record, Reply, SideAnswer
 from router.experiment import Experiment, Variant
 from router.experiments import Current, Following
-from router.ledger import DuplicateRequest, Entry, Ledger, Record, Repeated, Reply, SideAnswer
+from router.ledger import Ledger
 from router.shadows import Shadows
+from router.store import DuplicateRequest, Repeated
 from router.upstream import Answer, BadGateway, Limits, Upstream, UpstreamProblem, Upstreams
 from runoff.problems import Conflict, Invalid, NotFound, Problem, Unavailable
 

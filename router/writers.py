@@ -58,7 +58,7 @@ class Writer:
             raise
         except self.dbapi.Error:
             self.lost = self._is_lost()
-            self._drop()
+            self.close()
             raise
 
     def _connection(self) -> Any:
@@ -67,7 +67,8 @@ class Writer:
             self._prepare(self._held.driver_connection)
         return self._held.driver_connection
 
-    def _drop(self) -> None:
+    def close(self) -> None:
+        """Give up the connection; the next rows get another."""
         if self._held is not None:
             with contextlib.suppress(self.dbapi.Error):
                 self._held.invalidate()

@@ -49,6 +49,18 @@ class Cluster:
         """Stop it as a crash would, or as told."""
         self._run("pg_ctl", "--wait", f"--mode={how}", "stop")
 
+    def new(self) -> str:
+        """The URL of a new database."""
+        name = f"test{next(NUMBERS)}"
+        server = sa.create_engine(
+            sa.make_url(self.url("postgres")).set(drivername="postgresql+psycopg"),
+            isolation_level="AUTOCOMMIT",
+        )
+        with server.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        server.dispose()
+        return self.url(name)
+
     def url(self, name: str) -> str:
         return f"postgresql://runoff@127.0.0.1:{self.port}/{name}"
 
@@ -84,12 +96,4 @@ def fresh(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'ledger.sqlite'}"
         return
-    cluster, name = shared(), f"test{next(NUMBERS)}"
-    server = sa.create_engine(
-        sa.make_url(cluster.url("postgres")).set(drivername="postgresql+psycopg"),
-        isolation_level="AUTOCOMMIT",
-    )
-    with server.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    server.dispose()
-    yield cluster.url(name)
+    yield shared().new()

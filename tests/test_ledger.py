@@ -24,9 +24,11 @@ from alembic.migration import MigrationContext
 
 from router import database, tables
 from router.database import DatabaseDown, stamp
+from router.entries import Entry, Record, Reply, SideAnswer
 from router.fold import SUMS, Counts, Fold
-from router.ledger import DuplicateRequest, Entry, Ledger, Record, Repeated, Reply, SideAnswer
+from router.ledger import Ledger
 from router.outcomes import Outcomes
+from router.store import DuplicateRequest, Repeated
 from tests.conftest import until
 from tests.databases import fresh
 
@@ -189,7 +191,8 @@ def test_an_idempotency_key_is_answered_as_the_first_time(engine: sa.Engine) -> 
 WRITE = """
 import sys, threading
 from router import database
-from router.ledger import Entry, Ledger
+from router.entries import Entry
+from router.ledger import Ledger
 from tests.test_ledger import record
 url, name, threads, each = sys.argv[1:]
 ledger = Ledger(database.connect(url))
