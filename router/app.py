@@ -91,10 +91,15 @@ class Parts:
         return self.fold.counted(document.name, versions, allocation, matured)
 
     def _look(self) -> None:
-        # A database that is away is told by whoever needs it.
-        with contextlib.suppress(DatabaseDown):
-            self.guard.refresh()
-            self.fold.catch_up()
+        for look in (self.guard.refresh, self.ledger.settle, self.fold.catch_up):
+            # A database that is away is told by whoever needs it.
+            with contextlib.suppress(DatabaseDown):
+                look()
+
+    def check_ledger(self) -> None:
+        """Raise DatabaseDown, as a check of readiness, where requests would be refused."""
+        if self.following.now().document.on_ledger_down == "refuse":
+            self.ledger.check()
 
 
 def create_app() -> Flask:
@@ -110,7 +115,7 @@ def create_app() -> Flask:
     parts = Parts()
     _check_keys(parts)
     app.extensions["router"] = parts
-    web.equip(app, checks={"ledger": parts.ledger.check, "experiment": parts.following.check})
+    web.equip(app, checks={"ledger": parts.check_ledger, "experiment": parts.following.check})
     app.register_error_handler(DatabaseDown, lambda _: web.answer_problem(Unavailable(NOT_RECORDED)))
     app.before_request(parts.begin)
     for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):

@@ -190,6 +190,8 @@ class Experiment(Part):
     eject_after_failures: Annotated[int, Field(ge=1)] = 5
     # The variant that answers where the assigned one fails.
     fallback: Name | None = None
+    # While the database is away: refuse, or answer and keep the record on disk until it is back.
+    on_ledger_down: Literal["refuse", "spool"] = "refuse"
     variants: Annotated[tuple[Variant, ...], Field(max_length=100), AfterValidator(_some)]
     shadow: Shadow = Shadow()
     canary: Canary = Canary()

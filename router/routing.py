@@ -151,6 +151,7 @@ class Router:
             records,
             side_answers(records, first, "failed") if first is not outcome else (),
             _reply(asked, asked_at, outcome, headers) if asked.idempotency_key else None,
+            document.on_ledger_down,
         )
         try:
             self.ledger.append(entry)
@@ -308,7 +309,7 @@ class Router:
                 if challenger.name != live.name
                 for answer in side_answers(records, self._ask(document, challenger, asked), "shadow")
             ]
-            self.ledger.append(Entry(side_answers=answers))
+            self.ledger.append(Entry(side_answers=answers, on_down=document.on_ledger_down))
 
         self.shadows.offer(job)
 

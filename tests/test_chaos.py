@@ -210,3 +210,33 @@ def test_a_database_that_is_stopped_and_comes_back_has_every_answer(
         engine = database.connect(url)
         all_is_there(engine, callers)
         engine.dispose()
+
+
+def test_where_records_may_wait_no_caller_notices_that_the_database_is_away(
+    board: Path,
+    tmp_path: Path,
+    clients: list[dict[str, int]],
+    experiment: dict[str, str],
+    cluster: Cluster,
+) -> None:
+    url, spool = cluster.url("postgres"), tmp_path / "spool"
+    document = EXPERIMENT.replace('fallback = "A"', 'fallback = "A"\non_ledger_down = "spool"')
+    Path(experiment["RUNOFF_EXPERIMENT"]).write_text(document)
+    environment = {**experiment, "RUNOFF_LEDGER": url, "RUNOFF_SPOOL": str(spool)}
+    with running(tmp_path, board, "model_a", "model_b", "router", **environment) as house:
+        until(lambda: house.router.asks(clients[0]).status == 200, "the router answers")
+        with Callers(house.router_url, clients) as callers:
+            for _ in range(2):
+                time.sleep(2)
+                cluster.stop()
+                time.sleep(2)
+                assert [*spool.rglob("*.ndjson")]
+                assert house.router.gets("/readyz").status == 200
+                # Whether its key has come before nobody can tell now.
+                assert house.router.asks(clients[0], Idempotency_Key="a key").status == 503
+                cluster.start()
+                until(lambda: not [*spool.rglob("*.ndjson")], "the spool is written to the database")
+        assert set(callers.statuses) == {200}, callers.statuses
+        engine = database.connect(url)
+        all_is_there(engine, callers)
+        engine.dispose()
