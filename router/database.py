@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,15 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 VAR = Path(__file__).resolve().parent.parent / "var"
 DEFAULT_URL = f"sqlite:///{VAR / 'ledger.sqlite'}"
 DEFAULT_SPOOL = VAR / "spool"
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 # How long who writes waits for its turn.
 WAIT_SECONDS = 5
@@ -63,8 +69,10 @@ def migrate(engine: sa.Engine) -> None:
     Raises:
         DatabaseDown: the database cannot be reached.
     """
+    if _is_up_to_date(engine):
+        return
     settings = Config()
-    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    settings.set_main_option("script_location", str(MIGRATIONS))
     try:
         with engine.begin() as connection:
             if engine.dialect.name == "sqlite":
@@ -88,6 +96,41 @@ def read(engine: sa.Engine, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         raise DatabaseDown(str(error)) from error
 
 
+def _is_up_to_date(engine: sa.Engine) -> bool:
+    """Whether nothing is to be done: then nobody is waited for."""
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision() == head
+    except sa.exc.SQLAlchemyError:
+        # What is wrong shows when it is migrated.
+        return False
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that sees the database as it is at one moment."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            yield connection
+    else:
+        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection within a transaction that is to write; it is committed at the end."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            # A transaction that begins by reading could not write after somebody else has.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+
+
 def spool_folder(engine: sa.Engine, environment: Mapping[str, str] = os.environ) -> Path:
     """Where on this machine waits what is to be written while the database is away.
 
@@ -106,6 +149,9 @@ def stamp(time: datetime) -> str:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Not every SQLite was built with mathematics.
+    connection.create_function("ln", 1, math.log, deterministic=True)
+    connection.create_function("floor", 1, math.floor, deterministic=True)
     cursor = connection.cursor()
     # Readers do not wait for the writer, nor it for them.
     cursor.execute("PRAGMA journal_mode = WAL")

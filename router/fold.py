@@ -1,13 +1,13 @@
 """Sums over the ledger, kept by a fold: everything is added once, whoever folds and however often.
 
-What a row adds to the sums follows from what is known of it: the answer, its outcome, what shadows said. The
-table `folds` has the cursors up to which the ledger's tables are in the sums. A fold takes the rows after
-those, and for each prediction that they concern adds what it adds now less what it added before. So answers,
-outcomes, corrections and shadows may come in any order.
+The table `folds` has the cursors up to which the ledger's tables are in the sums. A fold takes what is new
+after those. Of new predictions the database itself counts requests, latencies and scores. What depends on
+outcomes is added by prediction: for each that something new is known of, what it adds now less what it added
+before. So answers, outcomes, corrections and shadows may come in any order.
 
-Rows are read and added up without a lock; then the cursors are moved and the sums are added in one
-transaction, if nobody has moved them meanwhile. Reading the sums costs the same however many rows there are,
-and who writes rows does nothing for it.
+What is new is read and added up without a lock, as of one moment; then the cursors are moved and the sums
+are added in one transaction, if nobody has moved them meanwhile. Reading the sums costs the same however many
+rows there are, and who writes rows does nothing for it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from router import database
 from router.controllers import Sums
 from router.database import DatabaseDown, stamp
 from router.tables import (
@@ -38,6 +39,8 @@ from router.tables import (
 )
 
 ROWS_AT_ONCE = 2000
+# Less is a difference in rounding.
+NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.
 GROWTH = math.log(1.01)
 LEAST_MS = 0.001
@@ -46,13 +49,6 @@ SCORE_BINS = 50
 CLIP = 1e-15
 
 SUMS = (sums, latencies, scores, labels, pairs)
-COLUMNS = tuple(
-    predictions.c[name]
-    for name in (
-        *("cursor", "id", "experiment", "experiment_version", "allocation", "variant", "tag", "time"),
-        *("model", "version", "status", "prediction", "latency_ms", "propensity", "problem"),
-    )
-)
 
 Key = tuple[Any, ...]
 # What is added, by table and key.
@@ -126,13 +122,8 @@ class Fold:
         self._engine = engine
         insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
         # Made once: to build a statement costs more than to execute it.
-        self._begin_at_0 = insert(folds).values(name="ledger", **Cursors()._asdict()).on_conflict_do_nothing()
-        at = [folds.c[name] == sa.bindparam(f"at_{name}") for name in Cursors._fields]
-        self._move = (
-            folds.update()
-            .where(folds.c.name == "ledger", *at)
-            .values({name: sa.bindparam(f"to_{name}") for name in Cursors._fields})
-        )
+        begin = {"name": "ledger", **Cursors()._asdict(), "recounts": 0, "pruned": ""}
+        self._begin_at_0 = insert(folds).values(begin).on_conflict_do_nothing()
         self._upserts = {table: _upsert(insert(table), table, _plus) for table in SUMS}
         self._stand = _upsert(insert(standings), standings, _newer)
 
@@ -144,43 +135,78 @@ class Fold:
         """
         try:
             while True:
-                with self._engine.connect() as connection:
+                with database.snapshot(self._engine) as connection:
                     at = _cursors(connection)
-                    to, before, after = _news(connection, at)
-                if to == at:
-                    return at.predictions
-                self._add(at, to, before, after)
+                    to = _reached(connection, at)
+                    if to == at:
+                        return at.predictions
+                    added = _added(connection, at, to)
+                    stand = _standings(connection, at, to)
+                self._add(at, to, added, stand)
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(str(error)) from error
 
-    def _add(self, at: Cursors, to: Cursors, before: Sequence[Known], after: Sequence[Known]) -> None:
+    def recount(self) -> int:
+        """Make the sums anew from the rows, and correct those that differ; returns how many did.
+
+        Those of hours that were pruned stay as they are. Others may write and fold meanwhile.
+
+        Raises:
+            DatabaseDown: the database cannot be written or read.
+        """
+        self.catch_up()
+        try:
+            with database.snapshot(self._engine) as connection:
+                at, recounts, pruned = _cursors(connection), *_history(connection)
+                added: Added = defaultdict(list)
+                done = Cursors(0, at.side_answers, at.outcomes)
+                while done.predictions < at.predictions:
+                    to = _reached(connection, done)._replace(
+                        side_answers=at.side_answers, outcomes=at.outcomes
+                    )
+                    to = to._replace(predictions=min(to.predictions, at.predictions))
+                    for place, values in _added(connection, done, to).items():
+                        _into(added, place, values)
+                    done = to if to != done else at
+                for table in SUMS:
+                    for row in connection.execute(sa.select(table)):
+                        keys = len(table.primary_key)
+                        _into(added, (table, tuple(row[:keys])), row[keys:], -1)
+            wrong = {
+                (table, key): values
+                for (table, key), values in added.items()
+                if any(abs(value) > NOISE for value in values) and _hour(table, key) >= pruned
+            }
+            with database.writing(self._engine) as connection:
+                # Who recounts at the same time would correct the same again.
+                if not connection.execute(_RECOUNTED, {"at_recounts": recounts}).rowcount:
+                    return 0
+                self._upsert(connection, wrong)
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseDown(str(error)) from error
+        return len(wrong)
+
+    def _add(self, at: Cursors, to: Cursors, added: Added, stand: list[dict[str, Any]]) -> None:
         """Add to the sums, if those are still where they were when the rows were read."""
-        added: Added = defaultdict(list)
-        for known in before:
-            _into(added, known, -1)
-        for known in after:
-            _into(added, known, 1)
-        by_table: dict[sa.Table, list[dict[str, Any]]] = {table: [] for table in SUMS}
-        # In one order, so that two who add at once do not wait for each other in a circle.
-        for (table, key), values in sorted(added.items(), key=lambda item: (item[0][0].name, item[0][1])):
-            if any(values):
-                by_table[table].append(_row(table, key, values))
         moved = {f"at_{name}": value for name, value in at._asdict().items()} | {
             f"to_{name}": value for name, value in to._asdict().items()
         }
-        with self._engine.begin() as connection:
-            if connection.dialect.name == "sqlite":
-                # A transaction that begins by reading could not write after somebody else has.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with database.writing(self._engine) as connection:
             if at == Cursors():
                 connection.execute(self._begin_at_0)
-            if connection.execute(self._move, moved).rowcount != 1:
+            if connection.execute(_MOVE, moved).rowcount != 1:
                 return
-            for table, rows in by_table.items():
-                if rows:
-                    connection.execute(self._upserts[table], rows)
-            if stand := _standings(known.row for known in after if known.row.cursor > at.predictions):
+            self._upsert(connection, added)
+            if stand:
                 connection.execute(self._stand, stand)
+
+    def _upsert(self, connection: sa.Connection, added: Added) -> None:
+        by_table: dict[sa.Table, list[dict[str, Any]]] = defaultdict(list)
+        for (table, key), values in added.items():
+            if any(values):
+                by_table[table].append(_row(table, key, values))
+        for table, rows in by_table.items():
+            connection.execute(self._upserts[table], rows)
 
     def counts(self, experiment: str, tag: str | None = None) -> dict[tuple[int, int, str], Counts]:
         """What happened to the requests of each variant, by version, allocation and name of the variant.
@@ -199,7 +225,7 @@ class Fold:
         return {
             (version, allocation, variant): Counts(int(n), int(answered), int(refused), int(failed), sum_p)
             for version, allocation, variant, n, answered, refused, failed, sum_p in map(
-                tuple, self._read(query)
+                tuple, database.read(self._engine, query)
             )
         }
 
@@ -211,7 +237,7 @@ class Fold:
             .where(latencies.c.experiment == experiment, _of(latencies, tag))
             .group_by(latencies.c.variant, latencies.c.bin)
         )
-        for variant, bin_, requests in map(tuple, self._read(query)):
+        for variant, bin_, requests in map(tuple, database.read(self._engine, query)):
             found[variant][bin_] = int(requests)
         return found
 
@@ -219,18 +245,18 @@ class Fold:
         """Of how many answered requests the outcome is known, by variant."""
         query = sa.select(labels.c.variant, sa.func.sum(labels.c.labelled))
         mine = query.where(labels.c.experiment == experiment, _of(labels, tag)).group_by(labels.c.variant)
-        return {variant: int(count) for variant, count in map(tuple, self._read(mine))}
+        return {variant: int(count) for variant, count in map(tuple, database.read(self._engine, mine))}
 
     def tags(self, experiment: str) -> dict[str, int]:
         """How many requests there are of each tag; "real" is the traffic without one."""
         query = sa.select(sums.c.tag, sa.func.sum(sums.c.requests)).where(sums.c.experiment == experiment)
-        found = self._read(query.group_by(sums.c.tag))
+        found = database.read(self._engine, query.group_by(sums.c.tag))
         return {tag or "real": int(count) for tag, count in map(tuple, found)}
 
     def standings(self, experiment: str) -> dict[str, sa.RowMapping]:
         """Who answered last for each variant, and what is wrong where its newest request failed."""
         query = sa.select(standings).where(standings.c.experiment == experiment)
-        return {row.variant: row._mapping for row in self._read(query)}
+        return {row.variant: row._mapping for row in database.read(self._engine, query)}
 
     def counted(
         self, experiment: str, versions: tuple[int, int], allocation: int | None, matured: datetime
@@ -254,18 +280,14 @@ class Fold:
         self.catch_up()
         asked = mine(sums, "requests", "failed", "log_latency", "log_latency2")
         told = mine(labels, "labelled", "positives").where(labels.c.hour < stamp(matured)[:13])
-        known = {variant: (int(n), int(positives)) for variant, n, positives in map(tuple, self._read(told))}
+        known = {
+            variant: (int(n), int(positives))
+            for variant, n, positives in map(tuple, database.read(self._engine, told))
+        }
         return {
             variant: Sums(int(n), int(failed), latency, squares, *known.get(variant, (0, 0)))
-            for variant, n, failed, latency, squares in map(tuple, self._read(asked))
+            for variant, n, failed, latency, squares in map(tuple, database.read(self._engine, asked))
         }
-
-    def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
-        try:
-            with self._engine.connect() as connection:
-                return connection.execute(query).all()
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
 
 
 def _cursors(connection: sa.Connection) -> Cursors:
@@ -274,23 +296,107 @@ def _cursors(connection: sa.Connection) -> Cursors:
     return Cursors._make(found) if found else Cursors()
 
 
-# Made once, as above.
-_NEW_PREDICTIONS = (
-    sa.select(*COLUMNS)
-    .where(predictions.c.cursor > sa.bindparam("at"))
-    .order_by(predictions.c.cursor)
-    .limit(ROWS_AT_ONCE)
+def _history(connection: sa.Connection) -> tuple[int, str]:
+    """How often was recounted, and the hour before which was pruned."""
+    found = connection.execute(sa.select(folds.c.recounts, folds.c.pruned)).one_or_none()
+    return (found.recounts, found.pruned) if found else (0, "")
+
+
+# The statements are made once: to build one costs more than to execute it.
+_MOVE = (
+    folds.update()
+    .where(*(folds.c[name] == sa.bindparam(f"at_{name}") for name in Cursors._fields))
+    .values({name: sa.bindparam(f"to_{name}") for name in Cursors._fields})
 )
+_RECOUNTED = (
+    folds.update()
+    .where(folds.c.recounts == sa.bindparam("at_recounts"))
+    .values(recounts=folds.c.recounts + 1)
+)
+_REACHED: Mapping[str, sa.Select[Any]] = {
+    table.name: sa.select(sa.func.max(sa.column("cursor"))).select_from(
+        sa.select(table.c.cursor)
+        .where(table.c.cursor > sa.bindparam("at"))
+        .order_by(table.c.cursor)
+        .limit(ROWS_AT_ONCE)
+        .subquery()
+    )
+    for table in (predictions, side_answers, outcomes)
+}
 
 
-def _new(table: sa.Table) -> sa.Select[Any]:
-    query = sa.select(table.c.cursor, table.c.prediction_id).where(table.c.cursor > sa.bindparam("at"))
-    return query.order_by(table.c.cursor).limit(ROWS_AT_ONCE)
+def _between(table: sa.Table) -> sa.ColumnElement[bool]:
+    """The rows of a table that are new."""
+    name = table.name
+    return sa.and_(table.c.cursor > sa.bindparam(f"at_{name}"), table.c.cursor <= sa.bindparam(f"to_{name}"))
 
 
-_NEW_SIDE_ANSWERS, _NEW_OUTCOMES = _new(side_answers), _new(outcomes)
+def _sum(of: sa.ColumnElement[Any], where: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[Any]:
+    return sa.func.coalesce(sa.func.sum(of if where is None else sa.case((where, of))), 0)
+
+
+def _whole(number: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    return sa.cast(sa.func.floor(number), sa.Integer)
+
+
+_P = predictions.c
+_PERIOD = (
+    *(_P.experiment, _P.experiment_version, _P.allocation, _P.variant),
+    *(sa.func.coalesce(_P.tag, ""), sa.func.substr(_P.time, 1, 13)),
+)
+_ANSWERED, _FAILED = _P.status < 400, _P.status >= 500  # noqa: PLR2004
+_LOG_MS = sa.func.ln(sa.case((_P.latency_ms > LEAST_MS, _P.latency_ms), else_=LEAST_MS))
+# What was forced, or asked during a pause, says nothing of the experiment.
+_COUNTS = sa.and_(_between(predictions), _P.propensity.is_not(None))
+
+
+def _counting(
+    key: Sequence[Any], added: Sequence[Any], where: sa.ColumnElement[bool] | None = None
+) -> sa.Select[Any]:
+    named = [column.label(f"key{number}") for number, column in enumerate((*_PERIOD, *key))]
+    chosen = _COUNTS if where is None else sa.and_(_COUNTS, where)
+    return sa.select(*named, *added).where(chosen).group_by(*(column.name for column in named))
+
+
+# What new predictions add whatever becomes of them, by table.
+_COUNTED = {
+    sums: _counting(
+        (sa.func.coalesce(_P.model, ""), sa.func.coalesce(_P.version, "")),
+        (
+            sa.func.count(),
+            _sum(sa.literal(1), _ANSWERED),
+            _sum(sa.literal(1), sa.not_(sa.or_(_ANSWERED, _FAILED))),
+            _sum(sa.literal(1), _FAILED),
+            _sum(_P.prediction),
+            _sum(_P.prediction * _P.prediction),
+            _sum(_LOG_MS, sa.not_(_FAILED)),
+            _sum(_LOG_MS * _LOG_MS, sa.not_(_FAILED)),
+        ),
+    ),
+    latencies: _counting((_whole(_LOG_MS / GROWTH),), (sa.func.count(),), _ANSWERED),
+    scores: _counting((_whole(_P.prediction * SCORE_BINS),), (sa.func.count(),), _P.prediction.is_not(None)),
+}
+
+# The predictions whose labels and pairs change: those that have an outcome and are new, or of which an
+# outcome or a shadow's answer is new.
+_known_outcome = outcomes.c.cursor <= sa.bindparam("to_outcomes")
+_told = sa.select(outcomes.c.prediction_id).where(_between(outcomes))
+_shadowed = (
+    sa.select(side_answers.c.prediction_id)
+    .join(outcomes, outcomes.c.prediction_id == side_answers.c.prediction_id)
+    .where(_between(side_answers), side_answers.c.kind == "shadow", _known_outcome)
+)
+_predicted = sa.select(_P.id).join(outcomes, outcomes.c.prediction_id == _P.id).where(_COUNTS, _known_outcome)
+_CONCERNED = sa.select(
+    *(_P.cursor, _P.id, _P.experiment, _P.experiment_version, _P.allocation, _P.variant, _P.tag, _P.time),
+    _P.prediction,
+).where(
+    _P.cursor <= sa.bindparam("to_predictions"),
+    _P.propensity.is_not(None),
+    _P.prediction.is_not(None),
+    _P.id.in_(sa.union(_told, _shadowed, _predicted)),
+)
 _IDS: Any = sa.bindparam("ids", expanding=True)
-_PREDICTIONS = sa.select(*COLUMNS).where(predictions.c.id.in_(_IDS))
 _OUTCOMES = (
     sa.select(outcomes.c.cursor, outcomes.c.prediction_id, outcomes.c.outcome)
     .where(outcomes.c.prediction_id.in_(_IDS))
@@ -307,24 +413,42 @@ _SHADOWS = (
     )
     .order_by(side_answers.c.cursor)
 )
-
-
-def _news(connection: sa.Connection, at: Cursors) -> tuple[Cursors, list[Known], list[Known]]:
-    """What there is after some cursors: new ones, and what was and is known of whatever it concerns."""
-    new = connection.execute(_NEW_PREDICTIONS, {"at": at.predictions}).all()
-    new_aside = connection.execute(_NEW_SIDE_ANSWERS, {"at": at.side_answers}).all()
-    new_outcomes = connection.execute(_NEW_OUTCOMES, {"at": at.outcomes}).all()
-    to = Cursors(
-        new[-1].cursor if new else at.predictions,
-        new_aside[-1].cursor if new_aside else at.side_answers,
-        new_outcomes[-1].cursor if new_outcomes else at.outcomes,
+# By variant, the cursors of its newest request and of the newest that a version answered.
+_NEWEST = (
+    sa.select(
+        _P.experiment,
+        _P.variant,
+        sa.func.max(_P.cursor).label("last"),
+        sa.func.max(sa.case((_P.version.is_not(None), _P.cursor))).label("answered"),
     )
-    rows = {row.id: row for row in new}
-    others = {row.prediction_id for row in (*new_aside, *new_outcomes)} - rows.keys()
-    for ids in _slices(list(others)):
-        found = connection.execute(_PREDICTIONS, {"ids": ids})
-        # One that is not in the sums yet is taken when it is its turn.
-        rows |= {row.id: row for row in found if row.cursor <= to.predictions}
+    .where(_between(predictions))
+    .group_by(_P.experiment, _P.variant)
+)
+_BY_CURSOR = sa.select(_P.cursor, _P.model, _P.version, _P.status, _P.problem).where(
+    _P.cursor.in_(sa.bindparam("cursors", expanding=True))
+)
+
+
+def _reached(connection: sa.Connection, at: Cursors) -> Cursors:
+    """How far what is new goes, at most so many rows of each table."""
+    found = (
+        connection.scalar(_REACHED[name], {"at": place}) or place for name, place in at._asdict().items()
+    )
+    return Cursors(*found)
+
+
+def _added(connection: sa.Connection, at: Cursors, to: Cursors) -> Added:
+    """What is added to the sums by what came after some cursors, up to others."""
+    between = {f"at_{name}": place for name, place in at._asdict().items()} | {
+        f"to_{name}": place for name, place in to._asdict().items()
+    }
+    added: Added = defaultdict(list)
+    if to.predictions > at.predictions:
+        for table, query in _COUNTED.items():
+            keys = len(table.primary_key)
+            for row in connection.execute(query, between):
+                _into(added, (table, tuple(row[:keys])), row[keys:])
+    rows = {row.id: row for row in connection.execute(_CONCERNED, between)}
     told: dict[str, list[Any]] = defaultdict(list)
     shadowed: dict[str, list[Any]] = defaultdict(list)
     for ids in _slices(list(rows)):
@@ -334,14 +458,19 @@ def _news(connection: sa.Connection, at: Cursors) -> tuple[Cursors, list[Known],
             shadowed[shadow.prediction_id].append(shadow)
 
     def known(row: Any, upto: Cursors) -> Known:
-        outcome = [each.outcome for each in told.get(row.id, ()) if each.cursor <= upto.outcomes]
-        shadows = (each for each in shadowed.get(row.id, ()) if each.cursor <= upto.side_answers)
+        outcome = [each.outcome for each in told[row.id] if each.cursor <= upto.outcomes]
+        shadows = (each for each in shadowed[row.id] if each.cursor <= upto.side_answers)
         return Known(
             row, outcome[-1] if outcome else None, tuple((each.name, each.prediction) for each in shadows)
         )
 
-    before = [known(row, at) for row in rows.values() if row.cursor <= at.predictions]
-    return to, before, [known(row, to) for row in rows.values()]
+    for row in rows.values():
+        if row.cursor <= at.predictions:
+            for place, values in _adds(known(row, at)):
+                _into(added, place, values, -1)
+        for place, values in _adds(known(row, to)):
+            _into(added, place, values)
+    return added
 
 
 def _slices(ids: list[str]) -> Iterator[list[str]]:
@@ -349,46 +478,30 @@ def _slices(ids: list[str]) -> Iterator[list[str]]:
     return (ids[start : start + 500] for start in range(0, len(ids), 500))
 
 
-def _into(added: Added, known: Known, sign: int) -> None:
-    """Add what is known of a prediction, or with the sign -1 take it away."""
-    for table, key, values in _adds(known):
-        mine = added[table, key]
-        if not mine:
-            mine.extend([0] * len(values))
-        for place, value in enumerate(values):
-            mine[place] += sign * value
+def _into(added: Added, place: tuple[sa.Table, Key], values: Iterable[float], sign: int = 1) -> None:
+    """Add values at a place, or with the sign -1 take them away."""
+    mine = added[place]
+    added[place] = (
+        [old + sign * new for old, new in zip(mine, values, strict=True)]
+        if mine
+        else [sign * new for new in values]
+    )
 
 
-def _adds(known: Known) -> Iterator[tuple[sa.Table, Key, Sequence[float]]]:
-    """What a prediction adds to the sums."""
-    row = known.row
-    # What was forced, or asked during a pause, says nothing of the experiment.
-    if row.propensity is None:
+def _adds(known: Known) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
+    """What an answered prediction adds to the sums by what became of it."""
+    row, p, y = known.row, known.row.prediction, known.outcome
+    if y not in (0, 1):
         return
     period = (
         *(row.experiment, row.experiment_version, row.allocation, row.variant),
         *(row.tag or "", row.time[:13]),
     )
-    answered, failed = row.status < 400, row.status >= 500  # noqa: PLR2004
-    p = row.prediction
-    log_ms = math.log(max(row.latency_ms, LEAST_MS))
-    latency = (0.0, 0.0) if failed else (log_ms, log_ms**2)
-    score = (p, p**2) if answered and p is not None else (0.0, 0.0)
-    counts = (1, int(answered), int(not answered and not failed), int(failed))
-    yield sums, (*period, row.model or "", row.version or ""), (*counts, *score, *latency)
-    if answered:
-        yield latencies, (*period, math.floor(log_ms / GROWTH)), (1,)
-    if p is None:
-        return
-    yield scores, (*period, math.floor(p * SCORE_BINS)), (1,)
-    y = known.outcome
-    if y not in (0, 1):
-        return
     brier, loss = _brier(p, y), _log_loss(p, y)
-    yield labels, period, (1, int(y), brier, brier**2, loss, loss**2, y - p, (y - p) ** 2)
+    yield (labels, period), (1, int(y), brier, brier**2, loss, loss**2, y - p, (y - p) ** 2)
     for name, other in known.shadows:
         d, e, gap = brier - _brier(other, y), loss - _log_loss(other, y), abs(p - other)
-        yield pairs, (*period, name), (1, d, d**2, e, e**2, gap, gap**2)
+        yield (pairs, (*period, name)), (1, d, d**2, e, e**2, gap, gap**2)
 
 
 def _brier(p: float, y: float) -> float:
@@ -399,15 +512,26 @@ def _log_loss(p: float, y: float) -> float:
     return -math.log(min(max(p if y else 1 - p, CLIP), 1.0))
 
 
-def _standings(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        name = {"experiment": row.experiment, "variant": row.variant}
-        stands = found.setdefault((row.experiment, row.variant), {**name, "model": None, "version": None})
-        if row.version is not None:
-            stands |= {"model": row.model, "version": row.version}
-        stands["problem"] = row.problem if row.status >= 500 else None  # noqa: PLR2004
-    return [stands for _, stands in sorted(found.items())]
+def _standings(connection: sa.Connection, at: Cursors, to: Cursors) -> list[dict[str, Any]]:
+    """How variants stand after the predictions between two cursors."""
+    between = {"at_predictions": at.predictions, "to_predictions": to.predictions}
+    newest = connection.execute(_NEWEST, between).all()
+    cursors = [cursor for row in newest for cursor in (row.last, row.answered) if cursor]
+    rows = {row.cursor: row for row in connection.execute(_BY_CURSOR, {"cursors": cursors})}
+    return [
+        {
+            "experiment": each.experiment,
+            "variant": each.variant,
+            "model": rows[each.answered].model if each.answered else None,
+            "version": rows[each.answered].version if each.answered else None,
+            "problem": rows[each.last].problem if rows[each.last].status >= 500 else None,  # noqa: PLR2004
+        }
+        for each in newest
+    ]
+
+
+def _hour(table: sa.Table, key: Key) -> str:
+    return str(key[list(table.c.keys()).index("hour")])
 
 
 def _row(table: sa.Table, key: Key, values: Sequence[float]) -> dict[str, Any]:

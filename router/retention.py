@@ -6,16 +6,17 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from router import database
 from router.database import DatabaseDown, stamp
 from router.fold import Fold
-from router.tables import outcomes, predictions, replies, side_answers
+from router.tables import folds, outcomes, predictions, replies, side_answers
 
 # Predictions that are deleted in one transaction: others write meanwhile.
 AT_ONCE = 500
 
 
 def prune(engine: sa.Engine, before: datetime) -> int:
-    """Delete the predictions of before a time, with all that is known of each; returns how many.
+    """Delete the predictions of the hours before a time, with all that is known of each; returns how many.
 
     They are in the sums then, for good; an outcome that comes later does not count any more.
 
@@ -23,18 +24,34 @@ def prune(engine: sa.Engine, before: datetime) -> int:
         DatabaseDown: the database did not do it; what was deleted until then is.
     """
     folded = Fold(engine).catch_up()
-    old = (predictions.c.time < stamp(before), predictions.c.cursor <= folded)
-    query = sa.select(predictions.c.id).where(*old).order_by(predictions.c.cursor).limit(AT_ONCE)
+    hour = stamp(before)[:13]
+    # In the order of the index, at whose end those go that are deleted.
+    old = (
+        sa.select(predictions.c.id)
+        .where(predictions.c.time < hour, predictions.c.cursor <= folded)
+        .order_by(predictions.c.time)
+        .limit(AT_ONCE)
+    )
+    # What was said of a prediction that never came.
+    lost = [
+        (table, sa.and_(time < hour, table.c.prediction_id.not_in(sa.select(predictions.c.id))))
+        for table, time in ((side_answers, side_answers.c.time), (outcomes, outcomes.c.reported))
+    ]
     deleted = 0
     try:
+        with database.writing(engine) as connection:
+            # From now on their sums cannot be made anew.
+            connection.execute(folds.update().where(folds.c.pruned < hour).values(pruned=hour))
         while True:
-            with engine.begin() as connection:
-                ids = connection.scalars(query).all()
+            with database.writing(engine) as connection:
+                ids = connection.scalars(old).all()
                 for table in (side_answers, outcomes):
                     connection.execute(table.delete().where(table.c.prediction_id.in_(ids)))
                 connection.execute(predictions.delete().where(predictions.c.id.in_(ids)))
                 if not ids:
-                    connection.execute(replies.delete().where(replies.c.time < stamp(before)))
+                    for table, where in lost:
+                        connection.execute(table.delete().where(where))
+                    connection.execute(replies.delete().where(replies.c.time < hour))
                     return deleted
             deleted += len(ids)
     except sa.exc.SQLAlchemyError as error:

@@ -161,6 +161,9 @@ folds = sa.Table(
     sa.Column("predictions", CURSOR, nullable=False),
     sa.Column("side_answers", CURSOR, nullable=False),
     sa.Column("outcomes", CURSOR, nullable=False),
+    # How often the sums were made anew, and the hour before which rows were pruned: their sums stay.
+    sa.Column("recounts", sa.Integer, nullable=False),
+    sa.Column("pruned", sa.String(13), nullable=False),
 )
 
 # Sums over the rows of an hour that were assigned by the same weights. What is NULL in a row is '' here.

@@ -28,6 +28,7 @@ from router.entries import Entry, Record, Reply, SideAnswer
 from router.fold import SUMS, Counts, Fold
 from router.ledger import Ledger
 from router.outcomes import Outcomes
+from router.retention import prune
 from router.store import DuplicateRequest, Repeated
 from tests.conftest import until
 from tests.databases import fresh
@@ -309,6 +310,48 @@ def test_sums_are_those_of_the_rows_in_whatever_order_they_came(engine: sa.Engin
     assert kept["labels"]
     assert kept["pairs"]
     assert kept == recounted(engine)
+
+
+def test_sums_that_are_wrong_are_made_anew_while_others_fold(engine: sa.Engine) -> None:
+    ledger, reported, fold = Ledger(engine), Outcomes(engine), Fold(engine)
+    for number in range(50):
+        ledger.append(Entry([record(f"p{number}", prediction=number / 50)]))
+    assert [told.status for told in next(reported.append([{"id": "p7", "outcome": 1}]))] == ["recorded"]
+    fold.catch_up()
+    right = sums_of(engine)
+    assert fold.recount() == 0
+    with engine.begin() as connection:
+        connection.execute(tables.sums.update().values(requests=tables.sums.c.requests + 3))
+        connection.execute(tables.scores.delete().where(tables.scores.c.bin == 7))
+        connection.execute(tables.labels.delete())
+    assert sums_of(engine) != right
+    assert fold.recount() == 3
+    assert sums_of(engine) == right
+    ledger.append(Entry([record()]))
+    fold.catch_up()
+    assert sums_of(engine) == recounted(engine)
+
+
+def test_what_was_pruned_stays_in_the_sums_when_they_are_made_anew(engine: sa.Engine) -> None:
+    ledger, reported, fold = Ledger(engine), Outcomes(engine), Fold(engine)
+    now = datetime.now(UTC)
+    for number in range(1200):
+        time = stamp(now - timedelta(days=number % 2))
+        ledger.append(Entry([record(f"p{number}", time=time)], [aside(f"p{number}")] if number < 9 else ()))
+    told = reported.append([{"id": f"p{number}", "outcome": number % 2} for number in range(0, 1200, 3)])
+    assert {each.status for piece in told for each in piece} == {"recorded"}
+    list(reported.append([{"id": "never came", "outcome": 1}]))
+    fold.catch_up()
+    before = sums_of(engine)
+    assert prune(engine, now - timedelta(hours=2)) == 600
+    assert prune(engine, now - timedelta(hours=2)) == 0
+    assert ledger.find("p1") is None
+    assert reported.of("p3") == []
+    assert len(reported.of("p0")) == 1
+    assert len(reported.of("never came")) == 1, "it was reported just now, and may come yet"
+    assert sums_of(engine) == before
+    assert fold.recount() == 0
+    assert sums_of(engine) == before
 
 
 def test_folds_at_once_count_nothing_twice(engine: sa.Engine) -> None:

@@ -54,6 +54,8 @@ def _make() -> None:
         sa.Column("predictions", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("side_answers", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("outcomes", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("recounts", sa.Integer(), nullable=False),
+        sa.Column("pruned", sa.String(length=13), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
