@@ -49,6 +49,9 @@ SCORE_BINS = 50
 CLIP = 1e-15
 
 SUMS = (sums, latencies, scores, labels, pairs)
+BINNED = (latencies, scores)
+# The hour of what is summed over all hours.
+TOTAL = ""
 
 Key = tuple[Any, ...]
 # What is added, by table and key.
@@ -168,15 +171,16 @@ class Fold:
                     for place, values in _added(connection, done, to).items():
                         _into(added, place, values)
                     done = to if to != done else at
+                hours: Added = {}
+                totals: Added = {}
                 for table in SUMS:
+                    keys = len(table.primary_key)
                     for row in connection.execute(sa.select(table)):
-                        keys = len(table.primary_key)
-                        _into(added, (table, tuple(row[:keys])), row[keys:], -1)
+                        (totals if row.hour == TOTAL else hours)[table, tuple(row[:keys])] = list(row[keys:])
             wrong = {
-                (table, key): values
-                for (table, key), values in added.items()
-                if any(abs(value) > NOISE for value in values) and _hour(table, key) >= pruned
+                (table, key): lack for (table, key), lack in _differ(added, hours).items() if key[1] >= pruned
             }
+            wrong |= _differ(_totals(_together(hours, wrong)), totals)
             with database.writing(self._engine) as connection:
                 # Who recounts at the same time would correct the same again.
                 if not connection.execute(_RECOUNTED, {"at_recounts": recounts}).rowcount:
@@ -196,7 +200,7 @@ class Fold:
                 connection.execute(self._begin_at_0)
             if connection.execute(_MOVE, moved).rowcount != 1:
                 return
-            self._upsert(connection, added)
+            self._upsert(connection, added | _totals(added))
             if stand:
                 connection.execute(self._stand, stand)
 
@@ -219,7 +223,7 @@ class Fold:
         added = [sums.c[name] for name in ("requests", "answered", "refused", "failed", "sum_p")]
         query = (
             sa.select(*key, *(sa.func.sum(column) for column in added))
-            .where(sums.c.experiment == experiment, _of(sums, tag))
+            .where(_total(sums, experiment), _of(sums, tag))
             .group_by(*key)
         )
         return {
@@ -234,7 +238,7 @@ class Fold:
         found: dict[str, Histogram] = defaultdict(Histogram)
         query = (
             sa.select(latencies.c.variant, latencies.c.bin, sa.func.sum(latencies.c.requests))
-            .where(latencies.c.experiment == experiment, _of(latencies, tag))
+            .where(_total(latencies, experiment), _of(latencies, tag))
             .group_by(latencies.c.variant, latencies.c.bin)
         )
         for variant, bin_, requests in map(tuple, database.read(self._engine, query)):
@@ -244,12 +248,12 @@ class Fold:
     def labelled(self, experiment: str, tag: str | None = None) -> dict[str, int]:
         """Of how many answered requests the outcome is known, by variant."""
         query = sa.select(labels.c.variant, sa.func.sum(labels.c.labelled))
-        mine = query.where(labels.c.experiment == experiment, _of(labels, tag)).group_by(labels.c.variant)
+        mine = query.where(_total(labels, experiment), _of(labels, tag)).group_by(labels.c.variant)
         return {variant: int(count) for variant, count in map(tuple, database.read(self._engine, mine))}
 
     def tags(self, experiment: str) -> dict[str, int]:
         """How many requests there are of each tag; "real" is the traffic without one."""
-        query = sa.select(sums.c.tag, sa.func.sum(sums.c.requests)).where(sums.c.experiment == experiment)
+        query = sa.select(sums.c.tag, sa.func.sum(sums.c.requests)).where(_total(sums, experiment))
         found = database.read(self._engine, query.group_by(sums.c.tag))
         return {tag or "real": int(count) for tag, count in map(tuple, found)}
 
@@ -270,16 +274,23 @@ class Fold:
             matured: outcomes count of what was asked before.
         """
 
-        def mine(table: sa.Table, *columns: str) -> sa.Select[Any]:
-            chosen = [table.c.experiment == experiment, table.c.experiment_version.between(*versions)]
+        def mine(table: sa.Table, hours: sa.ColumnElement[bool], columns: Sequence[str]) -> sa.Select[Any]:
+            chosen = [
+                *(table.c.experiment == experiment, hours),
+                table.c.experiment_version.between(*versions),
+            ]
             if allocation is not None:
                 chosen.append(table.c.allocation == allocation)
             added = [sa.func.sum(table.c[name]) for name in columns]
             return sa.select(table.c.variant, *added).where(*chosen).group_by(table.c.variant)
 
         self.catch_up()
-        asked = mine(sums, "requests", "failed", "log_latency", "log_latency2")
-        told = mine(labels, "labelled", "positives").where(labels.c.hour < stamp(matured)[:13])
+        asked = mine(sums, sums.c.hour == TOTAL, ("requests", "failed", "log_latency", "log_latency2"))
+        told = mine(
+            labels,
+            sa.and_(labels.c.hour > TOTAL, labels.c.hour < stamp(matured)[:13]),
+            ("labelled", "positives"),
+        )
         known = {
             variant: (int(n), int(positives))
             for variant, n, positives in map(tuple, database.read(self._engine, told))
@@ -341,8 +352,8 @@ def _whole(number: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
 
 _P = predictions.c
 _PERIOD = (
-    *(_P.experiment, _P.experiment_version, _P.allocation, _P.variant),
-    *(sa.func.coalesce(_P.tag, ""), sa.func.substr(_P.time, 1, 13)),
+    *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _P.variant),
+    sa.func.coalesce(_P.tag, ""),
 )
 _ANSWERED, _FAILED = _P.status < 400, _P.status >= 500  # noqa: PLR2004
 _LOG_MS = sa.func.ln(sa.case((_P.latency_ms > LEAST_MS, _P.latency_ms), else_=LEAST_MS))
@@ -473,6 +484,28 @@ def _added(connection: sa.Connection, at: Cursors, to: Cursors) -> Added:
     return added
 
 
+def _totals(added: Added) -> Added:
+    """The same over all hours, and where there are bins over all weights."""
+    found: Added = defaultdict(list)
+    for (table, (experiment, _, version, allocation, *more)), values in added.items():
+        weights = (0, 0) if table in BINNED else (version, allocation)
+        _into(found, (table, (experiment, TOTAL, *weights, *more)), values)
+    return found
+
+
+def _together(one: Added, other: Added, sign: int = 1) -> Added:
+    found: Added = defaultdict(list, one)
+    for place, values in other.items():
+        _into(found, place, values, sign)
+    return found
+
+
+def _differ(should: Added, are: Added) -> Added:
+    """What some sums lack, where it is more than rounding."""
+    lack = _together(should, are, -1)
+    return {place: values for place, values in lack.items() if any(abs(each) > NOISE for each in values)}
+
+
 def _slices(ids: list[str]) -> Iterator[list[str]]:
     """So many as databases take in one statement."""
     return (ids[start : start + 500] for start in range(0, len(ids), 500))
@@ -494,8 +527,8 @@ def _adds(known: Known) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]
     if y not in (0, 1):
         return
     period = (
-        *(row.experiment, row.experiment_version, row.allocation, row.variant),
-        *(row.tag or "", row.time[:13]),
+        *(row.experiment, row.time[:13], row.experiment_version, row.allocation, row.variant),
+        row.tag or "",
     )
     brier, loss = _brier(p, y), _log_loss(p, y)
     yield (labels, period), (1, int(y), brier, brier**2, loss, loss**2, y - p, (y - p) ** 2)
@@ -530,12 +563,13 @@ def _standings(connection: sa.Connection, at: Cursors, to: Cursors) -> list[dict
     ]
 
 
-def _hour(table: sa.Table, key: Key) -> str:
-    return str(key[list(table.c.keys()).index("hour")])
-
-
 def _row(table: sa.Table, key: Key, values: Sequence[float]) -> dict[str, Any]:
     return dict(zip((column.name for column in table.columns), (*key, *values), strict=True))
+
+
+def _total(table: sa.Table, experiment: str) -> sa.ColumnElement[bool]:
+    """The sums of an experiment over all hours."""
+    return sa.and_(table.c.experiment == experiment, table.c.hour == TOTAL)
 
 
 def _of(table: sa.Table, tag: str | None) -> sa.ColumnElement[bool]:

@@ -166,15 +166,17 @@ folds = sa.Table(
     sa.Column("pruned", sa.String(13), nullable=False),
 )
 
-# Sums over the rows of an hour that were assigned by the same weights. What is NULL in a row is '' here.
+# Sums over the rows of an hour that were assigned by the same weights. What is NULL in a row is '' here. The
+# hour '' is all hours together, and in tables with bins all weights, too (version 0, allocation 0): what is
+# read most often is few rows, however long an experiment runs.
 _PERIOD = (
     ("experiment", NAME),
+    # The first 13 letters of the time.
+    ("hour", sa.String(13)),
     ("experiment_version", sa.Integer),
     ("allocation", sa.Integer),
     ("variant", NAME),
     ("tag", NAME),
-    # The hour: the first 13 letters of the time.
-    ("hour", sa.String(13)),
 )
 
 

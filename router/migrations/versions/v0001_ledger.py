@@ -72,11 +72,11 @@ def _make() -> None:
     op.create_table(
         "labels",
         sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("labelled", sa.BigInteger(), nullable=False),
         sa.Column("positives", sa.BigInteger(), nullable=False),
         sa.Column("brier", sa.Float(), nullable=False),
@@ -85,20 +85,20 @@ def _make() -> None:
         sa.Column("log_loss2", sa.Float(), nullable=False),
         sa.Column("residual", sa.Float(), nullable=False),
         sa.Column("residual2", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("experiment", "experiment_version", "allocation", "variant", "tag", "hour"),
+        sa.PrimaryKeyConstraint("experiment", "hour", "experiment_version", "allocation", "variant", "tag"),
     )
     op.create_table(
         "latencies",
         sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "experiment_version", "allocation", "variant", "tag", "hour", "bin"
+            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "bin"
         ),
     )
     op.create_table(
@@ -118,11 +118,11 @@ def _make() -> None:
     op.create_table(
         "pairs",
         sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("shadow", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("pairs", sa.BigInteger(), nullable=False),
         sa.Column("brier", sa.Float(), nullable=False),
@@ -132,7 +132,7 @@ def _make() -> None:
         sa.Column("gap", sa.Float(), nullable=False),
         sa.Column("gap2", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "experiment_version", "allocation", "variant", "tag", "hour", "shadow"
+            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "shadow"
         ),
     )
     op.create_table(
@@ -187,15 +187,15 @@ def _make() -> None:
     op.create_table(
         "scores",
         sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "experiment_version", "allocation", "variant", "tag", "hour", "bin"
+            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "bin"
         ),
     )
     op.create_table(
@@ -230,11 +230,11 @@ def _make() -> None:
     op.create_table(
         "sums",
         sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
         sa.Column("model", sa.String(length=128), autoincrement=False, nullable=False),
         sa.Column("version", sa.String(length=128), autoincrement=False, nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
@@ -246,7 +246,7 @@ def _make() -> None:
         sa.Column("log_latency", sa.Float(), nullable=False),
         sa.Column("log_latency2", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "experiment_version", "allocation", "variant", "tag", "hour", "model", "version"
+            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "model", "version"
         ),
     )
     op.create_table(
