@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -22,14 +22,16 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from router import database, tables
+from router import database, group_commit, tables
 from router.database import DatabaseDown, stamp
 from router.entries import Entry, Record, Reply, SideAnswer
 from router.fold import SUMS, Counts, Fold
+from router.group_commit import GroupCommit
 from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
 from router.store import DuplicateRequest, Repeated
+from router.writers import APPENDING
 from tests.conftest import until
 from tests.databases import fresh
 
@@ -254,19 +256,43 @@ def test_who_is_killed_loses_nothing_that_was_acknowledged(engine: sa.Engine, ur
     assert {id_ for id_ in acknowledged if not any(t.startswith(id_) for t in there)} == set()
 
 
-def test_what_cannot_be_written_is_said_in_bounded_time(tmp_path: Path) -> None:
-    with fresh("sqlite", tmp_path) as url:
-        engine = database.connect(url)
-        database.migrate(engine)
-        ledger = Ledger(engine)
-        ledger.append(Entry([record()]))
-        with engine.connect() as somebody:
+def test_what_cannot_be_written_is_said_in_bounded_time(engine: sa.Engine) -> None:
+    ledger = Ledger(engine)
+    ledger.append(Entry([record()]))
+    with engine.connect() as somebody:
+        if engine.dialect.name == "sqlite":
             somebody.exec_driver_sql("BEGIN IMMEDIATE")
-            with pytest.raises(DatabaseDown):
-                ledger.append(Entry([record()]))
-            somebody.exec_driver_sql("ROLLBACK")
-        ledger.append(Entry([record()]))
-        assert len(ledger.page(0, 9)) == 2
+        else:
+            somebody.execute(sa.select(sa.func.pg_advisory_xact_lock(APPENDING)))
+        with pytest.raises(DatabaseDown):
+            ledger.append(Entry([record()]))
+        somebody.rollback()
+    ledger.append(Entry([record()]))
+    assert len(ledger.page(0, 9)) == 2
+
+
+def test_who_waits_for_one_who_is_stuck_is_told_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_SECONDS", 0.2)
+    stuck, go_on = threading.Event(), threading.Event()
+    written: list[str] = []
+
+    def write(items: Sequence[str]) -> list[None]:
+        written.extend(items)
+        if "first" in items:
+            stuck.set()
+            go_on.wait()
+        return [None] * len(items)
+
+    commits = GroupCommit(write)
+    first = threading.Thread(target=commits.commit, args=("first",))
+    first.start()
+    stuck.wait()
+    with pytest.raises(TimeoutError):
+        commits.commit("second")
+    go_on.set()
+    first.join()
+    commits.commit("third")
+    assert written == ["first", "third"]
 
 
 def test_sums_are_those_of_the_rows_in_whatever_order_they_came(engine: sa.Engine) -> None:
