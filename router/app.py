@@ -125,6 +125,8 @@ def create_app() -> Flask:
     app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
+    # A worker knows the experiment from the start, also where the database is away when it is asked first.
+    parts.following.look()
     # Workers are forked from this process: none may inherit a connection.
     parts.engine.dispose()
     app.wsgi_app = Front(app.wsgi_app, parts.router, parts.guard, parts.begin)  # type: ignore[method-assign]
