@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from prometheus_client import Counter, Histogram
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+from werkzeug.wsgi import get_input_stream
 
 from router.database import DatabaseDown
 from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
 from router.keys import Guard
 from router.routing import JSON_LENGTH, PASSED_ON, Answered, Asked, Router, told
 from runoff import web
+from runoff.batches import Form, accepted, form_of
 from runoff.problems import Malformed, Problem, TooLarge, Unavailable, UnsupportedMediaType
 from runoff.web import MAX_BODY_BYTES, REQUEST_ID, new_request_id
 
@@ -32,6 +37,9 @@ TAG = re.compile(r"[a-z0-9-]{1,40}")
 NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
 
 OUR_FAULT = "this is a fault of the router, not of the request; its log says more"
+
+# The dialect, the path to ask a model at, and the model that an address names.
+Spoken = tuple[Dialect, str, str | None]
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +70,21 @@ class Front:
         if found is None or environ.get("runoff.refused"):
             return self._app(environ, start_response)
         began = time.perf_counter()
-        answered = self.answer(environ, *found)
+        answered = self.answer(environ, found)
         variant = next((value for name, value in answered.headers if name == "X-Variant"), "none")
         routed, timed = _children(variant, answered.status)
         routed.inc()
         timed.observe(time.perf_counter() - began)
-        headers = [*answered.headers, ("Content-Length", str(len(answered.body)))]
+        body = answered.body
+        headers = answered.headers
+        if isinstance(body, bytes):
+            headers = [*headers, ("Content-Length", str(len(body)))]
         if traceparent := environ.get("HTTP_TRACEPARENT"):
             headers.append(("traceparent", traceparent))
         start_response(_status(answered.status), headers)
-        return [answered.body]
+        return [body] if isinstance(body, bytes) else body
 
-    def answer(self, environ: WSGIEnvironment, dialect: Dialect, path: str, model: str | None) -> Answered:
+    def answer(self, environ: WSGIEnvironment, found: Spoken) -> Answered:
         """Route a request, and tell what is wrong in its dialect where it cannot be."""
         sent = environ.get("HTTP_X_REQUEST_ID")
         request_id = sent if sent and REQUEST_ID.fullmatch(sent) else new_request_id()
@@ -82,21 +93,28 @@ class Front:
                 raise Malformed(
                     "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
                 )
-            asked = self._read(environ, request_id, dialect, path, model)
-            return self._router.route(asked)
+            form = form_of(_media_type(environ)) if found[0] is OURS else None
+            asked = self._read(environ, request_id, found, form)
+            return self._batch(environ, asked, form) if form else self._router.route(asked)
         except Problem as problem:
-            status, headers, body = told(problem, request_id, dialect)
+            status, headers, body = told(problem, request_id, found[0])
         except DatabaseDown:
-            status, headers, body = told(Unavailable(NOT_RECORDED), request_id, dialect)
+            status, headers, body = told(Unavailable(NOT_RECORDED), request_id, found[0])
         except Exception:
             log.exception("request %s failed", request_id)
-            status, headers, body = told(Problem(OUR_FAULT), request_id, dialect)
+            status, headers, body = told(Problem(OUR_FAULT), request_id, found[0])
         return Answered(status, [*headers, ("X-Request-ID", request_id)], body)
 
-    def _read(
-        self, environ: WSGIEnvironment, request_id: str, dialect: Dialect, path: str, model: str | None
-    ) -> Asked:
-        """What a request asks; raises Problem where it cannot be told."""
+    def _batch(self, environ: WSGIEnvironment, asked: Asked, form: Form) -> Answered:
+        """Route a file or a stream of rows; raises Problem where it cannot be."""
+        answered = accepted(parse_accept_header(environ.get("HTTP_ACCEPT"), MIMEAccept), form)
+        classes = "true" in parse_qs(environ.get("QUERY_STRING", "")).get("class", ())
+        # Not by what it declares to be long: it is read as it comes.
+        return self._router.route_batch(asked, get_input_stream(environ), form, answered, classes=classes)
+
+    def _read(self, environ: WSGIEnvironment, request_id: str, found: Spoken, form: Form | None) -> Asked:
+        """What a request asks, of a batch all but its rows; raises Problem where it cannot be told."""
+        dialect, path, model = found
         guard = self._guard
         authorization = environ.get("HTTP_AUTHORIZATION")
         guard.admit(authorization, "predict")
@@ -107,8 +125,7 @@ class Front:
         if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
             raise Malformed(f"the header Idempotency-Key takes 1 to {MAX_KEY} letters")
         tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "the header X-Traffic-Tag")
-        body = _body(environ)
-        rows, batch = _rows(environ, dialect, body)
+        body, rows, batch = (b"", None, True) if form else _content(environ, dialect)
         passed_on = {name: value for name, cgi in PASSED_ON if (value := environ.get(cgi))}
         passed_on.setdefault("Content-Type", "application/json")
         passed_on["X-Request-ID"] = request_id
@@ -141,17 +158,23 @@ def checked_tag(value: str | None, where: str) -> str | None:
     return value
 
 
-def _rows(environ: WSGIEnvironment, dialect: Dialect, body: bytes) -> tuple[list[Any] | None, bool]:
-    """The rows of a body, and whether they have ids of their own."""
-    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+def _content(environ: WSGIEnvironment, dialect: Dialect) -> tuple[bytes, list[Any] | None, bool]:
+    """A body, its rows, and whether they have ids of their own."""
+    body = _body(environ)
+    media_type = _media_type(environ)
     if dialect is not OURS:
-        return dialect.read(body, media_type, environ.get(_cgi(JSON_LENGTH))), True
+        return body, dialect.read(body, media_type, environ.get(_cgi(JSON_LENGTH))), True
     if media_type not in ("", "application/json"):
         raise UnsupportedMediaType(
             f"Content-Type is {media_type}; send JSON with 'Content-Type: application/json'"
         )
     decoded = web.from_json(body)
-    return our_rows(decoded), is_batch(decoded)
+    return body, our_rows(decoded), is_batch(decoded)
+
+
+def _media_type(environ: WSGIEnvironment) -> str:
+    declared: str = environ.get("CONTENT_TYPE", "")
+    return declared if declared == "application/json" else declared.partition(";")[0].strip().lower()
 
 
 def _body(environ: WSGIEnvironment) -> bytes:
@@ -180,7 +203,7 @@ def _addresses() -> Iterator[tuple[re.Pattern[str], Dialect, str]]:
 ADDRESSES = tuple(_addresses())
 
 
-def spoken(path: str) -> tuple[Dialect, str, str | None] | None:
+def spoken(path: str) -> Spoken | None:
     """The dialect that is spoken at an address, the path to ask a model at, and the model that it names."""
     for pattern, dialect, asked in ADDRESSES:
         if found := pattern.fullmatch(path):

@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from pydantic_core import to_json
 
-from router import privacy
+from router import batches, privacy
 from router.assignment import Assignment
+from router.batches import Asking, Piece, Refused
 from router.database import stamp
-from router.dialects import Dialect, NoPrediction, foreign, named_in, renamed, said_as_ours
+from router.dialects import SPOKEN, Dialect, NoPrediction, foreign, named_in, renamed, said_as_ours
 from router.entries import Entry, Record, Reply, SideAnswer
 from router.experiment import Experiment, Variant
 from router.experiments import Current, Following
@@ -29,7 +30,8 @@ from router.ledger import Ledger
 from router.shadows import Shadows
 from router.store import DuplicateRequest, Repeated
 from router.upstream import Answer, BadGateway, Limits, Upstream, UpstreamProblem, Upstreams
-from runoff.problems import Conflict, Invalid, NotFound, Problem, Unavailable
+from runoff.batches import NDJSON, Form
+from runoff.problems import Conflict, Invalid, NotFound, Problem, ProblemDetails, Unavailable
 
 Headers = list[tuple[str, str]]
 
@@ -103,7 +105,7 @@ class Answered:
 
     status: int
     headers: Headers
-    body: bytes
+    body: bytes | Iterator[bytes]
 
 
 class Router:
@@ -131,10 +133,7 @@ class Router:
         document = current.document
         if asked.idempotency_key and (known := self.ledger.reply(asked.idempotency_key)):
             return replayed(known, asked)
-        if asked.forced is None:
-            assigned = current.assign(asked.unit)
-        else:
-            assigned = Assignment(_forced(document, asked.forced), None)
+        assigned = _assigned(current, asked)
         asked_at = stamp(datetime.now(UTC))
         outcome = first = self._ask(document, assigned.variant, asked)
         if outcome.status >= FAILED and document.fallback not in (None, assigned.variant.name):
@@ -154,11 +153,7 @@ class Router:
             document.on_ledger_down,
         )
         try:
-            self.ledger.append(entry)
-        except DuplicateRequest:
-            raise Conflict(
-                f"request id {asked.request_id} is on record already; each request needs one of its own"
-            ) from None
+            self._append(entry, asked.request_id)
         except Repeated as repeated:
             # The same request was at work at the same time, and was answered first.
             return replayed(repeated.reply, asked)
@@ -168,6 +163,94 @@ class Router:
         model = outcome.milliseconds + (first.milliseconds if first is not outcome else 0)
         headers.append(("Server-Timing", f"router;dur={total - model:.2f}, model;dur={model:.2f}"))
         return Answered(outcome.status, headers, outcome.body)
+
+    def route_batch(
+        self, asked: Asked, body: IO[bytes], form: Form, answered: Form, *, classes: bool
+    ) -> Answered:
+        """Route a batch, as a stream. Whatever is answered of it is on record before that.
+
+        Args:
+            asked: the request, without its body and rows.
+            body: the request's body, not read yet.
+            form: of the body.
+            answered: the form of the answer.
+            classes: whether classes are asked for.
+
+        Raises:
+            Malformed, TooLarge, UnsupportedMediaType: the body cannot be read at all.
+            Conflict, Invalid, Unavailable, DatabaseDown: as `route` does.
+        """
+        if asked.idempotency_key:
+            raise Invalid(
+                "a batch takes no Idempotency-Key: its rows have ids, by which one sees what is done"
+            )
+        current = self.following.now()
+        document = current.document
+        assigned = _assigned(current, asked)
+        variant = assigned.variant
+        theirs = SPOKEN[variant.dialect]
+        path = theirs.path if theirs else asked.path
+        if "<model>" in path:
+            path = path.replace("<model>", quote(self._model_of(document, variant, document.name), safe=""))
+
+        def send(content: bytes, media_type: str) -> Answer:
+            headers = {
+                **asked.passed_on,
+                "Content-Type": media_type,
+                "Accept": "application/json" if theirs else NDJSON,
+            }
+            return self.upstream(variant).ask(path, content, headers, limits_of(document))
+
+        def record(piece: Piece) -> None:
+            entry = Entry(self._records_of(piece, current, asked, assigned))
+            self._append(entry, asked.request_id)
+
+        headers = [
+            ("X-Request-ID", asked.request_id),
+            ("X-Experiment", document.name),
+            ("X-Variant", variant.name),
+            ("Cache-Control", "no-store"),
+        ]
+        asking = Asking(variant.name, theirs, form, send)
+        try:
+            served, stream = batches.answer(
+                body, form, answered, asking, request_id=asked.request_id, record=record, classes=classes
+            )
+        except Refused as refused:
+            theirs_too = [each for each in refused.answer.headers if each[0].lower() not in OURS]
+            return Answered(refused.answer.status, [*theirs_too, *headers], refused.answer.body)
+        except (UpstreamProblem, Unavailable) as problem:
+            status, told_with, content = told(problem, asked.request_id)
+            return Answered(status, [*told_with, *headers], content)
+        named = [(name.title(), value) for name, value in served.items() if name.startswith("x-model-")]
+        return Answered(OK, [("Content-Type", answered.media_type), *named, *headers], stream)
+
+    def _records_of(self, piece: Piece, current: Current, asked: Asked, assigned: Assignment) -> list[Record]:
+        """The rows of a piece of a batch as the ledger has them; what was refused is no record of anybody."""
+        whole = Outcome(assigned.variant, OK, [], b"", milliseconds=piece.milliseconds, served=piece.headers)
+        [usual] = self._records(current, asked, stamp(datetime.now(UTC)), assigned, whole)
+        return [
+            usual._replace(
+                id=outcome.id,
+                row=number,
+                features=None if REFUSED <= status < FAILED else self._kept(current.document, asked, row),
+                prediction=outcome.prediction,
+                status=status,
+                problem=_told_of(outcome.problem, status),
+            )
+            for number, (row, outcome, status) in enumerate(
+                zip(piece.rows, piece.outcomes, piece.statuses, strict=True), piece.first
+            )
+        ]
+
+    def _append(self, entry: Entry, request_id: str) -> None:
+        """Put an entry on record; raises Conflict, Repeated, DatabaseDown."""
+        try:
+            self.ledger.append(entry)
+        except DuplicateRequest:
+            raise Conflict(
+                f"request id {request_id} is on record already; each request needs one of its own"
+            ) from None
 
     def hashed(self, unit: str) -> str:
         """How a unit is on record."""
@@ -333,6 +416,20 @@ def side_answers(records: Sequence[Record], outcome: Outcome, kind: str) -> list
         )
         for number, record in enumerate(records)
     ]
+
+
+def _assigned(current: Current, asked: Asked) -> Assignment:
+    """The variant of a request, which may be forced; raises Invalid where that is none."""
+    if asked.forced is None:
+        return current.assign(asked.unit)
+    return Assignment(_forced(current.document, asked.forced), None)
+
+
+def _told_of(problem: ProblemDetails | None, status: int) -> str | None:
+    """A row's problem as the ledger has it; what a model says of its values is not kept."""
+    if problem is None:
+        return None
+    return f"the model answered {status}" if REFUSED <= status < FAILED else problem["detail"]
 
 
 def _forced(document: Experiment, name: str) -> Variant:
