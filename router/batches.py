@@ -19,13 +19,19 @@ from typing import IO, Any
 from pydantic_core import from_json, to_json
 
 from router.database import DatabaseDown
-from router.dialects import Dialect, NoPrediction, guessed
+from router.dialects import Dialect, NoPrediction, NotTranslated, guessed
 from router.upstream import Answer, BadGateway
 from runoff.batches import ARROW, CSV, NDJSON, PARQUET, Form, Outcome, ReadAhead, Unread
 from runoff.problems import Invalid, Malformed, Problem, Unavailable
 from runoff.prototype import Prototype
 
-OK, REFUSED, FAILED = 200, 400, 500
+OK = 200
+JSON = "application/json"
+# By what a service says that something is wrong with what it was sent: malformed, too much, invalid.
+OF_ITS_ROWS = (400, 413, 422)
+# How often a piece is halved to find its bad rows. When they are found, or it was too often, the rows that
+# are left share a problem.
+MOST_HALVINGS = 100
 # Whoever asks with it gets what Form.read makes of each form, and of CSV nothing but texts.
 NO_COLUMNS = Prototype(())
 
@@ -81,6 +87,7 @@ class Asking:
         self._theirs = theirs
         self._is_csv = form.media_type == CSV
         self._send = send
+        self._halvings = 0
 
     def ask(self, rows: Rows) -> tuple[list[Said], Mapping[str, str]]:
         """What the variant says of each row, and its headers.
@@ -90,6 +97,7 @@ class Asking:
             Problem: it does not answer, or not to what was asked.
         """
         if self._theirs:
+            self._halvings = MOST_HALVINGS
             return self._translated(self._theirs, rows)
         if self._is_csv:
             # What a cell is the model knows.
@@ -108,25 +116,29 @@ class Asking:
 
     def _translated(self, theirs: Dialect, rows: Rows) -> tuple[list[Said], Mapping[str, str]]:
         """Ask in another dialect, which has no word for one bad row: such are found by halving."""
-        asked = [self.kept(row) for row in rows]
-        answer = self._send(_as_json(theirs.ask(asked)), "application/json")
-        if REFUSED <= answer.status < FAILED:
-            if len(rows) == 1:
-                return [{"problem": Invalid(f"variant {self._variant} refuses it: {answer.status}")}], _told(
-                    answer
-                )
-            half = len(rows) // 2
-            (first, headers), (second, _) = (
-                self._translated(theirs, part) for part in (rows[:half], rows[half:])
-            )
-            return [*first, *second], headers
-        if answer.status != OK:
-            raise Refused(answer)
+        problem: Problem
+        headers: Mapping[str, str] = {}
         try:
-            found = theirs.understand(theirs.heard(answer.body, None), len(rows))
+            asked = theirs.ask([self.kept(row) for row in rows])
+            answer = self._send(_as_json(asked), JSON)
+            headers = _told(answer)
+            if answer.status == OK:
+                found = theirs.understand(theirs.heard(answer.body, None), len(rows))
+                return [{"prediction": each} for each in found], headers
+            if answer.status not in OF_ITS_ROWS:
+                raise Refused(answer)
+            problem = Invalid(f"variant {self._variant} refuses it: {answer.status}")
+        except NotTranslated as error:
+            problem = error
         except NoPrediction as error:
             raise self._bad(f"answered {error}") from None
-        return [{"prediction": each} for each in found], _told(answer)
+        if len(rows) == 1 or not self._halvings:
+            return [{"problem": problem}] * len(rows), headers
+        self._halvings -= 1
+        half = len(rows) // 2
+        first, headers = self._translated(theirs, rows[:half])
+        second, _ = self._translated(theirs, rows[half:])
+        return [*first, *second], headers
 
     def kept(self, row: Any) -> Any:
         """A row as the ledger keeps it: in CSV nobody but the model knows the types of columns."""

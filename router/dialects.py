@@ -252,8 +252,10 @@ def _said_in_v2(answer: Any) -> Sequence[Any]:
 
 
 def _to_v2(rows: Rows) -> Any:
-    """A tensor for each column, whose type is that of its values; raises NotTranslated for others."""
-    return {"inputs": [_tensor(name, [row.get(name) for row in rows]) for name in rows[0]]}
+    """A tensor for each column, whose type is that of its values; raises NotTranslated where it has none."""
+    if any(not isinstance(row, dict) or row.keys() != rows[0].keys() for row in rows):
+        raise NotTranslated("what becomes columns must be records of the same columns")
+    return {"inputs": [_tensor(name, [row[name] for row in rows]) for name in rows[0]]}
 
 
 def _tensor(name: str, values: list[Any]) -> Any:

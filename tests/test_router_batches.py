@@ -8,17 +8,24 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 from flask import Flask, Response, request
 
+from router import batches
+from router.batches import Asking
+from router.dialects import SPOKEN
+from router.upstream import Answer
+from runoff.batches import FORMS as FORMS_OF_OURS
 from tests.conftest import House, Reply, Visitor, running, served
 from tests.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
 
 Clients = list[dict[str, int]]
 
 FORMS = (NDJSON, CSV, PARQUET, ARROW)
+FORM = FORMS_OF_OURS[0]
 OTHERS = ("vetiver", "mlflow", "kserve-v1", "open-inference")
 
 
@@ -351,6 +358,58 @@ def test_a_variant_of_another_dialect_takes_batches_too_and_bad_rows_are_found(
     )
     assert [number for number, row in enumerate(through) if row.get("problem")] == [3, 1_700]
     assert "refuses it: 4" in str(through[3]["problem"])
+
+
+class Theirs:
+    """A variant of another dialect, which refuses some rows."""
+
+    def __init__(self, spoken: str, bad: Callable[[Any], bool], status: int = 422) -> None:
+        self.asked = 0
+        self._dialect = SPOKEN[spoken]
+        self._bad = bad
+        self._status = status
+        self.asking = Asking("only", self._dialect, FORM, self._answer)
+
+    def _answer(self, content: bytes, _media_type: str) -> Answer:
+        assert self._dialect
+        self.asked += 1
+        rows = self._dialect.read(content, "application/json", None)
+        assert rows
+        if any(map(self._bad, rows)):
+            return Answer(self._status, [], b"no")
+        if self._dialect is SPOKEN["open-inference"]:
+            said: Any = {"outputs": [{"name": "predict", "data": [0.5] * len(rows)}]}
+        else:
+            said = {"predictions": [0.5] * len(rows)}
+        return Answer(200, [], json.dumps(said).encode())
+
+    def statuses(self, rows: list[Any]) -> list[int]:
+        piece, _ = self.asking.piece(rows, 0, "r")
+        assert [outcome.id for outcome in piece.outcomes] == [f"r/{n}" for n in range(len(rows))]
+        return piece.statuses
+
+
+@pytest.mark.parametrize("spoken", OTHERS)
+def test_bad_rows_are_found_by_halving(spoken: str) -> None:
+    theirs = Theirs(spoken, lambda row: row["a"] == 2)
+    rows = [{"a": 2 if number in (0, 500, 999) else 1} for number in range(1_000)]
+    assert theirs.statuses(rows) == [422 if row["a"] == 2 else 200 for row in rows]
+    assert theirs.asked < 70
+
+
+def test_a_row_that_cannot_be_translated_stops_no_other() -> None:
+    rows: list[Any] = [{"a": 1}, 3, {"a": "x"}, [], {"a": 1, "b": 2}, {"a": 2}]
+    theirs = Theirs("open-inference", lambda row: row.keys() != {"a"} or isinstance(row["a"], str))
+    assert theirs.statuses(rows) == [200, 501, 422, 501, 422, 200]
+
+
+def test_a_variant_that_refuses_everything_is_not_stormed() -> None:
+    theirs = Theirs("mlflow", lambda _: True)
+    assert theirs.statuses([{"a": 1}] * 1_000) == [422] * 1_000
+    assert theirs.asked <= 2 * batches.MOST_HALVINGS + 1
+    lost = Theirs("mlflow", lambda _: True, status=404)
+    assert lost.statuses([{"a": 1}] * 1_000) == [502] * 1_000
+    assert lost.asked == 1
 
 
 def test_a_client_may_send_everything_before_it_reads_in_the_memory_of_a_few_pieces(
