@@ -202,7 +202,7 @@ class Router:
             return self.upstream(variant).ask(path, content, headers, limits_of(document))
 
         def record(piece: Piece) -> None:
-            entry = Entry(self._records_of(piece, current, asked, assigned))
+            entry = Entry(self._records_of(piece, current, asked, assigned), on_down=document.on_ledger_down)
             self._append(entry, asked.request_id)
 
         headers = [
