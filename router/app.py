@@ -52,8 +52,11 @@ from verdict.split import share_interval
 MAX_PAGE = 1000
 MAX_CURSOR = 2**63 - 1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-# How often what was recorded is added up, and keys are read anew.
+# How often keys are read anew, and what waits on disk is written.
 LOOK_SECONDS = 1.0
+# How often what was recorded is added up. Who reads the sums adds what is new: this keeps that little, and a
+# fold costs much the same however few rows there are.
+ADD_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +78,14 @@ class Parts:
         self.experiments = Experiments(engine)
         self.following = Following(self.experiments, configured)
         self.router = Router(self.following, self.ledger, privacy.secret(engine))
-        self._looking = Periodic("keys and sums", LOOK_SECONDS, self._look)
+        self._looking = Periodic("keys", LOOK_SECONDS, self._look)
+        self._adding = Periodic("sums", ADD_SECONDS, self._add)
         self._controllers = Runner(self.experiments, self.following, self._counted)
 
     def begin(self) -> None:
         """Do from now on, in this process, what is done beside the requests."""
         self._looking.begin()
+        self._adding.begin()
         self._controllers.begin()
 
     def _counted(
@@ -91,10 +96,14 @@ class Parts:
         return self.fold.counted(document.name, versions, allocation, matured)
 
     def _look(self) -> None:
-        for look in (self.guard.refresh, self.ledger.settle, self.fold.catch_up):
-            # A database that is away is told by whoever needs it.
+        # A database that is away is told by whoever needs it.
+        for look in (self.guard.refresh, self.ledger.settle):
             with contextlib.suppress(DatabaseDown):
                 look()
+
+    def _add(self) -> None:
+        with contextlib.suppress(DatabaseDown):
+            self.fold.catch_up()
 
     def check_ledger(self) -> None:
         """Raise DatabaseDown, as a check of readiness, where requests would be refused."""

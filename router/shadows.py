@@ -7,12 +7,13 @@ requests all of them. The queue is bounded: where it is full a request is shed, 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
 
 from prometheus_client import Counter
+
+from runoff import processes
 
 # Requests that wait for their shadows, in one process, and threads that ask.
 WAITING = 500
@@ -40,16 +41,16 @@ class Shadows:
             return False
         self._queue.put(job)
         # Threads would not survive the fork by which a server may have made this process.
-        if self._process != os.getpid():
+        if self._process != processes.number():
             self._begin()
         return True
 
     def _begin(self) -> None:
         with self._lock:
-            if self._process != os.getpid():
+            if self._process != processes.number():
                 for number in range(THREADS):
                     threading.Thread(target=self._work, name=f"shadow-{number}", daemon=True).start()
-                self._process = os.getpid()
+                self._process = processes.number()
 
     def _work(self) -> None:
         while True:
