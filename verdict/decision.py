@@ -20,6 +20,9 @@ class Interval:
     upper: float | None
 
 
+NO_INTERVAL = Interval(None, None)
+
+
 @dataclass(frozen=True)
 class Check:
     """A trust check: what was seen, in words, and the Bayes factor or e-value where there is one."""
@@ -36,7 +39,8 @@ class Row:
 
     `difference` is the champion's less the challenger's. `interval` holds at every moment at once, `fixed`
     for one look alone. `e_value` is against no difference; `p` = 1 / (the greatest e-value on the grid).
-    What is not known, or does not exist, is None.
+    The variants' own figures have always-valid intervals where the metric has a scale of its own. What is
+    not known, or does not exist, is None.
     """
 
     metric: str
@@ -49,6 +53,8 @@ class Row:
     e_value: float | None = None
     p: float | None = None
     note: str = ""
+    champion_interval: Interval = NO_INTERVAL
+    challenger_interval: Interval = NO_INTERVAL
 
 
 @dataclass(frozen=True)

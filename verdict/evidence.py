@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from verdict.moments import Moments, WeightedMoments
+from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 
 Design = Literal["shadow", "split", "bandit"]
 # What is decided by. Of the losses less is better, of profit more.
@@ -62,6 +62,7 @@ class Arm:
         decisions: what the threshold made of the scores; None without one.
         weighted: by metric ("brier", "log-loss", "profit"), the sums by inverse propensity. Needed where
             weights changed: `Moments.weighted` makes them from the sums of each period.
+        by_unit: by metric, the same sums by unit. Needed where a unit is seen more than once.
         latencies: how many answered requests took about as long, matured or not: bin b holds those of
             [1.01^b, 1.01^(b+1)) ms.
         negative_scores: of rows with the outcome 0, how many by bin of the score, any number of equal bins.
@@ -73,12 +74,13 @@ class Arm:
     mature: int = 0
     labelled: int = 0
     positives: int = 0
-    brier: Moments = Moments()
-    log_loss: Moments = Moments()
-    calibration: Moments = Moments()
+    brier: Moments = NO_MOMENTS
+    log_loss: Moments = NO_MOMENTS
+    calibration: Moments = NO_MOMENTS
     profit: Moments | None = None
     decisions: Decisions | None = None
     weighted: Mapping[str, WeightedMoments] = field(default_factory=dict)
+    by_unit: Mapping[str, ClusteredMoments] = field(default_factory=dict)
     latencies: Mapping[int, int] = field(default_factory=dict)
     negative_scores: Mapping[int, int] = field(default_factory=dict)
     positive_scores: Mapping[int, int] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class Arm:
             _either(self.profit, other.profit),
             _either(self.decisions, other.decisions),
             _merged(self.weighted, other.weighted),
+            _merged(self.by_unit, other.by_unit),
             _merged(self.latencies, other.latencies),
             _merged(self.negative_scores, other.negative_scores),
             _merged(self.positive_scores, other.positive_scores),
@@ -113,15 +116,17 @@ class Pairs:
         log_loss: the same for the log loss.
         profit: the champion's profit less the challenger's: positive means the champion is better.
         max_gap: the greatest |p − p′|, in [0, 1].
+        by_unit: by metric, the same differences by unit. Needed where a unit is seen more than once.
         joint: how many by (bin of the champion's score, bin of the challenger's, outcome).
     """
 
     mature: int = 0
     labelled: int = 0
-    brier: Moments = Moments()
-    log_loss: Moments = Moments()
+    brier: Moments = NO_MOMENTS
+    log_loss: Moments = NO_MOMENTS
     profit: Moments | None = None
     max_gap: float = 0.0
+    by_unit: Mapping[str, ClusteredMoments] = field(default_factory=dict)
     joint: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
 
     def __add__(self, other: Pairs) -> Pairs:
@@ -132,6 +137,7 @@ class Pairs:
             self.log_loss + other.log_loss,
             _either(self.profit, other.profit),
             max(self.max_gap, other.max_gap),
+            _merged(self.by_unit, other.by_unit),
             _merged(self.joint, other.joint),
         )
 
@@ -279,9 +285,12 @@ class Rules:
         selective: whether the served score decides who can ever have an outcome.
         max_gap: the greatest |p − p′| that is possible, declared; with it the interval of pairs by the Brier
             score is exact at any n. None: it is asymptotic.
+        spread: the standard deviation of the differences that one plans for, for the exact interval alone:
+            there it is tightest. None: an eighth of their greatest possible size.
         guardrail_alpha: the probability that any guardrail ever trips without harm.
         trust_alpha: the probability that one trust check ever fails without cause.
         min_outcomes: no winner is named on fewer, of pairs or of each arm; asymptotic intervals need some.
+        min_each: the same of outcomes that are 1, and of those that are 0.
     """
 
     alpha: float = 0.05
@@ -296,9 +305,11 @@ class Rules:
     sensitive: tuple[str, ...] = ()
     selective: bool = False
     max_gap: float | None = None
+    spread: float | None = None
     guardrail_alpha: float = 0.05
     trust_alpha: float = 0.01
     min_outcomes: int = 100
+    min_each: int = 25
 
 
 def _merged(one: Mapping[Key, Any], other: Mapping[Key, Any]) -> dict[Key, Any]:

@@ -1,4 +1,4 @@
-"""Sums of a number over many rows, from which its mean and error follow; sums of parts add to those of all."""
+"""Sums of a number over rows, from which its mean and error follow; those of parts add to those of all."""
 
 from __future__ import annotations
 
@@ -80,3 +80,49 @@ class WeightedMoments:
             self.w2s + other.w2s,
             self.w2s2 + other.w2s2,
         )
+
+
+@dataclass(frozen=True)
+class ClusteredMoments:
+    """Of a number x over rows that come from units, where a unit is seen more than once.
+
+    How many units, and by unit u with its n rows and their sum t: Σn, Σt, Σn², Σnt, Σt². They add where no
+    unit is in both parts.
+    """
+
+    units: int = 0
+    rows: int = 0
+    total: float = 0.0
+    rows2: float = 0.0
+    cross: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: ClusteredMoments) -> ClusteredMoments:
+        return ClusteredMoments(
+            self.units + other.units,
+            self.rows + other.rows,
+            self.total + other.total,
+            self.rows2 + other.rows2,
+            self.cross + other.cross,
+            self.squares + other.squares,
+        )
+
+    @property
+    def mean(self) -> float:
+        """Over rows: Σt / Σn; 0 without rows."""
+        return self.total / self.rows if self.rows else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, by the delta method; infinite with fewer than two units."""
+        # Deng, Knoblich & Lu (KDD 2018), equation 3: Var(Σt/Σn) ≈ Σ(t − mean·n)² / (Σn)²
+        if self.units < 2:  # noqa: PLR2004
+            return math.inf
+        m = self.mean
+        spread = self.squares - 2 * m * self.cross + m * m * self.rows2
+        if spread <= ROUNDING * self.squares:
+            return 0.0
+        return math.sqrt(spread * self.units / (self.units - 1)) / self.rows
+
+
+NO_MOMENTS = Moments()
