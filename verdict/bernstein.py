@@ -14,7 +14,7 @@ TINY = 1e-290
 
 def best_rho(v_opt: float, alpha: float) -> float:
     """The parameter with which a normal mixture's two-sided bound is tightest at the variance v_opt."""
-    # Howard et al. (2021), equation 26, approximated: ρ = v / (2 ln 1/α + ln(1 + 2 ln 1/α))
+    # Howard et al. (2021), section 3.5: ρ = v / (2 ln 1/α + ln(1 + 2 ln 1/α))
     told = -2 * np.log(alpha)
     return float(v_opt / (told + np.log1p(told)))
 
@@ -32,7 +32,8 @@ def log_mixture(s: ArrayLike, v: ArrayLike, rho: float, c: float) -> Floats:
     prior, shape = rho / c**2, (v + rho) / c**2
     at = np.maximum((c * s + v + rho) / c**2, 0)
     # Howard et al. (2021), proposition 9:
-    # ρ̃ ln ρ̃ − lnΓ(ρ̃) − ln P(ρ̃, ρ̃) + lnΓ(ṽ) + ln P(ṽ, a) − ṽ ln a + a − ρ̃, where a − ρ̃ = (cS + V)/c². Of terms as great as ṽ ln ṽ those are taken together that cancel.
+    # ρ̃ ln ρ̃ − lnΓ(ρ̃) − ln P(ρ̃, ρ̃) + lnΓ(ṽ) + ln P(ṽ, a) − ṽ ln a + a − ρ̃, where a − ρ̃ = (cS + V)/c².
+    # Of terms as great as ṽ ln ṽ those are taken together that cancel.
     begin = prior * np.log(prior) - gammaln(prior) - _log_gammainc(prior, prior) - prior
     with np.errstate(divide="ignore", invalid="ignore"):
         found = begin + _stirling(shape) + _log_gammainc(shape, at) + shape * _excess(at / shape)

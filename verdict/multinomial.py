@@ -26,7 +26,8 @@ def log_marginal(counts: ArrayLike, prior: ArrayLike) -> Floats:
         Of shape (…).
     """
     counts, prior = np.asarray(counts, float), np.asarray(prior, float)
-    # Lindon & Malek (NeurIPS 2022), equation 7: Γ(Σα) / Γ(Σα + n) · Π Γ(α_i + n_i) / Γ(α_i)
+    # Lindon & Malek (NeurIPS 2022), of whose Bayes factor it is the numerator:
+    # Γ(Σα) / Γ(Σα + n) · Π Γ(α_i + n_i) / Γ(α_i)
     return np.asarray(
         gammaln(prior.sum(-1))
         - gammaln(prior.sum(-1) + counts.sum(-1))

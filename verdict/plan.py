@@ -72,7 +72,7 @@ def fixed_sample_size(variance: float, effect: float, alpha: float = 0.05, power
         alpha: two-sided.
         power: the probability to find it.
     """
-    # Lachin, Controlled Clinical Trials 1981, equation 1.
+    # Lachin (Controlled Clinical Trials 1981), the basic equation relating sample size and power.
     return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) ** 2 * variance / effect**2)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 from scipy.special import betaincc, betaln, xlog1py, xlogy
 
 from verdict.sequence import BISECTIONS, Floats
 
 # Jeffreys' prior: it costs least where rates are near 0.
 PRIOR = 0.5
+
+# The logarithm of an e-value that is as good as infinite: roots are sought among finite numbers.
+UNBELIEVABLE = 1e6
 
 # How often it happened, of how many.
 Count = tuple[ArrayLike, ArrayLike]
@@ -102,14 +106,15 @@ def difference_interval(
         Lower and upper end, in [−1, 1]: where the e-value of a difference reaches 1/alpha.
     """
     seen = other[0] / max(other[1], 1) - one[0] / max(one[1], 1)
-    # Both ends at once: one goes down from what was seen, the other up.
-    outer = np.array([-1.0, 1.0])
-    near, far = np.full(2, seen), outer.copy()
-    for _ in range(BISECTIONS):
-        middle = (near + far) / 2
-        inside = log_e_value_of_difference(one, other, middle, independent) < -np.log(alpha)
-        near, far = np.where(inside, middle, near), np.where(inside, far, middle)
-    return float(far[0]), float(far[1])
+
+    def excess(difference: float) -> float:
+        log_e = log_e_value_of_difference(one, other, difference, independent)
+        return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
+
+    ends = [
+        float(end) if excess(end) < 0 else float(brentq(excess, seen, end, xtol=1e-10)) for end in (-1.0, 1.0)
+    ]
+    return ends[0], ends[1]
 
 
 def _slope(k: Floats, n: Floats, rate: Floats) -> Floats:

@@ -24,8 +24,8 @@ def ratio(n: ArrayLike, n_star: float, alpha: float) -> Floats:
         n_star: how many there are where the interval is tightest.
         alpha: the level for which it is tightest.
     """
-    # Waudby-Smith et al. (arXiv 2103.06476), appendix on ρ: L = −2 ln α + ln(1 − 2 ln α), r = N*/(L n);
-    # the approximation of Howard et al. (Annals of Statistics 2021), equation 26.
+    # Howard et al. (Annals of Statistics 2021), section 3.5; Waudby-Smith et al. (arXiv 2103.06476) on ρ:
+    # L = −2 ln α + ln(1 − 2 ln α), r = N* / (L n)
     told = -2 * np.log(alpha) + np.log1p(-2 * np.log(alpha))
     return np.asarray(n_star / (told * np.maximum(np.asarray(n, float), 1)))
 
@@ -57,7 +57,8 @@ def log_e_value(excess: ArrayLike, error: ArrayLike, n: ArrayLike, n_star: float
     """
     r = ratio(n, n_star, alpha)
     z = _standardized(excess, error)
-    # Johari et al. (Operations Research 2022), equation 6, with r = se²/τ²: √(r/(1+r)) exp(z² / (2(1+r)))
+    # Howard et al. (2021), equation 14, is where this reaches 1/α; Johari et al. (Operations Research 2022)
+    # call it the mixture SPRT, with r = se²/τ²: √(r/(1+r)) exp(z² / (2(1+r)))
     return np.asarray(0.5 * np.log(r / (1 + r)) + z * z / (2 * (1 + r)))
 
 
@@ -70,7 +71,7 @@ def log_e_value_above(
     """
     r = ratio(n, n_star, 2 * alpha)
     z = _standardized(excess, error)
-    # Howard et al. (2021), one-sided normal mixture, equation 14: 2 √(r/(1+r)) exp(z²/(2(1+r))) Φ(z/√(1+r))
+    # Howard et al. (2021), proposition 6: 2 √(r/(1+r)) exp(z² / (2(1+r))) Φ(z/√(1+r)) with r = ρ/V
     return np.asarray(
         np.log(2) + 0.5 * np.log(r / (1 + r)) + z * z / (2 * (1 + r)) + log_ndtr(z / np.sqrt(1 + r))
     )
