@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs bench lock fetch manifests publish-notebooks clean
+.PHONY: help run smoke train test check format docs bench validate lock fetch manifests publish-notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,9 @@ docs: .develops ## bring the README's outputs and screenshots up to date (needs 
 bench: .develops ## measure our service beside its peers, and write docs/benchmarks.md (needs wrk; ARGS=--help)
 	@$(VENV) -m notebooks.train
 	@exec $(VENV) -m benchmarks.serving --write docs/benchmarks.md $(ARGS)
+
+validate: .develops ## simulate what the verdict promises, and write docs/validation.md (some minutes)
+	@exec $(VENV) -m verdict.validate --write docs/validation.md $(ARGS)
 
 chaos: .develops ## kill, stop and slow everything under load, for some minutes; no answer may be lost
 	@RUNOFF_CHAOS_SECONDS=180 exec $(VENV) -m pytest tests/test_chaos.py $(ARGS)
