@@ -34,9 +34,9 @@ def log_mixture(s: ArrayLike, v: ArrayLike, rho: float, c: float) -> Floats:
     # Howard et al. (2021), proposition 9:
     # ρ̃ ln ρ̃ − lnΓ(ρ̃) − ln P(ρ̃, ρ̃) + lnΓ(ṽ) + ln P(ṽ, a) − ṽ ln a + a − ρ̃, where a − ρ̃ = (cS + V)/c².
     # Of terms as great as ṽ ln ṽ those are taken together that cancel.
-    begin = prior * np.log(prior) - gammaln(prior) - _log_gammainc(prior, prior) - prior
+    begin = -_stirling(prior) - _log_gammainc(prior, prior)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = begin + _stirling(shape) + _log_gammainc(shape, at) + shape * _excess(at / shape)
+        found = begin + _stirling(shape) + _log_gammainc(shape, at) + shape * _excess(c * s / (v + rho))
     return np.asarray(np.where(at > 0, found, -np.inf))
 
 
@@ -89,9 +89,8 @@ def _stirling(x: ArrayLike) -> Floats:
     return np.asarray(np.where(x > 1e3, series, gammaln(small) - small * np.log(small) + small))  # noqa: PLR2004
 
 
-def _excess(u: Floats) -> Floats:
-    """The function u − 1 − ln u."""
-    d = u - 1
+def _excess(d: Floats) -> Floats:
+    """The function d − ln(1 + d)."""
     near = np.abs(d) < 1e-3  # noqa: PLR2004
     return np.asarray(np.where(near, d * d * (0.5 - d / 3 + d * d / 4), d - np.log1p(np.where(near, 0, d))))
 

@@ -11,19 +11,20 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import beta, norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
 from verdict.evidence import Rules
 from verdict.sequence import Floats
-from verdict.simulate import Credit, Delays, Running, Weighted, known_on, score
+from verdict.simulate import Credit, Delays, Running, Weighted, delay, score
 
 Metric = Literal["brier", "log-loss"]
 Truths = NDArray[np.bool_]
@@ -166,9 +167,13 @@ def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[See
         value = arms[0].mean - arms[1].mean
         enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
         yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
-        # The chance that the challenger is the better one, by a normal posterior, mixed with the floor.
-        z = np.divide(value, error, out=np.zeros_like(value), where=np.isfinite(error) & (error > 0))
-        share = FLOOR + (1 - 2 * FLOOR) * norm.cdf(z)
+        share = _thompson(value, error)
+
+
+def _thompson(value: Floats, error: Floats) -> Floats:
+    """The chance that the challenger is the better one, by a normal posterior, mixed with the floor."""
+    z = np.divide(value, error, out=np.zeros_like(value), where=np.isfinite(error) & (error > 0))
+    return np.asarray(FLOOR + (1 - 2 * FLOOR) * norm.cdf(z))
 
 
 DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]] = {
@@ -322,6 +327,49 @@ def armitage(streams: int, seed: int = 7) -> list[tuple[int, float, Rate]]:
     return found
 
 
+# A period of ten days with 1,000 requests, for 240 days.
+DELAYS = Delays()
+PERIOD_DAYS, PER_PERIOD, PERIODS = 10, 1000, 24
+# The champion's scores are too high: it looks good among defaults, and is the worse one.
+LATE = Credit(champion=0.744, challenger=0.744, correlation=0.996, shift=0.25)
+Counted = Literal["all outcomes so far", "matured requests alone"]
+COUNTED: tuple[Counted, ...] = ("all outcomes so far", "matured requests alone")
+
+
+def late(
+    rng: np.random.Generator, design: str, credit: Credit, counted: Counted, streams: int
+) -> Iterator[Seen]:
+    """Outcomes that come late, with a look after each period; a bandit's shares follow what counts."""
+    arms = Weighted(streams), Weighted(streams)
+    pairs, positives = Running(streams), np.zeros((2, streams))
+    share = np.full(streams, 0.5)
+    waiting: dict[int, list[tuple[Floats, Floats, Floats, Truths, Truths, Floats]]] = {}
+    for period in range(PERIODS):
+        rows = credit.draw(rng, (streams, PER_PERIOD))
+        losses = [score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger)]
+        challenged = rng.random(rows.outcome.shape) < share[:, None]
+        takes = delay(rng, rows.outcome, DELAYS)
+        if counted == "matured requests alone":
+            takes = np.full(takes.shape, float(DELAYS.paid))
+        for periods in np.unique(takes):
+            due = waiting.setdefault(period + int(periods), [])
+            due.append((*losses, rows.outcome, takes == periods, challenged, share))
+        for one, other, outcome, told, theirs, propensity in waiting.pop(period, []):
+            mine, its = (told & ~theirs).astype(float), (told & theirs).astype(float)
+            pairs.add(one - other, mine + its)
+            arms[0].add(one, mine, 1 - propensity)
+            arms[1].add(other, its, propensity)
+            positives += np.stack([(outcome * mine).sum(1), (outcome * its).sum(1)])
+        value, error = arms[0].mean - arms[1].mean, np.hypot(arms[0].error, arms[1].error)
+        if design == "shadow":
+            yield Seen(pairs.mean, pairs.error, pairs.n, _enough(pairs.n, positives.sum(0)))
+        else:
+            enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
+            yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
+        if design == "bandit":
+            share = _thompson(value, error)
+
+
 @dataclass(frozen=True)
 class Delayed:
     """With late outcomes: how often each rule names the better, and the worse model, and what it saw."""
@@ -330,52 +378,62 @@ class Delayed:
     better: Rate
     worse: Rate
     # The mean difference of the Brier scores, by day.
-    seen: tuple[tuple[int, float], ...]
+    seen: Mapping[int, float]
 
 
-# The champion's scores are too high: it looks good among defaults, and is the worse one.
-LATE = Credit(champion=0.744, challenger=0.744, correlation=0.996, shift=0.25)
-DELAYS = Delays()
+def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
+    """Late outcomes in shadow mode, of which the challenger is the better model: the truth, and both rules.
 
-
-def delayed(streams: int, days: int = 240, per_day: int = 40, seed: int = 8) -> tuple[float, list[Delayed]]:
-    """Late outcomes in shadow mode: the truth, and what each rule makes of it, with a look every ten days."""
-    rng = np.random.default_rng(seed)
-    rows = LATE.draw(rng, (2_000_000,))
-    truth = float(
-        (score("brier", rows.champion, rows.outcome) - score("brier", rows.challenger, rows.outcome)).mean()
-    )
-    looks = list(range(20, days + 1, 10))
-    labelled = [Running(streams) for _ in looks]
-    matured = [Running(streams) for _ in looks]
-    # Some streams at a time: a stream is days × per_day rows.
-    chunk = max(1, 4_000_000 // (days * per_day))
-    for start in range(0, streams, chunk):
-        some = slice(start, min(start + chunk, streams))
-        shape = (some.stop - some.start, days * per_day)
-        rows = LATE.draw(rng, shape)
-        asked = np.broadcast_to(np.floor(np.arange(days * per_day) / per_day), shape)
-        known = known_on(rng, rows.outcome, asked, DELAYS)
-        d = score("brier", rows.champion, rows.outcome) - score("brier", rows.challenger, rows.outcome)
-        for place, day in enumerate(looks):
-            for running, where in (
-                (labelled[place], known <= day),
-                (matured[place], asked + DELAYS.paid <= day),
-            ):
-                mine = Running(shape[0])
-                mine.add(d, where.astype(float))
-                for name in ("n", "total", "squares"):
-                    getattr(running, name)[some] = getattr(mine, name)
+    The verdict waits for some of both outcomes, which would hold back who is misled for some weeks. Here
+    nobody waits.
+    """
+    truth = _advantage(LATE)
     found = []
-    for rule, states in (("all outcomes so far", labelled), ("matured requests alone", matured)):
-        told = [Seen(s.mean, s.error, s.n, s.n >= RULES.min_outcomes) for s in states]
-        when, sign = rejections(iter(told), always_valid(days * per_day / 2))
+    for rule in COUNTED:
+        states = list(late(np.random.default_rng(seed), "shadow", LATE, rule, streams))
+        when, sign = rejections(iter(states), always_valid(PERIODS * PER_PERIOD / 2), patient=False)
         won = np.isfinite(when)
-        better = Rate(rule, int((won & (sign == math.copysign(1, truth))).sum()), streams)
-        worse = Rate(rule, int((won & (sign != math.copysign(1, truth))).sum()), streams)
-        seen = [(day, float(s.mean.mean())) for day, s in zip(looks, states, strict=True) if s.n.all()]
-        found.append(Delayed(rule, better, worse, tuple(seen)))
+        named = [
+            Rate(rule, int((won & (sign == side)).sum()), streams)
+            for side in (math.copysign(1, truth), -math.copysign(1, truth))
+        ]
+        seen = {
+            (period + 1) * PERIOD_DAYS: float(each.value.mean())
+            for period, each in enumerate(states)
+            if each.n.all()
+        }
+        found.append(Delayed(rule, named[0], named[1], seen))
     return truth, found
+
+
+def delayed_type_one(streams: int, seed: int = 12) -> list[tuple[Rate, Rate]]:
+    """False winners with late outcomes, by all outcomes so far and by matured ones, for each design.
+
+    The champion's scores are too high and the challenger's too low, so that their Brier scores are the same.
+    """
+    rows = 1_000_000
+
+    def excess(shift: float) -> float:
+        return _advantage(replace(LATE, challenger_shift=shift), rows)
+
+    equal = replace(LATE, challenger_shift=float(brentq(excess, -1.0, 0.0, xtol=1e-4)))
+    found = []
+    for design in DESIGNS:
+        both = []
+        for rule in COUNTED:
+            looks = late(np.random.default_rng(seed), design, equal, rule, streams)
+            patient = rule == "matured requests alone"
+            when, _ = rejections(looks, always_valid(PERIODS * PER_PERIOD / 2), patient)
+            both.append(Rate(f"{design}, {rule}", int(np.isfinite(when).sum()), streams))
+        found.append((both[0], both[1]))
+    return found
+
+
+def _advantage(credit: Credit, rows: int = 2_000_000) -> float:
+    """The champion's Brier score less the challenger's, over so many rows, always the same."""
+    drawn = credit.draw(np.random.default_rng(1), (rows,))
+    one, other = (score("brier", p, drawn.outcome) for p in (drawn.champion, drawn.challenger))
+    return float((one - other).mean())
 
 
 def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
@@ -423,6 +481,26 @@ def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
                 count += 1
                 break
     return [*found, Rate("p95 latency, the same, 20 looks", count, slow)]
+
+
+def broken(streams: int = 1000, seed: int = 13) -> list[tuple[str, float, float]]:
+    """How many requests a canary takes until a broken challenger trips the guardrail of the error rate.
+
+    At 5 % of the traffic, against 1 % of errors, none more allowed: the median of the challenger's own
+    requests, and the share found within 2,000 of them.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for rate in (0.02, 0.05, 0.2, 1.0):
+        k, n, m, total = np.zeros((4, streams))
+        when = np.full(streams, np.inf)
+        for _ in range(200):
+            k, n = k + rng.binomial(190, 0.01, streams), n + 190
+            m, total = m + rng.binomial(10, rate, streams), total + 10
+            tripped = rates.log_e_value_of_excess((k, n), (m, total), 0.0) >= -np.log(0.05)
+            when = np.where(tripped & ~np.isfinite(when), total, when)
+        found.append((f"{rate:.0%} of errors", float(np.median(when)), float(np.isfinite(when).mean())))
+    return found
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def log_e_value_above(
 
     Args: as in `log_e_value`; alpha is one-sided.
     """
-    r = ratio(n, n_star, 2 * alpha)
+    r = _ratio_above(n, n_star, alpha)
     z = _standardized(excess, error)
     # Howard et al. (2021), proposition 6: 2 √(r/(1+r)) exp(z² / (2(1+r))) Φ(z/√(1+r)) with r = ρ/V
     return np.asarray(
@@ -83,13 +83,19 @@ def radius_above(error: ArrayLike, n: ArrayLike, n_star: float, alpha: float) ->
     Args: as in `radius`; alpha is one-sided.
     """
     error, n = np.broadcast_arrays(np.asarray(error, float), np.asarray(n, float))
-    low, high = np.zeros(n.shape), radius(1.0, n, n_star, alpha)
-    # The e-value grows with z, and one side asks for no more than two.
+    r = _ratio_above(n, n_star, alpha)
+    # The e-value grows with z. One side asks for no more than two sides do.
+    low, high = np.zeros(n.shape), np.sqrt((1 + r) * np.log((1 + 1 / r) / alpha**2))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         inside = log_e_value_above(middle, 1.0, n, n_star, alpha) < -np.log(alpha)
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return np.asarray(error * high)
+
+
+def _ratio_above(n: ArrayLike, n_star: float, alpha: float) -> Floats:
+    """A one-sided α is a two-sided 2α; it says where one is tightest, so any number below 1 serves."""
+    return ratio(n, n_star, min(2 * alpha, 0.5))
 
 
 def _standardized(excess: ArrayLike, error: ArrayLike) -> Floats:

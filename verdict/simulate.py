@@ -40,6 +40,7 @@ class Credit:
         correlation: of what both see, among clients with the same outcome.
         sharpness: scores are that much too sure on the scale of logits; 1 is calibrated.
         shift: what the champion's logits are too high by.
+        challenger_shift: what the challenger's are too high by.
         drift: at the end of the stream the logit of the rate is higher by that much, in the middle lower.
     """
 
@@ -49,6 +50,7 @@ class Credit:
     correlation: float = 0.9
     sharpness: float = 1.0
     shift: float = 0.0
+    challenger_shift: float = 0.0
     drift: float = 0.0
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], progress: float = 0.0) -> Rows:
@@ -64,7 +66,7 @@ class Credit:
         common = rng.standard_normal(shape) * np.sqrt(self.correlation)
         own = np.sqrt(1 - self.correlation)
         scores = []
-        for area, shift in ((self.champion, self.shift), (self.challenger, 0.0)):
+        for area, shift in ((self.champion, self.shift), (self.challenger, self.challenger_shift)):
             d = separation(area)
             x = common + own * rng.standard_normal(shape) + d * y
             scores.append(expit(self.sharpness * (logit(self.rate) + d * x - d * d / 2) + shift))
@@ -86,17 +88,17 @@ def score(metric: Literal["brier", "log-loss"], p: Floats, y: Floats) -> Floats:
 
 
 class Delays(NamedTuple):
-    """When outcomes become known: days after the request. A default shows early, that there is none late."""
+    """When outcomes become known, in periods after the request: defaults early, all others at the end."""
 
-    first_default: int = 5
-    last_default: int = 60
-    paid: int = 90
+    first_default: int = 1
+    last_default: int = 6
+    paid: int = 9
 
 
-def known_on(rng: np.random.Generator, outcome: Floats, asked: Floats, delays: Delays) -> Floats:
-    """The day on which each outcome becomes known, for requests of some days."""
-    late = rng.integers(delays.first_default, delays.last_default + 1, outcome.shape)
-    return np.asarray(asked + np.where(outcome == 1, late, delays.paid))
+def delay(rng: np.random.Generator, outcome: Floats, delays: Delays) -> Floats:
+    """How many periods it takes until each outcome becomes known."""
+    early = rng.integers(delays.first_default, delays.last_default + 1, outcome.shape)
+    return np.asarray(np.where(outcome == 1, early, delays.paid), float)
 
 
 class Running:

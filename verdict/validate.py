@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,16 +12,20 @@ from pathlib import Path
 from verdict import plan
 from verdict.harness import (
     COSTLIER,
-    DELAYS,
     FEWER,
     PAIR,
+    PER_PERIOD,
+    PERIOD_DAYS,
+    PERIODS,
     Delayed,
     Power,
     Rate,
     Size,
     armitage,
+    broken,
     canaries,
     delayed,
+    delayed_type_one,
     growthbook,
     naive,
     power,
@@ -42,8 +47,11 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
 
     timed("type I error", lambda: _type_one_text(type_one(LONG)))
     timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
-    timed("late outcomes", lambda: _delayed_text(*delayed(2000)))
-    timed("trust checks and guardrails", lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000)))
+    timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
+    timed(
+        "trust checks and guardrails",
+        lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000), broken()),
+    )
     timed("power", lambda: _power_text(power(2000, 200, environment)))
     return HEAD + "\n".join(parts)
 
@@ -51,7 +59,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
 HEAD = """# What the verdict promises, and what was simulated
 
 Written by `make validate`. Streams are simulated clients whose defaults two models predict
-(`verdict/simulate.py`); the harness is `verdict/validate.py`. Seeds are fixed: the same versions of numpy and
+(`verdict/simulate.py`); the harness is `verdict/harness.py`. Seeds are fixed: the same versions of numpy and
 scipy give the same figures. Intervals are Clopper & Pearson's, 95 %.
 
 """
@@ -108,25 +116,25 @@ The usual test at 5 %, looked at so many times. Armitage, McPherson & Rowe (1969
 """
 
 
-def _delayed_text(truth: float, found: Sequence[Delayed]) -> str:
+def _delayed_text(truth: float, found: Sequence[Delayed], false: Sequence[tuple[Rate, Rate]]) -> str:
     lines = "\n".join(
         f"| {each.rule} | {_percent(each.better.share)} | {_percent(each.worse.share)} | "
         f"{_percent(each.worse.ends[0])} to {_percent(each.worse.ends[1])} |"
         for each in found
     )
-    by_day = [dict(each.seen) for each in found]
-    days = [day for day in (30, 60, 90, 120, 180, 240) if any(day in seen for seen in by_day)]
+    days = [day for day in (30, 60, 90, 120, 180, 240) if any(day in each.seen for each in found)]
     shown = "\n".join(
         f"| {day} | "
-        + " | ".join(f"{seen[day]:+.5f}" if day in seen else "none yet" for seen in by_day)
+        + " | ".join(f"{each.seen[day]:+.5f}" if day in each.seen else "none yet" for each in found)
         + " |"
         for day in days
     )
     return f"""## Late outcomes
 
-A default shows {DELAYS.first_default} to {DELAYS.last_default} days after the request, that there is none
-after {DELAYS.paid}. The champion's scores are too high, so it is the worse model: the truth is a Brier score
-higher by {truth:.5f}. 40 requests a day, a look every ten days, for 240 days.
+A default shows 10 to 60 days after the request, that there is none after 90: that is the maturity. The
+champion's scores are too high, so it is the worse model: its Brier score truly is {truth:.5f} higher.
+{PER_PERIOD // PERIOD_DAYS} requests a day, a look every {PERIOD_DAYS} days for {PERIODS * PERIOD_DAYS} days,
+in shadow mode.
 
 | what counts | names the better model | keeps the worse one | interval of that |
 | --- | ---: | ---: | --- |
@@ -137,10 +145,23 @@ The difference in Brier score, champion less challenger, on average as it is see
 | day | all outcomes so far | matured requests alone |
 | ---: | ---: | ---: |
 {shown}
-"""
+
+Now the challenger's scores are too low by as much as makes both Brier scores the same. How often a winner is
+named, without the maturity rule, which must fail:
+
+{_rates([naive for naive, _ in false], None)}
+and with it, at an α of 5 %:
+
+{_rates([patient for _, patient in false], 0.05)}"""
 
 
-def _guard_text(median: float, false: Rate, tripped: Sequence[Rate]) -> str:
+def _guard_text(
+    median: float, false: Rate, tripped: Sequence[Rate], found: Sequence[tuple[str, float, float]]
+) -> str:
+    lines = "\n".join(
+        f"| {name} | {f'{when:,.0f}' if when < math.inf else 'more than 2,000'} | {_percent(share)} |"
+        for name, when, share in found
+    )
     return f"""## Trust checks and guardrails
 
 A true split of 52 : 48 instead of 50 : 50 is found after {median:,.0f} requests in the median, by Lindon &
@@ -149,7 +170,14 @@ Malek's test with a look every 100 requests and an α of 5 %.
 {_rates([false], 0.05)}
 Canaries at 5 % of the traffic, one guardrail, α of 5 %: how often it ever trips without harm.
 
-{_rates(tripped, 0.05)}"""
+{_rates(tripped, 0.05)}
+How many requests of its own a broken challenger gets until the guardrail of the error rate trips, at a margin
+of 0 and against 1 % of errors of the champion, with a look after every ten of them:
+
+| challenger | median | found within 2,000 |
+| --- | ---: | ---: |
+{lines}
+"""
 
 
 def _power_text(found: Sequence[Power]) -> str:
@@ -176,12 +204,12 @@ def _power_text(found: Sequence[Power]) -> str:
     return f"""## How many outcomes a decision takes
 
 Simulated credit scores: {_percent(PAIR.rate)} defaults, an AUC of {PAIR.champion} against
-{PAIR.challenger}, what both see correlated {PAIR.correlation}; decided by the Brier score, at 5 %, planned for
-a power of 80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over streams;
-those that have not decided by {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the mean
-over the mixture bound's expectation by numerical integration. Splits are halves, and their outcomes those of
-both arms together. Such a stream takes millions of rows, so the sums of its batches are drawn by the central
-limit theorem; those of the shadow design are from single rows.{lost}
+{PAIR.challenger}, what both see correlated {PAIR.correlation}; decided by the Brier score, at 5 %, planned
+for a power of 80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over
+streams; those undecided at {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the
+mean over the mixture bound's expectation by numerical integration. Splits are halves, and their outcomes
+those of both arms together. Such a stream takes millions of rows, so the sums of its batches are drawn by
+the central limit theorem; those of the shadow design are from single rows.{lost}
 
 | design and test | fixed | mean | to theory | right |
 | --- | ---: | ---: | ---: | ---: |
