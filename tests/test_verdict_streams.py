@@ -56,9 +56,10 @@ def test_all_outcomes_so_far_keep_the_worse_model_and_matured_ones_do_not() -> N
 
 
 def test_with_late_outcomes_only_the_maturity_rule_keeps_alpha() -> None:
-    for hasty, patient in delayed_type_one(300):
+    for hasty, patient in delayed_type_one(100):
         assert hasty.ends[0] > 2 * ALPHA
-        assert patient.ends[1] <= ALPHA
+        # So few streams only say that it is not clearly more; `make validate` runs 2,000.
+        assert patient.share <= ALPHA
 
 
 def test_a_guardrail_hardly_ever_trips_without_harm_and_finds_what_is_broken() -> None:

@@ -16,7 +16,6 @@ from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMomen
 from verdict.sequence import Floats
 
 FIELDS = {"brier": "brier", "log-loss": "log_loss", "profit": "profit"}
-# In the design "split", too: then weights changed.
 NO_WEIGHTED = WeightedMoments()
 NO_CLUSTERS = ClusteredMoments()
 

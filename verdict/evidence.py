@@ -61,7 +61,8 @@ class Arm:
         profit: of the profit per decision; None without a cost matrix.
         decisions: what the threshold made of the scores; None without one.
         weighted: by metric ("brier", "log-loss", "profit"), the sums by inverse propensity. Needed where
-            weights changed: `Moments.weighted` makes them from the sums of each period.
+            weights changed: `Moments.weighted` makes them from the sums of each period. Periods in which a
+            variant had no chance at all are left out, of all arms.
         by_unit: by metric, the same sums by unit. Needed where a unit is seen more than once.
         latencies: how many answered requests took about as long, matured or not: bin b holds those of
             [1.01^b, 1.01^(b+1)) ms.

@@ -521,6 +521,24 @@ FEWER, COSTLIER = 50, 1.3
 PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.996)
 
 
+def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
+    """What pairs save, by how alike both models see: the correlation, and both fixed samples.
+
+    What each model sees by itself is the same in all rows, so the difference is, and the unpaired sample.
+    """
+    effect = _advantage(PAIR, 4_000_000)
+    found = []
+    for correlation in (0.0, 0.5, 0.9, 0.98, 0.996):
+        rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(seed), (1_000_000,))
+        one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
+        samples = [
+            plan.fixed_sample_size(float(variance), effect)
+            for variance in ((one - other).var(), 2 * (one.var() + other.var()))
+        ]
+        found.append((correlation, samples[0], samples[1]))
+    return found
+
+
 def power(streams: int, peer_streams: int, environment: Path | None, seed: int = 11) -> list[Power]:
     """How many outcomes a decision takes at 5 % and a power of 80 % for the fixed sample."""
     rng = np.random.default_rng(seed)

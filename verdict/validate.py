@@ -28,6 +28,7 @@ from verdict.harness import (
     delayed_type_one,
     growthbook,
     naive,
+    pairing,
     power,
     sample_ratio,
     type_one,
@@ -52,7 +53,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
         "trust checks and guardrails",
         lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000), broken()),
     )
-    timed("power", lambda: _power_text(power(2000, 200, environment)))
+    timed("power", lambda: _power_text(power(2000, 200, environment), pairing()))
     return HEAD + "\n".join(parts)
 
 
@@ -180,7 +181,7 @@ of 0 and against 1 % of errors of the champion, with a look after every ten of t
 """
 
 
-def _power_text(found: Sequence[Power]) -> str:
+def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, float]]) -> str:
     by_name = {each.name: each for each in found}
     lines = "\n".join(
         f"| {each.name} | {each.fixed:,.0f} | {each.expected:,.0f} | "
@@ -195,6 +196,10 @@ def _power_text(found: Sequence[Power]) -> str:
     ours = by_name["split, the verdict"]
     assert ours.theory is not None
     ratio = ours.expected / ours.theory
+    saved = "\n".join(
+        f"| {correlation} | {paired:,.0f} | {unpaired:,.0f} | {unpaired / paired:,.0f} |"
+        for correlation, paired, unpaired in pairs
+    )
     cost = found[1].expected / found[1].fixed
     lost = (
         ""
@@ -220,7 +225,13 @@ the central limit theorem; those of the shadow design are from single rows.{lost
 - Unpaired, the verdict takes {ratio:.2f} times the mixture bound's expectation. The goal is {COSTLIER} at
   most: {_met(ratio <= COSTLIER)}.
 - In shadow mode peeking costs {cost:.2f} times the fixed sample on average, and goes on until there is a
-  decision; one look at the fixed sample misses one difference in five.
+  decision. One look, and group sequential tests, leave one difference in five undecided.
+
+What pairs save depends on how alike both models see. The same two models, at other correlations, one look:
+
+| correlation | pairs | outcomes of a split | times |
+| ---: | ---: | ---: | ---: |
+{saved}
 """
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verdict.evidence import Evidence, Rules
+from verdict.plan import DAY
 from verdict.results import Check, GuardrailResult
 
 METRICS = {"brier": "Brier score", "log-loss": "log loss", "profit": "profit per decision"}
-DAY = 86_400.0
 YEARS = 3650.0
 
 
