@@ -32,7 +32,18 @@ from flask import Blueprint, Flask, Response, current_app, request
 from pydantic_core import to_json
 from werkzeug.wsgi import get_input_stream
 
-from router import about, answers, database, experiment, experiment_api, exports, openapi, outcomes, privacy
+from router import (
+    about,
+    answers,
+    database,
+    experiment,
+    experiment_api,
+    exports,
+    openapi,
+    outcomes,
+    privacy,
+    verdict_api,
+)
 from router.controllers import Runner, Sums
 from router.database import DatabaseDown
 from router.dialects import DIALECTS
@@ -46,6 +57,7 @@ from router.outcomes import Outcomes, Report
 from router.periodic import Periodic
 from router.routing import Router
 from router.tables import predictions as recorded
+from router.verdicts import Verdicts
 from runoff import logs, metrics, web
 from runoff import openapi as documents
 from runoff.operations import JSON, Schema, describe
@@ -88,6 +100,7 @@ class Parts:
         self.guard = Guard(self.keys)
         self.ledger = Ledger(engine)
         self.fold = Fold(engine)
+        self.verdicts = Verdicts(engine, self.fold)
         self.outcomes = Outcomes(engine)
         self.experiments = Experiments(engine)
         self.following = Following(self.experiments, configured)
@@ -148,6 +161,7 @@ def create_app() -> Flask:
     app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
     app.register_blueprint(about.blueprint(parts.router, _admit))
+    app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")

@@ -373,9 +373,9 @@ _S = side_answers.c
 _COUNTS = sa.and_(_between(predictions), _P.propensity.is_not(None))
 
 
-# A shadow's answer counts when both it and its row are there: where it is new, and where its row is.
-_NEW_SHADOWS, _SHADOWS_OF_NEW = (
-    sa.and_(_S.kind == "shadow", _P.propensity.is_not(None), *which)
+# What another said of a row counts when both are there: where it is new, and where the row is.
+_NEW_BESIDE, _BESIDE_NEW = (
+    sa.and_(_S.kind.in_(BESIDE), _P.propensity.is_not(None), *which)
     for which in (
         (_between(side_answers), _P.cursor <= sa.bindparam("to_predictions")),
         (_between(predictions), _S.cursor <= sa.bindparam("at_side_answers")),
@@ -384,7 +384,7 @@ _NEW_SHADOWS, _SHADOWS_OF_NEW = (
 
 
 def _counting(
-    answers: Any, variant: Any, kind: str, chosen: Any, saved: Any
+    answers: Any, variant: Any, kind: Any, chosen: Any, saved: Any
 ) -> dict[sa.Table, sa.Select[Any]]:
     """What new answers add whatever becomes of them, by table.
 
@@ -396,17 +396,18 @@ def _counting(
         saved: of the answered, which another variant gave.
     """
     answered, failed = answers.status < 400, answers.status >= 500  # noqa: PLR2004
+    timed = sa.and_(sa.not_(failed), answers.latency_ms.is_not(None))
     log_ms = sa.func.ln(sa.case((answers.latency_ms > LEAST_MS, answers.latency_ms), else_=LEAST_MS))
     period = (
         *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, variant),
-        *(sa.literal(kind), sa.func.coalesce(_P.tag, "")),
+        *(kind, sa.func.coalesce(_P.tag, "")),
     )
 
     def counting(key: Sequence[Any], added: Sequence[Any], where: Any = None) -> sa.Select[Any]:
         named = [column.label(f"key{number}") for number, column in enumerate((*period, *key))]
         which = chosen if where is None else sa.and_(chosen, where)
         selected = sa.select(*named, *added).where(which).group_by(*(column.name for column in named))
-        if kind == LIVE:
+        if answers is _P:
             return selected
         return selected.select_from(side_answers.join(predictions, _P.id == _S.prediction_id))
 
@@ -421,21 +422,22 @@ def _counting(
                 _sum(sa.literal(1), saved),
                 _sum(answers.prediction),
                 _sum(answers.prediction * answers.prediction),
-                _sum(log_ms, sa.not_(failed)),
-                _sum(log_ms * log_ms, sa.not_(failed)),
+                _sum(log_ms, timed),
+                _sum(log_ms * log_ms, timed),
             ),
         ),
-        latencies: counting((_whole(log_ms / GROWTH),), (sa.func.count(),), answered),
+        latencies: counting((_whole(log_ms / GROWTH),), (sa.func.count(),), sa.and_(answered, timed)),
         scores: counting(
             (_whole(answers.prediction * SCORE_BINS),), (sa.func.count(),), answers.prediction.is_not(None)
         ),
     }
 
 
+_SAVED = sa.and_(_P.status < 400, _P.answered_by.is_not(None))  # noqa: PLR2004
 _COUNTED = (
-    _counting(_P, _P.variant, LIVE, _COUNTS, sa.and_(_P.status < 400, _P.answered_by.is_not(None))),  # noqa: PLR2004
-    _counting(_S, _S.name, "shadow", _NEW_SHADOWS, sa.false()),
-    _counting(_S, _S.name, "shadow", _SHADOWS_OF_NEW, sa.false()),
+    _counting(_P, _P.variant, sa.literal(LIVE), _COUNTS, _SAVED),
+    _counting(_S, _S.name, _S.kind, _NEW_BESIDE, sa.false()),
+    _counting(_S, _S.name, _S.kind, _BESIDE_NEW, sa.false()),
 )
 
 # The predictions whose labels and pairs change: those that have an outcome and are new, or of which an
