@@ -573,7 +573,7 @@ def test_sums_by_inverse_propensity_give_hajeks_mean_and_its_error() -> None:
 
 
 def test_the_right_propensities_are_trusted_by_their_weights_less_one() -> None:
-    evidence = parted(clients(4000), design="bandit")
+    evidence = parted(clients(4000), 0.48, design="bandit")
     arms = {
         name: replace(each, weighted={"brier": each.brier.weighted(0.5)})
         for name, each in evidence.arms.items()
