@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs bench validate lock fetch manifests publish-notebooks clean
+.PHONY: help run smoke train test check format docs bench bench-router chaos validate lock fetch manifests publish-notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,10 @@ docs: .develops ## bring the README's outputs and screenshots up to date (needs 
 bench: .develops ## measure our service beside its peers, and write docs/benchmarks.md (needs wrk; ARGS=--help)
 	@$(VENV) -m notebooks.train
 	@exec $(VENV) -m benchmarks.serving --write docs/benchmarks.md $(ARGS)
+
+bench-router: .develops ## measure our router beside its peers, and write docs/benchmarks-router.md (needs wrk and nginx)
+	@$(VENV) -m notebooks.train
+	@exec $(VENV) -m benchmarks.router --write docs/benchmarks-router.md $(ARGS)
 
 validate: .develops ## simulate what the verdict promises, and write docs/validation.md (some minutes)
 	@exec $(VENV) -m verdict.validate --write docs/validation.md $(ARGS)

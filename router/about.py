@@ -10,8 +10,14 @@ from flask import Blueprint, Response, g
 
 from router.dialects import ABOUT, OURS_TELL
 from router.keys import Scope
+from router.openapi import CALLERS
 from router.routing import Router
+from router.upstream import BadGateway, GatewayTimeout
 from runoff.dialects import refuse_kserve
+from runoff.operations import Operation
+from runoff.problems import NotFound, Problem, Unavailable
+
+SAID = "What the champion says of itself."
 
 
 def blueprint(router: Router, admit: Callable[[Scope], Any]) -> Blueprint:
@@ -32,5 +38,8 @@ def blueprint(router: Router, admit: Callable[[Scope], Any]) -> Blueprint:
         return Response(answered.body, answered.status, answered.headers)
 
     for address in ABOUT:
-        about.add_url_rule(address, f"about {address}".replace(".", " "), partial(tell, address))
+        view: Any = partial(tell, address)
+        problems: tuple[type[Problem], ...] = (*CALLERS, NotFound, Unavailable, BadGateway, GatewayTimeout)
+        view.operation = Operation(SAID, "model", problems, answer=dict[str, Any])
+        about.add_url_rule(address, f"about {address}".replace(".", " "), view)
     return about

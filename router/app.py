@@ -8,8 +8,10 @@
 | `POST /outcomes` | takes what became of predictions: JSON, NDJSON or CSV |
 | `GET /stats` | counts by variant, shares with their always-valid intervals, latency quantiles |
 | `GET /livez`, `/readyz`, `/metrics` | health, and counts for Prometheus |
+| `GET /openapi.json`, `/docs` | all of this as an OpenAPI document, and a page that shows it |
 
-Each is found under `/v1` as well; the experiment's own addresses are in `router/experiment_api.py`.
+Those of the ledger are found under `/v1` as well. The experiment's own addresses are in
+`router/experiment_api.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +32,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from pydantic_core import to_json
 from werkzeug.wsgi import get_input_stream
 
-from router import about, database, experiment, experiment_api, exports, outcomes, privacy
+from router import about, answers, database, experiment, experiment_api, exports, openapi, outcomes, privacy
 from router.controllers import Runner, Sums
 from router.database import DatabaseDown
 from router.dialects import DIALECTS
@@ -39,21 +42,35 @@ from router.fold import NOTHING, Counts, Fold, Histogram
 from router.front import NOT_RECORDED, Front, checked_tag
 from router.keys import Guard, Key, Keys, Scope, must_have_keys
 from router.ledger import Ledger, reported, tagged
-from router.outcomes import Outcomes
+from router.outcomes import Outcomes, Report
 from router.periodic import Periodic
 from router.routing import Router
 from router.tables import predictions as recorded
 from runoff import logs, metrics, web
-from runoff.operations import JSON
-from runoff.problems import Malformed, NotFound, Unavailable
+from runoff import openapi as documents
+from runoff.operations import JSON, Schema, describe
+from runoff.problems import Malformed, NotFound, TooLarge, Unavailable, UnsupportedMediaType
 from runoff.web import BOUND_TO
 from verdict.split import share_interval
 
 MAX_PAGE = 1000
 MAX_CURSOR = 2**63 - 1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-# How often what was recorded is added up, and keys are read anew.
+# How often keys are read anew, and what waits on disk is written.
 LOOK_SECONDS = 1.0
+# How often what was recorded is added up. Who reads the sums adds what is new: this keeps that little, and a
+# fold costs much the same however few rows there are.
+ADD_SECONDS = 5.0
+
+# What came of the report of one outcome.
+STATUSES = {"recorded": 201, "pending": 202, "repeated": 200, "contradicts": 409, "invalid": 422}
+REPORT = Report.model_json_schema()
+# By what records may be narrowed.
+NARROWED: dict[str, Schema] = {name: {"type": "string"} for name in ("tag", "variant", "version", "unit")} | {
+    "from": {"type": "string", "format": "date-time"},
+    "to": {"type": "string", "format": "date-time"},
+    "outcome": {"type": "string", "description": "known, unknown, or a number"},
+}
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +92,14 @@ class Parts:
         self.experiments = Experiments(engine)
         self.following = Following(self.experiments, configured)
         self.router = Router(self.following, self.ledger, privacy.secret(engine))
-        self._looking = Periodic("keys and sums", LOOK_SECONDS, self._look)
+        self._looking = Periodic("keys", LOOK_SECONDS, self._look)
+        self._adding = Periodic("sums", ADD_SECONDS, self._add)
         self._controllers = Runner(self.experiments, self.following, self._counted)
 
     def begin(self) -> None:
         """Do from now on, in this process, what is done beside the requests."""
         self._looking.begin()
+        self._adding.begin()
         self._controllers.begin()
 
     def _counted(
@@ -91,10 +110,14 @@ class Parts:
         return self.fold.counted(document.name, versions, allocation, matured)
 
     def _look(self) -> None:
-        for look in (self.guard.refresh, self.ledger.settle, self.fold.catch_up):
-            # A database that is away is told by whoever needs it.
+        # A database that is away is told by whoever needs it.
+        for look in (self.guard.refresh, self.ledger.settle):
             with contextlib.suppress(DatabaseDown):
                 look()
+
+    def _add(self) -> None:
+        with contextlib.suppress(DatabaseDown):
+            self.fold.catch_up()
 
     def check_ledger(self) -> None:
         """Raise DatabaseDown, as a check of readiness, where requests would be refused."""
@@ -111,7 +134,7 @@ def create_app() -> Flask:
         SystemExit: others than this machine can reach it, and there are no keys.
     """
     logs.configure()
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     parts = Parts()
     _check_keys(parts)
     app.extensions["router"] = parts
@@ -119,10 +142,13 @@ def create_app() -> Flask:
     app.register_error_handler(DatabaseDown, lambda _: web.answer_problem(Unavailable(NOT_RECORDED)))
     app.before_request(parts.begin)
     for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
-        app.add_url_rule(address, f"ask {address}", _ask, methods=["POST"])
+        ask: Any = partial(_ask, address)
+        ask.operation = openapi.prediction(address, parts.router)
+        app.add_url_rule(address, f"ask {address}".replace(".", " "), ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
     app.register_blueprint(about.blueprint(parts.router, _admit))
+    app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
     # A worker knows the experiment from the start, also where the database is away when it is asked first.
@@ -146,14 +172,15 @@ def _check_keys(parts: Parts) -> None:
         log.warning("there are no keys: whoever reaches this router may do everything")
 
 
-def _ask(**_named: str) -> Response:
+def _ask(_address: str, **_named: str) -> Response:
     """Predict: one of the variants answers, and it is recorded."""
     # Flask has these addresses for the methods that they take, and for the document.
     raise AssertionError("the front answers requests for predictions")
 
 
 @api.get("/")
-def index() -> dict[str, Any]:
+def index() -> answers.Index:
+    """Where to begin."""
     current = _parts().following.now()
     return {
         "what": "router: POST a record to predict, one of the variants answers, and it is recorded",
@@ -164,6 +191,18 @@ def index() -> dict[str, Any]:
 
 
 @api.get("/predictions")
+@describe(
+    *(*openapi.CALLERS, Unavailable),
+    tag="ledger",
+    answer=answers.Page,
+    more={form: {"schema": {}} for form in exports.FORMS},
+    query=NARROWED
+    | {
+        "since": {"type": "integer", "minimum": 0, "default": 0, "description": "a cursor"},
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 100},
+        "last": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+    },
+)
 def predictions() -> dict[str, Any] | Response:
     """Page through the record, or with another `Accept` than JSON's get all of it as a file.
 
@@ -215,6 +254,7 @@ def _time(text: str) -> datetime:
 
 
 @api.get("/predictions/<path:id_>")
+@describe(*openapi.CALLERS, NotFound, Unavailable, tag="ledger", answer=answers.WholePrediction)
 def prediction(id_: str) -> dict[str, Any]:
     """One record, with what other variants said of it, and what became of it."""
     _admit("read")
@@ -226,6 +266,17 @@ def prediction(id_: str) -> dict[str, Any]:
 
 
 @api.post("/outcomes")
+@describe(
+    *(*openapi.CALLERS, TooLarge, UnsupportedMediaType, Unavailable),
+    tag="ledger",
+    answer=answers.ToldOfOutcomes,
+    statuses=(*sorted({200, *STATUSES.values()}),),
+    more={"application/x-ndjson": {"schema": {"type": "string"}}},
+    request=lambda: {
+        JSON: {"schema": {"anyOf": [REPORT, {"type": "array", "items": REPORT}]}},
+        **{form: {"schema": {"type": "string"}} for form in ("application/x-ndjson", "text/csv")},
+    },
+)
 def report() -> Response | tuple[dict[str, Any], int]:
     """Take outcomes: one, a list, or a stream of them as NDJSON or CSV; each is told what came of it."""
     _admit("outcome")
@@ -256,12 +307,12 @@ def _told(takes: Outcomes, reports: Iterable[Any]) -> Iterator[bytes]:
         yield to_json({"id": None, "status": "invalid", "detail": str(error)}) + b"\n"
 
 
-# What came of the report of one outcome.
-STATUSES = {"recorded": 201, "pending": 202, "repeated": 200, "contradicts": 409, "invalid": 422}
-
-
 @api.get("/stats")
+@describe(
+    *openapi.CALLERS, Unavailable, tag="ledger", answer=answers.Stats, query={"tag": {"type": "string"}}
+)
 def stats() -> tuple[dict[str, Any], dict[str, str]]:
+    """Counts by variant, shares with intervals that hold at any moment, quantiles of latency."""
     _admit("read")
     parts = _parts()
     tag = checked_tag(request.args.get("tag"), "tag")

@@ -11,6 +11,7 @@ become smaller, so units move to it, from each other one in proportion, and nowh
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from functools import lru_cache
@@ -27,7 +28,9 @@ SHADOW = "shadow"
 # Of the hash the first 52 bits: with the half that is added, 53, which is what a double holds exactly.
 STEPS = 2**52
 
-SYSTEM = random.SystemRandom()
+# What the system would draw costs more than all else that an assignment does. Each process has its own draws.
+OWN = random.Random()
+os.register_at_fork(after_in_child=OWN.seed)
 
 
 class Assignment(NamedTuple):
@@ -41,7 +44,7 @@ class Assignment(NamedTuple):
 
 
 def assign(
-    document: Experiment, weights: Mapping[str, float], unit: str | None = None, rng: random.Random = SYSTEM
+    document: Experiment, weights: Mapping[str, float], unit: str | None = None, rng: random.Random = OWN
 ) -> Assignment:
     """The variant of a unit, the same at any time and place; or one drawn for a request without a unit.
 

@@ -1,9 +1,9 @@
 """Batches in files and streams through the router, in constant memory: NDJSON, CSV, Parquet and Arrow.
 
-A batch is assigned to one variant as a whole. It is read in pieces; each is asked of the variant, put on
-record, and only then answered. A bad row has its problem in its place, and the rest goes on; so have the
-rows of a piece that the variant fails at. Reading and writing is what a model service does itself
-(`runoff/batches.py`), so that a client cannot tell the router from it.
+A batch is assigned to one variant as a whole. It is read in pieces; each is asked of the variant, or of the
+fallback where that fails, put on record, and only then answered. A bad row has its problem in its place, and
+the rest goes on; so have the rows of a piece that nobody answers. Reading and writing is what a model service
+does itself (`runoff/batches.py`), so that a client cannot tell the router from it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from pydantic_core import from_json, to_json
@@ -25,7 +25,7 @@ from runoff.batches import ARROW, CSV, NDJSON, PARQUET, Form, Outcome, ReadAhead
 from runoff.problems import Invalid, Malformed, Problem, Unavailable
 from runoff.prototype import Prototype
 
-OK = 200
+OK, FAILED = 200, 500
 JSON = "application/json"
 # By what a service says that something is wrong with what it was sent: malformed, too much, invalid.
 OF_ITS_ROWS = (400, 413, 422)
@@ -43,10 +43,11 @@ Send = Callable[[bytes, str], Answer]
 
 
 class Refused(Exception):
-    """The variant refused all of a piece; `answer` is how."""
+    """A variant refused all of a piece; `answer` is how."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
+    def __init__(self, variant: str, answer: Answer) -> None:
+        super().__init__(variant, answer.status)
+        self.variant = variant
         self.answer = answer
 
 
@@ -55,20 +56,24 @@ class Piece:
     """Some rows of a batch, and what came of them.
 
     Attributes:
+        variant: the name of whom was asked.
         first: the number of its first row.
         rows: as they are kept; None for one that could not be read.
         outcomes: of each row.
         statuses: of each row.
         headers: what the variant says of itself, by names in lower case.
         milliseconds: how long it took to ask.
+        before: what came of asking the one who failed, where it is another's answer.
     """
 
+    variant: str
     first: int
     rows: Rows
     outcomes: list[Outcome]
     statuses: list[int]
     headers: Mapping[str, str]
     milliseconds: float
+    before: Piece | None = None
 
 
 class Asking:
@@ -105,7 +110,7 @@ class Asking:
         else:
             answer = self._send(b"\n".join(_as_json(row) for row in rows), NDJSON)
         if answer.status != OK:
-            raise Refused(answer)
+            raise Refused(self._variant, answer)
         try:
             said = [_heard(line) for line in answer.body.splitlines()]
         except (ValueError, TypeError, LookupError, AttributeError):
@@ -126,7 +131,7 @@ class Asking:
                 found = theirs.understand(theirs.heard(answer.body, None), len(rows))
                 return [{"prediction": each} for each in found], headers
             if answer.status not in OF_ITS_ROWS:
-                raise Refused(answer)
+                raise Refused(self._variant, answer)
             problem = Invalid(f"variant {self._variant} refuses it: {answer.status}")
         except NotTranslated as error:
             problem = error
@@ -173,7 +178,7 @@ class Asking:
             statuses.append(status)
         kept = [None if type(row) is Unread else self.kept(row) for row in rows]
         milliseconds = 1000 * (time.perf_counter() - began)
-        return Piece(first, kept, outcomes, statuses, headers, milliseconds), failed
+        return Piece(self._variant, first, kept, outcomes, statuses, headers, milliseconds), failed
 
 
 def answer(
@@ -181,11 +186,12 @@ def answer(
     asked: Form,
     answered: Form,
     asking: Asking,
+    fallback: Asking | None = None,
     *,
     request_id: str,
     record: Callable[[Piece], None],
     classes: bool,
-) -> tuple[Mapping[str, str], Iterator[bytes]]:
+) -> tuple[Piece, Iterator[bytes]]:
     """Let a variant predict the rows of a body, and give the bytes of the answer as they are known.
 
     Args:
@@ -193,12 +199,13 @@ def answer(
         asked: the form of the body.
         answered: the form of the answer.
         asking: asks the variant.
+        fallback: asks another one, where that fails.
         request_id: of which the rows' ids are made.
         record: puts a piece on record; raises DatabaseDown.
         classes: whether classes are asked for.
 
     Returns:
-        What the variant says of itself, by names in lower case, and the answer.
+        The first piece, and the answer.
 
     Raises:
         Malformed: the body cannot be read at all.
@@ -208,12 +215,20 @@ def answer(
         Problem: it fails at the first piece; that is on record.
         DatabaseDown: the first piece cannot be put on record.
     """
+
+    def ask(rows: Rows, first: int) -> tuple[Piece, Problem | Refused | None]:
+        piece, failed = asking.piece(rows, first, request_id)
+        if fallback and failed and _status(failed) >= FAILED:
+            instead, failed = fallback.piece(rows, first, request_id)
+            piece = replace(instead, before=piece)
+        return piece, failed
+
     chunks = _plain(asked.read(ReadAhead(body), NO_COLUMNS), asked)
     # The first piece is asked about now: what is wrong with the whole of a batch is a problem of the request.
     rows = next(chunks, None)
     if rows is None:
         raise Malformed("the body holds no rows")
-    begun, failed = asking.piece(rows, 0, request_id)
+    begun, failed = ask(rows, 0)
     record(begun)
     if failed:
         raise failed
@@ -227,7 +242,7 @@ def answer(
                 rows = next(chunks, None)
                 if rows is None:
                     return
-                piece, _ = asking.piece(rows, number, request_id)
+                piece, _ = ask(rows, number)
                 record(piece)
             # Nothing more can be read, or put on record: that is told in the place of the next row.
             except Problem as problem:
@@ -240,7 +255,11 @@ def answer(
                 yield [_outcome({"problem": lost}, f"{request_id}/{number}")[0]]
                 return
 
-    return begun.headers, answered.write(outcomes(), classes)
+    return begun, answered.write(outcomes(), classes)
+
+
+def _status(failed: Problem | Refused) -> int:
+    return failed.answer.status if isinstance(failed, Refused) else failed.status
 
 
 def _heard(line: bytes) -> Said:

@@ -8,7 +8,6 @@ variant a request goes to by it is said in `router/assignment.py`, what moves it
 from __future__ import annotations
 
 import os
-import random
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -295,10 +294,6 @@ class Experiment(Part):
         )
         mode: Mode = "shadow" if self.mode == "shadow" else "split"
         return self.model_copy(update={"variants": variants, "mode": mode})
-
-    def assign(self, rng: random.Random) -> Variant:
-        """Draw the variant for a request: each with the probability of its share."""
-        return rng.choices(self.variants, [*self.shares.values()])[0]
 
 
 # The fields by which traffic is split, and between whom.

@@ -38,7 +38,7 @@ from router.tables import (
     sums,
 )
 
-ROWS_AT_ONCE = 2000
+ROWS_AT_ONCE = 10_000
 # Less is a difference in rounding.
 NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MAX_KEY = 128
+MAX_UNIT = 256
 TAG = re.compile(r"[a-z0-9-]{1,40}")
 NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
 
@@ -130,7 +131,7 @@ class Front:
         passed_on.setdefault("Content-Type", "application/json")
         passed_on["X-Request-ID"] = request_id
         query = environ.get("QUERY_STRING")
-        header = self._router.following.now().document.unit
+        unit = self._router.following.now().document.unit
         return Asked(
             request_id,
             dialect,
@@ -139,7 +140,7 @@ class Front:
             rows,
             batch,
             passed_on,
-            environ.get(_cgi(header)),
+            _unit(environ.get(_cgi(unit)), unit),
             tag,
             forced,
             key,
@@ -155,6 +156,13 @@ def checked_tag(value: str | None, where: str) -> str | None:
     """
     if value is not None and not TAG.fullmatch(value):
         raise Malformed(f"{where} takes 1 to 40 lower-case letters, digits and dashes, not {value[:40]!r}")
+    return value
+
+
+def _unit(value: str | None, header: str) -> str | None:
+    """A unit's id; raises Malformed where it is empty, which servers make of what is not ASCII."""
+    if value is not None and not (0 < len(value) <= MAX_UNIT and value.isascii()):
+        raise Malformed(f"the header {header} takes 1 to {MAX_UNIT} letters of ASCII; percent-encode others")
     return value
 
 

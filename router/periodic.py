@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
+
+from runoff import processes
 
 
 class Periodic:
@@ -23,13 +24,13 @@ class Periodic:
 
     def begin(self) -> None:
         """Call the function, and let it be called from now on; in a process that has begun, nothing."""
-        if self._process == os.getpid():
+        if self._process == processes.number():
             return
         with self._lock:
-            if self._process != os.getpid():
+            if self._process != processes.number():
                 self._function()
                 threading.Thread(target=self._go_on, name=self._name, daemon=True).start()
-                self._process = os.getpid()
+                self._process = processes.number()
 
     def _go_on(self) -> None:
         stop = threading.Event()

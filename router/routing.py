@@ -30,7 +30,7 @@ from router.ledger import Ledger
 from router.shadows import Shadows
 from router.store import DuplicateRequest, Repeated
 from router.upstream import Answer, BadGateway, Limits, Upstream, UpstreamProblem, Upstreams
-from runoff.batches import NDJSON, Form
+from runoff.batches import NDJSON, Form, form_of
 from runoff.problems import Conflict, Invalid, NotFound, Problem, ProblemDetails, Unavailable
 
 Headers = list[tuple[str, str]]
@@ -188,12 +188,57 @@ class Router:
         document = current.document
         assigned = _assigned(current, asked)
         variant = assigned.variant
+        asking = self._asking(document, variant, asked, form)
+        fallback = None
+        if document.fallback not in (None, variant.name):
+            fallback = self._asking(document, document.variant(str(document.fallback)), asked, form)
+
+        def record(piece: Piece) -> None:
+            records = self._records_of(piece, current, asked, assigned)
+            before = _side_answers_of(piece.before, records, "failed") if piece.before else ()
+            self._append(Entry(records, before, on_down=document.on_ledger_down), asked.request_id)
+            if current.shadowed(asked.request_id):
+                self._shadow_batch(document, asked, piece, records)
+
+        headers = [
+            ("X-Request-ID", asked.request_id),
+            ("X-Experiment", document.name),
+            ("Cache-Control", "no-store"),
+        ]
+        try:
+            begun, stream = batches.answer(
+                body,
+                form,
+                answered,
+                asking,
+                fallback,
+                request_id=asked.request_id,
+                record=record,
+                classes=classes,
+            )
+        except Refused as refused:
+            theirs_too = [each for each in refused.answer.headers if each[0].lower() not in OURS]
+            headers.append(("X-Variant", refused.variant))
+            return Answered(refused.answer.status, [*theirs_too, *headers], refused.answer.body)
+        except (UpstreamProblem, Unavailable) as problem:
+            status, told_with, content = told(problem, asked.request_id)
+            headers.append(("X-Variant", str(problem.extensions["variant"])))
+            return Answered(status, [*told_with, *headers], content)
+        named = [
+            (name.title(), value) for name, value in begun.headers.items() if name.startswith("x-model-")
+        ]
+        headers.append(("X-Variant", begun.variant))
+        return Answered(OK, [("Content-Type", answered.media_type), *named, *headers], stream)
+
+    def _asking(self, document: Experiment, variant: Variant, asked: Asked, form: Form) -> Asking:
+        """What asks a variant about the pieces of a batch."""
         theirs = SPOKEN[variant.dialect]
-        path = theirs.path if theirs else asked.path
-        if "<model>" in path:
-            path = path.replace("<model>", quote(self._model_of(document, variant, document.name), safe=""))
 
         def send(content: bytes, media_type: str) -> Answer:
+            path = theirs.path if theirs else asked.path
+            if "<model>" in path:
+                own = self.upstream(variant).model(variant.model, limits_of(document))
+                path = path.replace("<model>", quote(own, safe=""))
             headers = {
                 **asked.passed_on,
                 "Content-Type": media_type,
@@ -201,33 +246,38 @@ class Router:
             }
             return self.upstream(variant).ask(path, content, headers, limits_of(document))
 
-        def record(piece: Piece) -> None:
-            entry = Entry(self._records_of(piece, current, asked, assigned), on_down=document.on_ledger_down)
-            self._append(entry, asked.request_id)
+        return Asking(variant.name, theirs, form, send)
 
-        headers = [
-            ("X-Request-ID", asked.request_id),
-            ("X-Experiment", document.name),
-            ("X-Variant", variant.name),
-            ("Cache-Control", "no-store"),
+    def _shadow_batch(
+        self, document: Experiment, asked: Asked, piece: Piece, records: Sequence[Record]
+    ) -> None:
+        """Let all challengers score the rows of a piece that were answered, later."""
+        answered = [
+            (row, record) for row, record in zip(piece.rows, records, strict=True) if record.status == OK
         ]
-        asking = Asking(variant.name, theirs, form, send)
-        try:
-            served, stream = batches.answer(
-                body, form, answered, asking, request_id=asked.request_id, record=record, classes=classes
-            )
-        except Refused as refused:
-            theirs_too = [each for each in refused.answer.headers if each[0].lower() not in OURS]
-            return Answered(refused.answer.status, [*theirs_too, *headers], refused.answer.body)
-        except (UpstreamProblem, Unavailable) as problem:
-            status, told_with, content = told(problem, asked.request_id)
-            return Answered(status, [*told_with, *headers], content)
-        named = [(name.title(), value) for name, value in served.items() if name.startswith("x-model-")]
-        return Answered(OK, [("Content-Type", answered.media_type), *named, *headers], stream)
+        if not answered:
+            return
+        rows, mine = zip(*answered, strict=True)
+        # They are as they are kept, whatever they came as.
+        as_json = form_of(NDJSON)
+        assert as_json
+
+        def job() -> None:
+            answers = []
+            for challenger in document.variants:
+                if challenger.name != piece.variant:
+                    said, _ = self._asking(document, challenger, asked, as_json).piece(
+                        [*rows], 0, asked.request_id
+                    )
+                    answers += _side_answers_of(said, mine, "shadow")
+            self.ledger.append(Entry(side_answers=answers, on_down=document.on_ledger_down))
+
+        self.shadows.offer(job, len(rows))
 
     def _records_of(self, piece: Piece, current: Current, asked: Asked, assigned: Assignment) -> list[Record]:
         """The rows of a piece of a batch as the ledger has them; what was refused is no record of anybody."""
-        whole = Outcome(assigned.variant, OK, [], b"", milliseconds=piece.milliseconds, served=piece.headers)
+        answered_by = current.document.variant(piece.variant)
+        whole = Outcome(answered_by, OK, [], b"", milliseconds=piece.milliseconds, served=piece.headers)
         [usual] = self._records(current, asked, stamp(datetime.now(UTC)), assigned, whole)
         return [
             usual._replace(
@@ -394,7 +444,7 @@ class Router:
             ]
             self.ledger.append(Entry(side_answers=answers, on_down=document.on_ledger_down))
 
-        self.shadows.offer(job)
+        self.shadows.offer(job, len(records))
 
 
 def side_answers(records: Sequence[Record], outcome: Outcome, kind: str) -> list[SideAnswer]:
@@ -415,6 +465,29 @@ def side_answers(records: Sequence[Record], outcome: Outcome, kind: str) -> list
             outcome.problem,
         )
         for number, record in enumerate(records)
+    ]
+
+
+def _side_answers_of(piece: Piece, records: Sequence[Record], kind: str) -> list[SideAnswer]:
+    """What another variant said of the rows of a piece, which are on record as others' answers."""
+    now = stamp(datetime.now(UTC))
+    served = (piece.headers.get(f"x-model-{each}") for each in ("name", "version", "digest"))
+    name, version, digest = served
+    return [
+        SideAnswer(
+            record.id,
+            kind,
+            piece.variant,
+            now,
+            name,
+            version,
+            digest,
+            outcome.prediction,
+            round(piece.milliseconds, 3),
+            status,
+            _told_of(outcome.problem, status),
+        )
+        for record, outcome, status in zip(records, piece.outcomes, piece.statuses, strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ import math
 import random
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
@@ -35,6 +36,8 @@ MAX_HEAD_BYTES = 65_536
 CHUNK_BYTES = 65_536
 # For how long an idle connection is kept: services close theirs by themselves.
 KEPT_SECONDS = 8.0
+# By how much at most a socket waits too long.
+STEP_SECONDS = 1 / 64
 # Exchanges with one service at a time, in one process: more would wait in its queue, where nobody sees them.
 # It is less than the threads of a process, so that a service that hangs leaves some of them for the others.
 MOST_AT_WORK = 48
@@ -194,10 +197,15 @@ class _Exchange:
 class _Connection:
     """A connection to a service, for one exchange at a time."""
 
-    __slots__ = ("last_id", "since", "socket", "used")
+    __slots__ = ("_timeout", "last_id", "plain", "since", "socket", "used")
 
     def __init__(self, made: socket.socket) -> None:
         self.socket = made
+        # Python's own timeouts cost two system calls more whenever one sends or receives. TLS needs them.
+        self.plain = not isinstance(made, ssl.SSLSocket)
+        self._timeout = 0.0
+        if self.plain:
+            made.settimeout(None)
         self.used = False
         self.since = 0.0
         self.last_id: str | None = None
@@ -221,20 +229,20 @@ class _Connection:
         try:
             rest = memoryview(request)
             while rest:
-                made.settimeout(_until(deadline))
+                self._wait_until(deadline)
                 rest = rest[made.send(rest) :]
-        except TimeoutError:
-            raise
+        except (TimeoutError, BlockingIOError):
+            raise TimeoutError from None
         except OSError:
             # RFC 9112, section 9.6: it may have answered before it had read everything, and hung up.
             refused = True
         until = min(first_byte, deadline)
         while not exchange.answered:
-            made.settimeout(_until(until))
+            self._wait_until(until)
             try:
                 piece = made.recv(CHUNK_BYTES)
-            except TimeoutError:
-                raise
+            except (TimeoutError, BlockingIOError):
+                raise TimeoutError from None
             except OSError as error:
                 raise _Cut(begun=exchange.begun) from error
             if piece:
@@ -246,11 +254,29 @@ class _Connection:
             exchange.keeps = False
         return exchange
 
+    def _wait_until(self, deadline: float) -> None:
+        """Let the next system call wait no longer; a TimeoutError where no time is left."""
+        seconds = _until(deadline)
+        if not self.plain:
+            self.socket.settimeout(seconds)
+            return
+        # In steps, so that the next exchange finds it as it is to be.
+        seconds = math.ceil(seconds / STEP_SECONDS) * STEP_SECONDS
+        if seconds != self._timeout:
+            self._timeout = seconds
+            # As C has it, struct timeval.
+            value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
     def is_quiet(self) -> bool:
         """Whether nothing came after the answer: neither more bytes nor the end of the connection."""
         try:
-            self.socket.settimeout(0)
-            self.socket.recv(1)
+            if self.plain:
+                self.socket.recv(1, socket.MSG_DONTWAIT)
+            else:
+                self.socket.settimeout(0)
+                self.socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
             return True
         except OSError:

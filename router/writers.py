@@ -8,6 +8,7 @@ meanwhile: a reader who pages by cursor misses none.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,6 +23,8 @@ from router.database import WAIT_SECONDS
 # own waiting sleeps for up to 100 ms at a time; to queue for a lock on a file was no faster, and cannot be
 # bounded.
 TRY_AGAIN_SECONDS, MOST_SECONDS = 0.0005, 0.004
+# Rows that one statement may add: SQLite remembers the plans of some statements, and takes 32,766 values.
+ROWS_IN_ONE = 32
 # Of PostgreSQL's advisory locks, that of those who append.
 APPENDING = 7_461_001
 
@@ -92,23 +95,35 @@ class OnSqlite(Writer):
         connection.execute("PRAGMA busy_timeout = 0")
 
     def _write(self, connection: Any, rows: Rows) -> None:
-        deadline, wait = time.monotonic() + WAIT_SECONDS, TRY_AGAIN_SECONDS
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                break
-            except self.dbapi.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(wait)
-            wait = min(2 * wait, MOST_SECONDS)
+        [(table, added), *others] = rows.items()
+        if not others and len(added) <= ROWS_IN_ONE:
+            # The most usual: a transaction by itself, within which no thread has to wait for the interpreter.
+            values = [value for row in added for value in row]
+            self._in_turn(connection, _insert(table, len(added)), values)
+            return
+        self._in_turn(connection, "BEGIN IMMEDIATE")
         try:
             for table, added in rows.items():
-                connection.executemany(_insert(table), added)
+                connection.executemany(_insert(table, 1), added)
             connection.execute("COMMIT")
         except BaseException:
             connection.rollback()
             raise
+
+    def _in_turn(self, connection: Any, statement: str, values: Sequence[Any] = ()) -> None:
+        """Execute a statement when nobody else writes."""
+        deadline, wait = time.monotonic() + WAIT_SECONDS, TRY_AGAIN_SECONDS
+        while True:
+            try:
+                connection.execute(statement, values)
+            except self.dbapi.OperationalError as error:
+                # The lowest byte says what, the others why.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(wait)
+            wait = min(2 * wait, MOST_SECONDS)
 
 
 class OnPostgresql(Writer):
@@ -143,9 +158,10 @@ def _columns(table: sa.Table) -> list[str]:
 
 
 @cache
-def _insert(table: sa.Table) -> str:
+def _insert(table: sa.Table, rows: int) -> str:
     names = _columns(table)
-    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+    values = ", ".join([f"({', '.join('?' * len(names))})"] * rows)
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES {values}"  # noqa: S608 (our own names)
 
 
 @cache

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import re
 import threading
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 
-from runoff import metrics
+from runoff import metrics, processes
 from runoff.evaluators import Matrix
 from runoff.problems import Invalid, NotFound, Unavailable
 from runoff.records import RecordReader
@@ -256,14 +255,14 @@ class Live:
         Called with each request, since only a process that answers any needs to follow, and since a thread
         would not survive the fork by which a server may have made this process.
         """
-        if self._watched_by == os.getpid():
+        if self._watched_by == processes.number():
             return
         with self._lock:
-            if self._watched_by != os.getpid():
+            if self._watched_by != processes.number():
                 self._tell()
                 self._try_to_follow()
                 threading.Thread(target=self._keep_following, name="releases", daemon=True).start()
-                self._watched_by = os.getpid()
+                self._watched_by = processes.number()
 
     def _begin(self) -> None:
         """Load what was released last, or the last before it that can be served, or the newest version."""

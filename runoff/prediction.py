@@ -97,7 +97,7 @@ def create_app(name: str, *, store: Store | None = None) -> Flask:
 
     for address in sorted({address for dialect in DIALECTS for address in dialect.addresses}):
         view: Any = partial(predict, address)
-        view.operation = prediction_openapi.operation(address, live)
+        view.operation = prediction_openapi.operation(address, prediction_openapi.columns(live))
         app.add_url_rule(address, address, view, methods=["POST"])
 
     @app.get("/prototype")

@@ -49,18 +49,27 @@ HEADERS = {
 }
 
 
+# Gives the columns of the model that answers, None where there is none now.
+Columns = Callable[[], Prototype | None]
+
+
 def service(live: Live) -> Service:
     """What the document says of a prediction service as a whole."""
     return Service(
         f"Predictions of {live.name}",
         "The probability of the outcome, for one record or many, in the dialects that clients of several"
         " systems speak. The schema of a record is that of the version that is live.",
-        schemas=lambda: _components(live) | OBJECTS,
+        schemas=lambda: components(columns(live)()),
         examples=lambda: _examples(live),
     )
 
 
-def operation(address: str, live: Live) -> Operation:
+def columns(live: Live) -> Columns:
+    """The columns of the version that is live."""
+    return lambda: live.current.reader.prototype if live.current else None
+
+
+def operation(address: str, columns: Columns) -> Operation:
     """What the document says of an address at which dialects are spoken."""
     spoken = [dialect for dialect in DIALECTS if address in dialect.addresses]
     names = ", ".join(dialect.name for dialect in spoken)
@@ -79,18 +88,18 @@ def operation(address: str, live: Live) -> Operation:
         problems=tuple(problems),
         refusal=get_args(get_type_hints(refuse)["return"])[0] if refuse else None,
         answer=functools.reduce(operator.or_, answers),
-        request=lambda: _request(address, spoken, live),
+        request=lambda: _request(address, spoken, columns()),
         more=_not_json(address),
         query={"class": CLASS_PARAMETER},
         headers=HEADERS | {UNSEEN: "Columns with values that training never saw, and in how many rows."},
     )
 
 
-def _request(address: str, spoken: list[Dialect], live: Live) -> dict[str, Schema]:
+def _request(address: str, spoken: list[Dialect], prototype: Prototype | None) -> dict[str, Schema]:
     """The content of a request's body at an address, by media type."""
     schemas = [BODIES[dialect.name][0] for dialect in spoken]
     content: dict[str, Schema] = {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
-    if prototype := _prototype(live):
+    if prototype:
         content[JSON]["examples"] = {
             dialect.name: {"value": BODIES[dialect.name][1](prototype)} for dialect in reversed(spoken)
         }
@@ -113,10 +122,6 @@ def _not_json(address: str) -> dict[str, Schema]:
     }
 
 
-def _prototype(live: Live) -> Prototype | None:
-    return live.current.reader.prototype if live.current else None
-
-
 def _examples(live: Live) -> dict[str, str]:
     examples = {"model": live.name, "file": "swagger-ui.css"}
     if live.current:
@@ -124,20 +129,30 @@ def _examples(live: Live) -> dict[str, str]:
     return examples
 
 
-def _components(live: Live) -> dict[str, Schema]:
-    """Records and rows, as the live version takes them."""
-    prototype = _prototype(live)
+def components(prototype: Prototype | None) -> dict[str, Schema]:
+    """Records and rows as a model takes them, and what is made of them."""
     if prototype is None:
-        return {"Record": {"type": "object"}, "WiderRecord": {"type": "object"}, "Row": {"type": "array"}}
+        anything: dict[str, Schema] = {
+            "Record": {"type": "object"},
+            "WiderRecord": {"type": "object"},
+            "Row": {"type": "array"},
+        }
+        return anything | OBJECTS
     columns = {feature.name: _column(feature) for feature in prototype.features}
-    record = {"type": "object", "properties": columns, "required": list(columns)}
+    record: Schema = {"type": "object", "properties": columns, "required": list(columns)}
     count = len(columns)
-    row = {"type": "array", "prefixItems": list(columns.values()), "minItems": count, "maxItems": count}
-    return {
+    row: Schema = {
+        "type": "array",
+        "prefixItems": list(columns.values()),
+        "minItems": count,
+        "maxItems": count,
+    }
+    made: dict[str, Schema] = {
         "Record": record | {"additionalProperties": False, "examples": [prototype.example]},
         "WiderRecord": record | {"description": "A record that may have more columns, which are ignored."},
         "Row": row | {"description": "The values of a record, in the order of the columns."},
     }
+    return made | OBJECTS
 
 
 def _column(feature: Feature) -> Schema:

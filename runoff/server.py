@@ -31,7 +31,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from runoff import logs
+from runoff import logs, processes
 from runoff.web import BOUND_TO
 
 # Where prometheus-client lets workers count; it is read when that is imported, and so not imported here.
@@ -70,6 +70,9 @@ def serve(target: str, *, host: str, port: int, workers: int, factory: bool = Fa
     # Not the directory itself: whoever names one may keep other things there.
     for file in counts.glob("*.db"):
         file.unlink()
+    values = importlib.import_module("prometheus_client.values")
+    # It looks for a fork at each count.
+    setattr(values, "ValueClass", values.MultiProcessValue(processes.number))  # noqa: B010 (mypy: not typed)
     # Loaded before the workers are forked, they share its memory; and what cannot start says so at once.
     sys.path.insert(0, str(Path.cwd()))
     importlib.import_module(target.partition(":")[0])

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -164,8 +165,11 @@ def answer_problem(problem: Problem) -> Response:
 
 
 def new_request_id() -> str:
-    """An id for a request that came without one: 128 random bits, in hexadecimal."""
-    return os.urandom(16).hex()
+    """An id for a request that came without one: the time in ms in 48 bits, and 80 random bits, as 32 digits.
+
+    Ids that come one after another lie together in an index, and a database touches few of its pages.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def _identify() -> None:

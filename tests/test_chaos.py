@@ -9,6 +9,8 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -27,6 +29,7 @@ from router.fold import Fold
 from tests.conftest import House, Visitor, running, until
 from tests.databases import Cluster, fresh, made
 from tests.test_ledger import recounted, sums_of
+from tests.test_upstream import Line, Service, response
 
 SECONDS = float(os.environ.get("RUNOFF_CHAOS_SECONDS", "12"))
 CALLERS = 6
@@ -40,11 +43,17 @@ fallback = "A"
 name = "A"
 role = "champion"
 url = "${MODEL_A_URL:-}"
-weight = 50
+weight = 40
 [[variants]]
 name = "B"
 url = "${MODEL_B_URL:-}"
-weight = 50
+weight = 40
+"""
+LIAR = """
+[[variants]]
+name = "C"
+url = "{url}"
+weight = 20
 """
 
 
@@ -129,6 +138,42 @@ def disasters(house: House, rng: random.Random) -> Iterator[Callable[[], None]]:
             yield lambda befalls=befalls, name=name: befalls(name)  # type: ignore[misc]
 
 
+MOODS = count()
+
+
+def lies(line: Line) -> None:
+    """Answer, or not, in one of the ways in which a service can be broken."""
+    said = response(b'{"prediction": 0.5}', "Content-Type: application/json")
+    match next(MOODS) % 8:
+        case 0:
+            line.says(said)
+        case 1:
+            # Half-open: the connection is there, and nobody behind it.
+            time.sleep(1.5)
+        case 2:
+            line.says(response(b'{"prediction": 0.5}', length=400))
+            line.socket.shutdown(socket.SHUT_RDWR)
+        case 3:
+            line.says(response(b'{"prediction": 0.5}', length=4))
+        case 4:
+            line.says(b"\x16\x03\x01 no HTTP at all\r\n\r\n")
+        case 5:
+            line.says(said[: len(said) // 2])
+            line.resets()
+        case 6:
+            line.says(*(said[n : n + 1] for n in range(len(said))), pause=0.02)
+        case _:
+            line.says(said, said)
+
+
+@pytest.fixture
+def liar() -> Iterator[Service]:
+    made = Service()
+    made.behaves = lies
+    yield made
+    made.closes()
+
+
 def all_is_there(engine: sa.Engine, callers: Callers) -> None:
     """Each answer that somebody got is in the ledger once, with what they got, and the sums are its sums."""
     with engine.connect() as connection:
@@ -151,8 +196,15 @@ def experiment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_whatever_is_killed_no_answer_is_lost(
-    board: Path, tmp_path: Path, clients: list[dict[str, int]], experiment: dict[str, str], kind: str
+    board: Path,
+    tmp_path: Path,
+    clients: list[dict[str, int]],
+    experiment: dict[str, str],
+    liar: Service,
+    kind: str,
 ) -> None:
+    document = EXPERIMENT.replace("[[", "eject_after_failures = 50\n[[", 1)
+    Path(experiment["RUNOFF_EXPERIMENT"]).write_text(document + LIAR.format(url=liar.url))
     with (
         fresh(kind, tmp_path) as url,
         running(tmp_path, board, "model_a", "model_b", "router", RUNOFF_LEDGER=url, **experiment) as house,
@@ -171,7 +223,53 @@ def test_whatever_is_killed_no_answer_is_lost(
                 house.services.wait_ready(name)
             until(lambda: house.router.asks(clients[0]).status == 200, "all is well again")
         assert callers.statuses[200] > 50, callers.statuses
+        assert len(liar.requests) > 20, "it was asked in all its moods"
         engine = database.connect(url)
+        all_is_there(engine, callers)
+        engine.dispose()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a few megabytes."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only the superuser can mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("on_ledger_down", ["refuse", "spool"])
+def test_a_full_disk_is_told_and_nothing_that_was_answered_is_lost(
+    board: Path,
+    tmp_path: Path,
+    clients: list[dict[str, int]],
+    experiment: dict[str, str],
+    small_disk: Path,
+    on_ledger_down: str,
+) -> None:
+    document = EXPERIMENT.replace("[[", f'on_ledger_down = "{on_ledger_down}"\n[[', 1)
+    Path(experiment["RUNOFF_EXPERIMENT"]).write_text(document)
+    url, ballast = f"sqlite:///{small_disk / 'ledger.sqlite'}", small_disk / "ballast"
+    ballast.write_bytes(bytes(2_000_000))
+    with running(tmp_path, board, "model_a", "model_b", "router", RUNOFF_LEDGER=url, **experiment) as house:
+        until(lambda: house.router.asks(clients[0]).status == 200, "the router answers")
+        with Callers(house.router_url, clients) as callers:
+            until(lambda: callers.statuses[503] > 0, "the disk is full")
+            # What is short is told, and what has been answered can still be read.
+            assert house.router.gets("/v1/predictions?last=1").status == 200
+            ballast.unlink()
+            refused = callers.statuses[503]
+            answered = callers.statuses[200]
+            until(lambda: callers.statuses[200] > answered + 100, "it answers again")
+        assert set(callers.statuses) <= {200, 503}, callers.statuses
+        assert refused > 0
+        engine = database.connect(url)
+        until(lambda: not [*small_disk.rglob("*.ndjson")], "what waited is in the database")
         all_is_there(engine, callers)
         engine.dispose()
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binomtest
 
 from runoff.store import Store
-from tests.conftest import House, Reply
+from tests.conftest import House, Reply, until
 
 REFUSED_OR_FAILED = {502, 503, 504}
 
@@ -82,7 +82,10 @@ def test_when_a_model_is_killed_under_traffic_each_request_is_answered_or_refuse
 
     house.services.start_one("model_b")
     house.services.wait_ready("model_b")
-    assert {house.router.asks(client).status for client in clients[:40]} == {200}
+    # A variant that failed so often is asked again by probes, a second or more apart, in each worker.
+    until(
+        lambda: {house.router.asks(client).status for client in clients[:40]} == {200}, "B takes part again"
+    )
 
 
 def test_when_the_router_is_killed_no_answer_that_was_given_is_lost(

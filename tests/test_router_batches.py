@@ -19,8 +19,9 @@ from router.batches import Asking
 from router.dialects import SPOKEN
 from router.upstream import Answer
 from runoff.batches import FORMS as FORMS_OF_OURS
-from tests.conftest import House, Reply, Visitor, running, served
+from tests.conftest import House, Reply, Visitor, running, served, until
 from tests.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
+from tests.test_routing import a_house
 
 Clients = list[dict[str, int]]
 
@@ -311,6 +312,49 @@ def test_a_model_that_is_killed_midway_takes_no_more_than_its_rows(own_house: Ho
     assert caller.got.count(b'"prediction"') == 1_000
     assert caller.got.count(b'"problem"') == 2_000
     assert [row["status"] for row in own_house.record()] == [200] * 1_000 + [502] * 2_000
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_rows_of_a_batch_have_shadows_too(board: Path, tmp_path: Path, many: Clients, form: str) -> None:
+    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+        body = written(form, [*many[:1_200], many[0] | {"SEX": 3}])
+        reply = sends(house.router, form, body, X_Request_ID="shadowed")
+        assert (reply.status, reply.headers["X-Variant"]) == (200, "A")
+        last = "/v1/predictions/shadowed/1199"
+        until(lambda: bool(house.router.gets(last).json["side_answers"]), "the challenger has scored all")
+        scored = rows_of(sends(house.model_b, form, body))
+        for number in (0, 999, 1_199):
+            row = house.router.gets(f"/v1/predictions/shadowed/{number}").json
+            [shadow] = row["side_answers"]
+            assert (shadow["kind"], shadow["name"], shadow["status"]) == ("shadow", "B", 200)
+            assert shadow["prediction"] == pytest.approx(scored[number]["prediction"], abs=1e-6)
+            assert shadow["prediction"] != row["prediction"]
+        # What the champion refuses is no request of the experiment's.
+        assert not house.router.gets("/v1/predictions/shadowed/1200").json["side_answers"]
+
+
+def test_where_a_batchs_variant_fails_the_fallback_answers_and_both_are_on_record(
+    board: Path, tmp_path: Path, many: Clients
+) -> None:
+    with a_house(tmp_path, board, 'fallback = "A"', "model_a", "router") as house:
+        reply = sends(house.router, NDJSON, written(NDJSON, many), X_Force_Variant="B", X_Request_ID="saved")
+        assert (reply.status, reply.headers["X-Variant"]) == (200, "A")
+        assert all("prediction" in row for row in rows_of(reply))
+        for number in (0, 2_299):
+            row = house.router.gets(f"/v1/predictions/saved/{number}").json
+            assert (row["variant"], row["answered_by"], row["status"]) == ("B", "A", 200)
+            [failed] = row["side_answers"]
+            assert (failed["kind"], failed["name"], failed["status"]) == ("failed", "B", 502)
+            assert failed["prediction"] is None
+
+
+def test_where_the_fallback_fails_too_it_is_the_one_who_is_named(
+    board: Path, tmp_path: Path, many: Clients
+) -> None:
+    with a_house(tmp_path, board, 'fallback = "A"', "router") as house:
+        reply = sends(house.router, NDJSON, written(NDJSON, many[:3]), X_Force_Variant="B")
+        assert (reply.status, reply.json["variant"], reply.headers["X-Variant"]) == (502, "A", "A")
+        assert [(row["variant"], row["answered_by"]) for row in house.record()] == [("B", "A")] * 3
 
 
 def test_a_ledger_that_goes_away_midway_ends_the_answer_with_what_is_on_record(

@@ -315,3 +315,13 @@ def test_two_routers_on_one_postgresql_assign_alike_and_tell_one_truth(
                     assert len({reply.headers["X-Variant"] for reply in replies}) == 1
                 assert one.stats()["requests"] == other.stats()["requests"] == 120
                 assert one.router.gets("/v1/experiment").headers["ETag"] == '"1"', "it is the same document"
+
+
+@pytest.mark.parametrize("unit", ["", "Größe".encode().decode("latin-1"), "x" * 257])
+def test_a_unit_that_would_be_taken_for_another_is_refused(
+    house: House, client: dict[str, int], unit: str
+) -> None:
+    refused = house.router.asks(client, X_Unit_ID=unit)
+    assert refused.status == 400
+    assert "the header X-Unit-ID takes 1 to 256 letters of ASCII" in refused.json["detail"]
+    assert house.router.asks(client, X_Unit_ID="Gr%C3%B6%C3%9Fe").status == 200

@@ -1,0 +1,148 @@
+"""What the router answers, as its OpenAPI document tells it."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
+
+# "try" is no name in Python, and this form takes any.
+Index = TypedDict(
+    "Index", {"what": str, "experiment": str, "variants": dict[str, float], "try": dict[str, str]}
+)
+
+
+class RoutedPrediction(TypedDict):
+    """A row that was routed; what it would not count with has no propensity.
+
+    `variant` is the one it was assigned to; `answered_by` is another one, where that failed. `outcome` is the
+    one that holds.
+    """
+
+    cursor: int
+    id: str
+    request_id: str
+    row: int
+    time: str
+    experiment: str
+    experiment_version: int
+    allocation: int
+    variant: str
+    answered_by: str | None
+    propensity: float | None
+    unit: str | None
+    model: str | None
+    version: str | None
+    digest: str | None
+    features: Any
+    prediction: float | None
+    latency_ms: float
+    status: int
+    problem: str | None
+    tag: str | None
+    outcome: float | None
+
+
+class SideAnswer(TypedDict):
+    """What a shadow said of a row, a variant that failed before another answered, or a replay."""
+
+    cursor: int
+    prediction_id: str
+    kind: str
+    name: str
+    time: str
+    model: str | None
+    version: str | None
+    digest: str | None
+    prediction: float | None
+    latency_ms: float | None
+    status: int
+    problem: str | None
+
+
+class ReportedOutcome(TypedDict):
+    """What somebody reported of a row; the last one holds."""
+
+    outcome: float
+    time: str
+    reported: str
+    correction: bool
+
+
+class WholePrediction(RoutedPrediction):
+    """A row with all that belongs to it."""
+
+    side_answers: list[SideAnswer]
+    outcomes: list[ReportedOutcome]
+
+
+class Page(TypedDict):
+    """Some rows, oldest first. `next` is the `since` of the next page."""
+
+    predictions: list[RoutedPrediction]
+    next: int
+    more: bool
+
+
+class ToldOfOutcome(TypedDict):
+    """What came of one report."""
+
+    id: str | None
+    status: str
+    detail: NotRequired[str]
+
+
+class ToldOfOutcomes(TypedDict):
+    """What came of each report."""
+
+    outcomes: list[ToldOfOutcome]
+
+
+class Latency(TypedDict):
+    """Quantiles in ms, within 1 %."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class VariantStats(TypedDict):
+    """What happened to the requests of a variant.
+
+    Its share is of the `share_of` requests that were assigned by the weights in force; the interval holds
+    however often one looks.
+    """
+
+    name: str
+    role: str | None
+    url: str
+    weight: float
+    configured_share: float
+    model: str | None
+    version: str | None
+    requests: int
+    share: float | None
+    share_interval: tuple[float, float] | None
+    share_of: int
+    answered: int
+    refused: int
+    failed: int
+    failing: str | None
+    mean_prediction: float | None
+    latency_ms: Latency | None
+    labelled: int
+
+
+class Stats(TypedDict):
+    """What the ledger holds, in numbers. `cursor` is that of the newest row which they count."""
+
+    as_of: str
+    experiment: str
+    version: int
+    allocation: int
+    mode: str
+    paused: bool
+    requests: int
+    cursor: int
+    variants: list[VariantStats]
+    tags: dict[str, int]
