@@ -206,6 +206,10 @@ class Decision(Part):
     sensitive: Annotated[tuple[Segment, ...], Field(max_length=5)] = ()
     selective: bool = False
 
+    def __hash__(self) -> int:
+        # Of a dict there is none.
+        return hash(self.model_dump_json())
+
     def threshold(self, variant: str) -> float:
         """The score from which on a decision of a variant is positive."""
         if variant in self.thresholds:

@@ -80,6 +80,14 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         "canary": {"steps": sorted(draw(st.sets(shares, min_size=1, max_size=5))), "hold": draw(durations)},
         "bandit": {"floor": draw(st.floats(0.001, 0.19)), "success": draw(st.sampled_from([0, 1]))},
         "guardrails": [{"name": "g", "metric": "error-rate", "margin": draw(st.floats(0, 10))}],
+        "decision": {
+            "metric": draw(st.sampled_from(["brier", "log-loss", "profit"])),
+            "margin": draw(st.floats(0, 1)),
+            "costs": {"tp": 0, "fp": draw(st.floats(-9, -1)), "tn": 1, "fn": -5},
+            "thresholds": {called[0]: draw(st.floats(0, 1))},
+            "segments": [{"column": each, "cuts": [0, draw(st.floats(1, 9))]} for each in columns],
+            "max_gap": draw(st.none() | shares),
+        },
         "privacy": {"omitted": columns[::2], "hashed": columns[1::2]},
     }
 

@@ -540,3 +540,60 @@ def test_a_plan_says_what_each_design_takes() -> None:
     assert plan("bandit", 0.0007, (0.04, 0.04), outcomes_per_day=0).days_fixed is None
     with pytest.raises(ValueError, match="effect"):
         plan("split", 0.0, (1, 1), outcomes_per_day=1)
+
+
+def test_arms_on_the_same_requests_are_not_taken_for_independent() -> None:
+    rule = Rules(guardrails=(Guardrail("errors", "error-rate"),))
+    counts = []
+    for design in ("shadow", "split"):
+        arms = {"A": Arm(requests=1000, errors=10), "B": Arm(requests=1000, errors=40)}
+        (result,) = judge(Evidence(design, "A", ("B",), arms), rule).comparisons[0].guardrails
+        expected = rates.log_e_value_of_excess((10, 1000), (40, 1000), 0.0, independent=design == "split")
+        assert result.e_value == pytest.approx(math.exp(float(expected)))
+        counts.append(result.e_value)
+    assert counts[0] != counts[1]
+
+
+def test_sums_by_inverse_propensity_give_hajeks_mean_and_its_error() -> None:
+    rng = np.random.default_rng(6)
+    weighted, means, errors = {}, [], []
+    for name in "AB":
+        w, s = 1 / rng.uniform(0.1, 0.9, 500), rng.random(500)
+        weighted[name] = WeightedMoments(
+            500, *(float(x.sum()) for x in (w, w * w, w * s, w * w * s, w * w * s * s))
+        )
+        means.append(float(np.average(s, weights=w)))
+        errors.append(float(np.sqrt((w**2 * (s - means[-1]) ** 2).sum() * 500 / 499) / w.sum()))
+    arms = {name: Arm(500, 0, 500, 500, 100, weighted={"brier": each}) for name, each in weighted.items()}
+    row = judge(Evidence("bandit", "A", ("B",), arms), Rules()).comparisons[0].rows[0]
+    assert (row.champion, row.challenger) == pytest.approx(tuple(means))
+    assert row.difference == pytest.approx(means[0] - means[1])
+    half = (row.fixed.upper - row.fixed.lower) / 2  # type: ignore[operator]
+    assert half == pytest.approx(1.959964 * math.hypot(*errors))
+
+
+def test_the_right_propensities_are_trusted_by_their_weights_less_one() -> None:
+    evidence = parted(clients(4000), 0.48, design="bandit")
+    arms = {
+        name: replace(each, weighted={"brier": each.brier.weighted(0.5)})
+        for name, each in evidence.arms.items()
+    }
+    check = next(
+        each for each in judge(replace(evidence, arms=arms), Rules()).checks if each.name == "propensities"
+    )
+    assert check.state == "passed"
+    # Of all 4,000 rows 1{assigned}/π − 1 is 1 where a row came to the arm, and −1 where not.
+    n = arms["A"].labelled
+    excess = Moments.of([1.0] * n + [-1.0] * (4000 - n))
+    log_e = float(sequence.log_e_value(excess.mean, excess.standard_error, 4000, Rules().n_star, 0.01))
+    assert check.e_value == pytest.approx(math.exp(log_e) / 2)
+
+
+def test_differences_that_are_all_the_same_are_not_taken_for_certain() -> None:
+    assert Moments.of([0.1] * 1000).variance == 0
+    y = np.array([0.0, 1.0] * 500)
+    # B is nearer to the outcome by the same in every pair: nothing says how much that varies.
+    verdict = judge(shadowed(Rows(np.where(y == 1, 0.5, 0.5), np.where(y == 1, 0.75, 0.25), y)), Rules())
+    assert verdict.decision == "keep collecting"
+    assert verdict.comparisons[0].rows[0].interval.lower is None
+    assert said(verdict) == "Keep collecting: nothing tells A and B apart yet."
