@@ -146,7 +146,7 @@ BROKEN: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("an unknown field", {"colour": 1}, "/colour", "additionalProperties", "not permitted"),
     (
         "a guardrail twice",
-        {"guardrails": 2 * [{"name": "g", "metric": "m", "margin": 0}]},
+        {"guardrails": 2 * [{"name": "g", "metric": "error-rate", "margin": 0}]},
         "/guardrails",
         "uniqueItems",
         "same name",
