@@ -51,6 +51,7 @@ from router.experiment import Variant
 from router.experiments import Current, Experiments, Following
 from router.fold import NOTHING, Counts, Fold, Histogram
 from router.front import NOT_RECORDED, Front, checked_tag
+from router.guarding import Guards
 from router.keys import Guard, Key, Keys, Scope, must_have_keys
 from router.ledger import Ledger, reported, tagged
 from router.outcomes import Outcomes, Report
@@ -107,7 +108,8 @@ class Parts:
         self.router = Router(self.following, self.ledger, privacy.secret(engine))
         self._looking = Periodic("keys", LOOK_SECONDS, self._look)
         self._adding = Periodic("sums", ADD_SECONDS, self._add)
-        self._controllers = Runner(self.experiments, self.following, self._counted)
+        self.guards = Guards(self.verdicts)
+        self._controllers = Runner(self.experiments, self.following, self._counted, self.guards.gate)
 
     def begin(self) -> None:
         """Do from now on, in this process, what is done beside the requests."""
@@ -159,7 +161,9 @@ def create_app() -> Flask:
         ask.operation = openapi.prediction(address, parts.router)
         app.add_url_rule(address, f"ask {address}".replace(".", " "), ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
-    app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
+    app.register_blueprint(
+        experiment_api.blueprint(parts.experiments, _admit, parts.following.look, parts.guards.doubts)
+    )
     app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))

@@ -217,10 +217,23 @@ def ramp(
 
 @experiment.command(epilog=examples('runoff experiment promote B --reason "B is better by 0.4 points"'))
 @click.argument("variant")
+@click.option("--override", metavar="VARIANT", help="Its name again, to promote it against the evidence.")
 @changes
-def promote(router: Router, *, variant: str, version: int | None, wants_json: bool, **why: str) -> None:
-    """Make VARIANT the champion, with all of the traffic."""
-    _say(router.change("experiment/promote", {**why, "variant": variant}, version), wants_json)
+def promote(
+    router: Router,
+    *,
+    variant: str,
+    override: str | None,
+    version: int | None,
+    wants_json: bool,
+    **why: str,
+) -> None:
+    """Make VARIANT the champion, with all of the traffic.
+
+    Refused where a trust check or a guardrail of the verdict is not met, and the reason said.
+    """
+    asked = {**why, "variant": variant} | ({"override": override} if override else {})
+    _say(router.change("experiment/promote", asked, version), wants_json)
 
 
 @experiment.command(epilog=examples("runoff experiment history --last 5"))

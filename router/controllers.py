@@ -20,6 +20,7 @@ import numpy as np
 from router.experiment import Canary, Experiment
 from router.experiments import AllocationAction, Current, Experiments, Following, Stale
 from router.periodic import Periodic
+from verdict import sequence
 
 LOOK_SECONDS = 5.0
 # How often a canary goes back without a reason, at most: for each gate at each step, however often one looks.
@@ -70,6 +71,11 @@ class Evidence:
     champion: Sums
     challenger: Sums
 
+    @property
+    def few(self) -> bool:
+        """Whether either of both has had less than the minimum of requests."""
+        return min(self.champion.requests, self.challenger.requests) < self.canary.min_requests
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -84,11 +90,13 @@ Gate = Callable[[Evidence], Judgement]
 
 
 def errors_and_latency(evidence: Evidence) -> Judgement:
-    """The gate for as long as there is no other: the challenger's errors and latency against the champion's.
+    """The gate where no guardrails are declared: the challenger's errors and latency against the champion's.
 
     It regresses where the challenger surely is worse by more than the document allows, with an error
     probability of ALPHA for each gate however often one looks, and advances where it seems not to be.
     """
+    if evidence.few:
+        return Judgement("hold", "there are too few requests yet")
     gates = evidence.canary.gates
     both = (evidence.champion, evidence.challenger)
     excesses = {
@@ -99,7 +107,8 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
     found = {
         name: {
             "difference": excess.value,
-            "at_least": excess.value - radius(excess.error, n, evidence.canary.min_requests),
+            "at_least": excess.value
+            - float(sequence.radius(excess.error, n, evidence.canary.min_requests, 2 * ALPHA)),
             "allowed": allowed,
         }
         for name, (excess, allowed) in excesses.items()
@@ -114,26 +123,12 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
     return Judgement("advance", "errors and latency are as allowed", found)
 
 
-def radius(error: float, n: int, planned: int, alpha: float = 2 * ALPHA) -> float:
-    """The half-width of an always-valid interval (Waudby-Smith et al., arXiv 2103.06476, theorem 2.2).
-
-    Args:
-        error: the standard error of the estimate.
-        n: observations.
-        planned: how many there are where the interval is to be tightest.
-        alpha: probability that it ever misses; on each of its sides half of that.
-    """
-    told = -2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))
-    r = planned / (told * max(n, 1))
-    return error * math.sqrt((1 + r) * math.log((1 + 1 / r) / alpha**2))
-
-
 def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: Gate) -> Change | None:
     """What a canary does now.
 
-    Back to 0 as soon as its gate says so; on, when the step was held as long as the document says, and the
-    gate agrees. Neither before both variants have had the minimum of requests. From 0 it does not go on by
-    itself, and at 1 there is nothing left to compare it with.
+    Back to 0 as soon as its gate says so; on, when the step was held as long as the document says, both
+    variants have had the minimum of requests, and the gate agrees. From 0 it does not go on by itself, and
+    at 1 there is nothing left to compare it with.
 
     Args:
         current: the experiment in force.
@@ -151,8 +146,6 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
         return None
     canary = document.canary
     evidence = Evidence(canary, sums.get(champion.name, NOTHING), sums.get(challenger.name, NOTHING))
-    if min(evidence.champion.requests, evidence.challenger.requests) < canary.min_requests:
-        return None
     judgement = gate(evidence)
     told = {
         "sums": {champion.name: asdict(evidence.champion), challenger.name: asdict(evidence.challenger)},
@@ -161,7 +154,7 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
     if judgement.says == "regress":
         return Change({champion.name: 1.0, challenger.name: 0.0}, "regress", judgement.reason, told)
     further = next((step for step in canary.steps if step > share + 1e-9), None)
-    if judgement.says == "hold" or further is None or now - current.since < canary.hold:
+    if judgement.says == "hold" or evidence.few or further is None or now - current.since < canary.hold:
         return None
     weights = {champion.name: 1 - further, challenger.name: further}
     return Change(weights, "step", f"from {share:.4g} to {further:.4g}: {judgement.reason}", told)
@@ -222,7 +215,7 @@ class Runner:
         experiments: Experiments,
         following: Following,
         counted: Counted,
-        gate: Gate = errors_and_latency,
+        gate_of: Callable[[Current], Gate] = lambda _: errors_and_latency,
     ) -> None:
         """Nothing runs before `begin`, which is called with each request.
 
@@ -230,14 +223,14 @@ class Runner:
             experiments: where allocations are added.
             following: the experiment in force.
             counted: the sums, from the ledger.
-            gate: that of canaries.
+            gate_of: that of a canary.
         """
         self._experiments = experiments
         self._following = following
         self._counted = counted
-        self._gate = gate
+        self._gate_of = gate_of
         self._periodic = Periodic("controllers", LOOK_SECONDS, self.look)
-        self._trouble = ""
+        self._trouble = self._would = ""
 
     def begin(self) -> None:
         """Look now and then, in this process, from now on."""
@@ -268,6 +261,11 @@ class Runner:
         change = self._change(current, now)
         if change is None:
             return None
+        if current.document.mode == "canary" and current.document.canary.dry_run:
+            if change.reason != self._would:
+                log.info("canary, dry run: it would %s, %s", change.action, change.reason)
+            self._would = change.reason
+            return None
         by = current.document.mode
         made = self._experiments.allocate(
             current, change.weights, change.action, by=by, reason=change.reason, evidence=change.evidence
@@ -279,7 +277,7 @@ class Runner:
     def _change(self, current: Current, now: datetime) -> Change | None:
         if current.document.mode == "canary":
             sums = self._counted(current, (current.version, current.version), current.place.number)
-            return next_step(current, sums, now, self._gate)
+            return next_step(current, sums, now, self._gate_of(current))
         if current.document.mode == "bandit":
             return next_batch(current, self._counted(current, (current.series, current.version), None), now)
         return None

@@ -112,7 +112,7 @@ class Shadow(Part):
 
 
 class Gates(Part):
-    """What a challenger may be worse by than the champion before a canary goes back.
+    """What a challenger may be worse by than the champion before a canary without guardrails goes back.
 
     Of the error rates the difference, of the latencies the ratio of their geometric means.
     """
@@ -137,6 +137,8 @@ class Canary(Part):
     hold: SomeTime = timedelta(hours=1)
     min_requests: Annotated[int, Field(ge=1)] = 500
     gates: Gates = Gates()
+    # Only say in the log what would be done.
+    dry_run: bool = False
 
 
 class Bandit(Part):

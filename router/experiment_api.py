@@ -15,7 +15,7 @@ of the weights within a version, by a controller, say, does not hold an operator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
@@ -92,9 +92,10 @@ class Ramp(Why):
 
 
 class Promotion(Why):
-    """The variant that is to be the champion."""
+    """The variant that is to be the champion; its name again as `override`, where the evidence has doubts."""
 
     variant: Name
+    override: Name | None = None
 
 
 class Page(Part):
@@ -171,7 +172,10 @@ WHY = {"reason": "better calibrated", "by": "ada"}
 
 
 def blueprint(
-    experiments: Experiments, authorize: Authorize, changed: Callable[[], None] = lambda: None
+    experiments: Experiments,
+    authorize: Authorize,
+    changed: Callable[[], None] = lambda: None,
+    doubts: Callable[[Current, str], Sequence[str]] = lambda _current, _variant: (),
 ) -> Blueprint:
     """The addresses under which the experiment is seen and changed.
 
@@ -179,6 +183,7 @@ def blueprint(
         experiments: its versions.
         authorize: lets callers in.
         changed: is called after each change, so that this worker need not wait to see it.
+        doubts: says what speaks against promoting a variant of the experiment in force.
     """
     api = Blueprint("experiment", __name__)
     api.register_error_handler(NotPossible, lambda error: web.answer_problem(Conflict(str(error))))
@@ -259,9 +264,19 @@ def blueprint(
         *CHANGES, tag="experiment", secured=True, answer=State, request=_like(Promotion, variant="B", **WHY)
     )
     def promote() -> Response:
-        """Make a variant the champion, with all of the traffic."""
+        """Make a variant the champion, with all of the traffic.
+
+        A trust check or a guardrail that is not met refuses it, unless the variant's name is sent again, as
+        `override`.
+        """
         caller = authorize("operator")
         asked = _valid(Promotion, web.json_body(), Invalid)
+        against = [] if asked.override == asked.variant else doubts(_in_force(experiments), asked.variant)
+        if against:
+            raise Conflict(
+                f"the evidence has doubts: {'; '.join(against)}. To promote it all the same send its name"
+                f" again, as override: {asked.variant}"
+            )
         return change(asked, caller, lambda who: experiments.promote(asked.variant, **who))
 
     @api.get("/v1/audit")

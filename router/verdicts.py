@@ -71,6 +71,8 @@ class Scope(NamedTuple):
     tag: str | None
     # Outcomes count of what was asked before this hour.
     matured: str
+    # The only one of its version's; None: all.
+    allocation: int | None = None
 
     def of(self, table: sa.Table) -> sa.ColumnElement[bool]:
         """The sums by hours that count."""
@@ -81,6 +83,8 @@ class Scope(NamedTuple):
         ]
         if self.tag is not None:
             chosen.append(table.c.tag == self.tag)
+        if self.allocation is not None:
+            chosen.append(table.c.allocation == self.allocation)
         return sa.and_(*chosen)
 
     def matured_of(self, table: sa.Table) -> sa.ColumnElement[bool]:
@@ -179,16 +183,27 @@ class Verdicts:
         return judge(evidence, rules(current.document)), evidence
 
     def evidence(
-        self, current: Current, tag: str | None, *, replay: str | None = None, now: datetime | None = None
+        self,
+        current: Current,
+        tag: str | None,
+        *,
+        replay: str | None = None,
+        step: Place | None = None,
+        now: datetime | None = None,
     ) -> Evidence:
-        """What was recorded since traffic is split as it is now; the arguments are those of `verdict`."""
+        """What was recorded since traffic is split as it is now.
+
+        The arguments are those of `verdict`; and `step`, a version and an allocation, of which alone it is.
+        """
         self._fold.catch_up()
         document = current.document
         now = now or datetime.now(UTC)
         maturity = document.maturity
         # Without a maturity the hour that is not over counts, too.
         matured = stamp(now - maturity if maturity else now + timedelta(hours=1))[:13]
-        scope = Scope(document.name, (current.series, current.version), "" if tag == "real" else tag, matured)
+        versions = (step[0], step[0]) if step else (current.series, current.version)
+        only = step[1] if step else None
+        scope = Scope(document.name, versions, "" if tag == "real" else tag, matured, only)
         who = roles(document, replay)
         weights = self._weights(scope.versions)
         empty = Evidence(who.design, who.champion, who.challengers, pairs={} if _paired(who) else None)

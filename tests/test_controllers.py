@@ -101,7 +101,7 @@ def lived(
 ) -> list[Current]:
     """The states through which an experiment goes, with 2,000 requests in each of some hours."""
     following = Following(Experiments(engine), begin.document)
-    runner = Runner(Experiments(engine), following, world.counted, gate)
+    runner = Runner(Experiments(engine), following, world.counted, lambda _: gate)
     states = [following.now()]
     for _ in range(rounds):
         world.sends(following.now(), 2000)
@@ -269,7 +269,7 @@ def test_of_workers_that_decide_at_once_one_does(engine: sa.Engine) -> None:
     begin = followings[0].now()
     world.sends(begin, 20_000)
     known = world.counted(begin, (1, 1))
-    runners = [Runner(Experiments(engine), each, lambda *_: known, _advance) for each in followings]
+    runners = [Runner(Experiments(engine), each, lambda *_: known, lambda _: _advance) for each in followings]
     for each in followings:
         each.now()
     workers = [threading.Thread(target=_decide, args=(each, begin.since + HOUR)) for each in runners]

@@ -16,11 +16,13 @@ import sqlalchemy as sa
 from jsonschema import Draft202012Validator
 
 from router import database
+from router.controllers import Runner
 from router.database import stamp
 from router.entries import Entry
 from router.experiment import Experiment, ExperimentError, read
-from router.experiments import Experiments
+from router.experiments import Current, Experiments, Following
 from router.fold import Fold
+from router.guarding import Guards
 from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
@@ -297,6 +299,99 @@ def ask_verdict(house: House, query: str = "", accept: str = "application/json")
     return house.router._reply(
         house.router._http.request("GET", f"{house.router_url}/v1/verdict{query}", headers={"Accept": accept})
     )
+
+
+CANARY: dict[str, Any] = {
+    "mode": "canary",
+    "canary": {"steps": [0.5, 1], "min_requests": 100, "hold": "1s"},
+    "guardrails": [{"name": "errors", "metric": "error-rate", "margin": 0.01}],
+}
+
+
+def canary(book: Book, requests: int, failing: float) -> Current | None:
+    """What the canary does after so many requests, of which the challenger fails at a share."""
+    current = book.experiments.current()
+    assert current
+    rows = []
+    for number in range(requests):
+        variant = "AB"[number % 2]
+        fails = variant == "B" and book.random.random() < failing
+        status: dict[str, Any] = {"status": 502, "prediction": None} if fails else {}
+        rows.append(
+            record(
+                time=stamp(NOW), experiment="e", variant=variant, allocation=current.place.number, **status
+            )
+        )
+    book.ledger.append(Entry(rows))
+    return canary_decides(book)
+
+
+def test_a_guardrail_sends_a_canary_back_with_the_evidence_in_the_audit(engine: sa.Engine) -> None:
+    book = Book(engine, **CANARY)
+    assert canary(book, 10, 1.0) is None, "five requests are no evidence"
+    back = canary(book, 70, 1.0)
+    assert back
+    assert back.weights == {"A": 1, "B": 0}
+    [entry] = book.experiments.last(1)
+    assert (entry.action, entry.by) == ("regress", "canary")
+    assert "the guardrail errors is broken: worse by" in entry.reason
+    [told] = entry.evidence["gate"]
+    assert (told["state"], told["harm"]) == ("breached", 1)
+    assert told["e_value"] >= told["bound"] == pytest.approx(2 / 0.05), "of two steps"
+
+
+def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_worse_waits(
+    engine: sa.Engine,
+) -> None:
+    book = Book(engine, **CANARY)
+    assert canary(book, 150, 0.0) is None, "each has to have a hundred"
+    on = canary(book, 100, 0.0)
+    assert on
+    assert on.weights == {"A": 0, "B": 1}
+    book.experiments.set(_document(**CANARY, salt="anew"), expected=1, by="a test", reason="anew")
+    current = book.experiments.current()
+    assert current
+    for number in range(300):
+        status: dict[str, Any] = {"status": 502, "prediction": None} if number % 40 == 1 else {}
+        row = record(
+            time=stamp(NOW), experiment="e", variant="AB"[number % 2], experiment_version=2, **status
+        )
+        book.ledger.append(Entry([row]))
+    assert canary_decides(book) is None, "1 in 20 of B's fail, which is not sure yet, and too much to go on"
+
+
+def canary_decides(book: Book) -> Current | None:
+    """What the canary does now."""
+    following = Following(book.experiments)
+    verdicts = Verdicts(book.engine, book.fold)
+    runner = Runner(
+        book.experiments,
+        following,
+        lambda _, versions, allocation: book.fold.counted("e", versions, allocation, NOW),
+        Guards(verdicts).gate,
+    )
+    return runner.decide(datetime.now(UTC) + timedelta(hours=1))
+
+
+def test_a_dry_run_moves_nothing(engine: sa.Engine) -> None:
+    dry = CANARY["canary"] | {"dry_run": True}
+    book = Book(engine, **CANARY | {"canary": dry})
+    assert canary(book, 300, 1.0) is None
+    assert [entry.action for entry in book.experiments.last(5)] == ["configure"]
+
+
+def test_what_the_evidence_has_doubts_of_is_promoted_only_by_name(board: Path, tmp_path: Path) -> None:
+    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+
+        def promotes(variant: str, **more: str) -> Reply:
+            body = {"variant": variant, "reason": "so", **more}
+            return house.router.sends(json.dumps(body).encode(), "/v1/experiment/promote", If_Match='"1"')
+
+        refused = promotes("B")
+        assert refused.status == 409
+        assert "maturity: none of 0 requests has matured" in refused.json["detail"]
+        assert promotes("B", override="A").status == 409
+        assert promotes("B", override="B").status == 200
 
 
 def test_the_verdict_is_told_over_rest_and_from_a_shell(
