@@ -11,7 +11,8 @@
 | `GET /openapi.json`, `/docs` | all of this as an OpenAPI document, and a page that shows it |
 
 Those of the ledger are found under `/v1` as well. The experiment's own addresses are in
-`router/experiment_api.py`.
+`router/experiment_api.py`, what those ask who watch in `router/inspection.py` and `router/drift.py`, and what the
+services tell of their models in `router/services_api.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,20 @@ from flask import Blueprint, Flask, Response, current_app, request
 from pydantic_core import to_json
 from werkzeug.wsgi import get_input_stream
 
-from router import about, answers, database, experiment, experiment_api, exports, openapi, outcomes, privacy
+from router import (
+    about,
+    answers,
+    database,
+    drift,
+    experiment,
+    experiment_api,
+    exports,
+    inspection,
+    openapi,
+    outcomes,
+    privacy,
+    services_api,
+)
 from router.controllers import Runner, Sums
 from router.database import DatabaseDown
 from router.dialects import DIALECTS
@@ -149,6 +163,9 @@ def create_app() -> Flask:
     app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
     app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
+    app.register_blueprint(inspection.blueprint(parts.following, parts.fold, parts.guard, _admit))
+    app.register_blueprint(services_api.blueprint(parts.following, parts.router.upstream, _admit))
+    app.register_blueprint(drift.blueprint(parts.router, parts.ledger, parts.fold, _admit))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
     # A worker knows the experiment from the start, also where the database is away when it is asked first.
