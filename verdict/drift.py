@@ -1,4 +1,4 @@
-"""Has what is asked drifted from training, and do probabilities mean what they say?"""
+"""Whether what is asked has drifted from training, and whether probabilities mean what they say."""
 
 from __future__ import annotations
 
