@@ -85,7 +85,7 @@ def variants(stats: Stats) -> list[html.Span]:
     """Who is champion, who is challenger, and with which share."""
     return [
         html.Span(
-            [_mark(place), html.B(each["name"]), f" {each['role']} {each['configured_share']:.0%}"],
+            [mark(place), html.B(each["name"]), f" {each['role']} {each['configured_share']:.0%}"],
             className="variant",
             title=f"{each['model'] or 'has not answered yet'} {each['version'] or ''}",
         )
@@ -331,7 +331,7 @@ def _tile(name: str, title: str, value: Any, note: Any) -> html.Div:
 def _by_variant(stats: Stats, head: Sequence[str], tell: Callable[[Stats], list[str]]) -> html.Table:
     """A small table with a row for each variant."""
     rows = [
-        html.Tr([html.Th([_mark(place), each["name"]], scope="row"), *map(html.Td, tell(each))])
+        html.Tr([html.Th([mark(place), each["name"]], scope="row"), *map(html.Td, tell(each))])
         for each, place in _with_places(stats)
     ]
     columns = html.Tr([html.Td(""), *(html.Th(name, scope="col") for name in head)])
@@ -370,7 +370,8 @@ def _strip(share: float, lower: float, upper: float, configured: float) -> html.
     )
 
 
-def _mark(place: int) -> html.I:
+def mark(place: int) -> html.I:
+    """The mark of a variant, by its place."""
     return html.I(className=f"mark mark-{place}", **{"aria-hidden": "true"})  # type: ignore[arg-type]
 
 

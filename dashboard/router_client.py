@@ -129,6 +129,7 @@ class RouterClient:
         path: str,
         body: Answer,
         *,
+        query: dict[str, str],
         key: str | None,
         version: int | None,
         idempotency_key: str,
@@ -137,8 +138,9 @@ class RouterClient:
 
         Args:
             method: of the request.
-            path: with its query.
+            path: without its query.
             body: what is asked.
+            query: what stands in the address.
             key: the operator's.
             version: of the experiment that is changed, None where that is not what is changed.
             idempotency_key: the same for each attempt at the same change.
@@ -151,7 +153,8 @@ class RouterClient:
             headers["Authorization"] = f"Bearer {key}"
         if version is not None:
             headers["If-Match"] = f'"{version}"'
-        told = _told(self._request(method, path, headers, json.dumps(body).encode(), PATIENT))
+        address = f"{path}?{urlencode(query)}" if query else path
+        told = _told(self._request(method, address, headers, json.dumps(body).encode(), PATIENT))
         self._asked.clear()
         return told
 

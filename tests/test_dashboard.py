@@ -171,6 +171,7 @@ def test_no_chart_offers_to_upload_itself(house: House, page: Page, client: dict
     house.router.asks(client)
     opens(page, house)
     expect(page.locator("#charts")).to_be_visible()
+    expect(page.locator(".modebar-btn").first).to_be_attached()
     titles = page.locator(".modebar-btn").evaluate_all("all => all.map(each => each.dataset.title || '')")
     assert any("Zoom" in title for title in titles)
     assert not [title for title in titles if re.search("cloud|plotly|edit", title, re.IGNORECASE)]
