@@ -132,7 +132,7 @@ def register(app: Dash, router: RouterClient) -> None:
 
 def _know_the_key(app: Dash, router: RouterClient) -> None:
     @app.callback(
-        Output("key", "data"),
+        Output("operator-key", "data"),
         Output("key-typed", "value"),
         Input("key-use", "n_clicks"),
         Input("key-forget", "n_clicks"),
@@ -147,7 +147,7 @@ def _know_the_key(app: Dash, router: RouterClient) -> None:
     @app.callback(
         Output("may-act", "data"),
         Output("may-act-why", "children"),
-        Input("key", "data"),
+        Input("operator-key", "data"),
         Input("tick", "data"),
         State("may-act", "data"),
         State("may-act-why", "children"),
@@ -192,7 +192,7 @@ def _confirm(app: Dash, router: RouterClient) -> None:
         Input("confirm-no", "n_clicks"),
         State("reason", "value"),
         State("by", "value"),
-        State("key", "data"),
+        State("operator-key", "data"),
         prevent_initial_call=True,
     )
     def confirm(

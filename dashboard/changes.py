@@ -149,7 +149,8 @@ def undo(entries: Sequence[Answer], state: Answer, per_hour: int) -> Proposal | 
     documents = [entry["document"] for entry in entries if entry["document"]]
     if not documents:
         return None
-    *earlier, last = entries
+    # Weights that were carried along with a new document go back with it.
+    *earlier, last = entries[:-1] if entries[-1]["action"] == "carry" else entries
     before = _weights_before(earlier, last)
     taken_back: Proposal | None = None
     if last["action"] == "pause":

@@ -130,7 +130,7 @@ def register(app: Dash, router: RouterClient) -> None:
         except RouterDown:
             return nothing
         names = [each["name"] for each in variants]
-        chosen: str = variant if variant in names else names[0]
+        chosen = variant if variant and variant in names else names[0]
         told = nothing | {"seen": count, "variants": names, "variant": chosen}
         try:
             drift = router.drift(chosen, ROWS, view.tag, view.start)
@@ -162,12 +162,12 @@ def moved(drift: Stats) -> list[Moved]:
     found = []
     for name, each in compared.items():
         reference, live = _counts(each)
-        if not sum(live):
-            continue
         bins = int(np.count_nonzero(np.add(reference, live)))
+        if not sum(live) or bins < 2:  # noqa: PLR2004
+            continue
         limit = psi_limit(bins, sum(reference), sum(live), 0.05 / len(compared))
         found.append(Moved(name, psi(reference, live), limit))
-    return sorted(found, key=lambda each: each.psi - each.limit, reverse=True)
+    return sorted(found, key=lambda each: each.psi / each.limit, reverse=True)
 
 
 def _counts(each: Stats) -> tuple[list[int], list[int]]:
@@ -342,7 +342,7 @@ def overlay_figure(compared: Stats, look: dict[str, Any], theme: str) -> go.Figu
     )
     style(figure, theme)
     figure.update_layout(showlegend=True, bargap=0.1)
-    figure.update_xaxes(type="category", tickangle=-40, tickfont={"size": 10}, automargin=True)
+    figure.update_xaxes(type="category", tickfont={"size": 10}, automargin=True)
     figure.update_yaxes(title="share", tickformat=".0%", rangemode="tozero")
     return figure
 
@@ -402,5 +402,5 @@ def reliability_figure(bins: list[Stats], look: dict[str, Any], theme: str) -> g
     style(figure, theme)
     figure.update_layout(showlegend=False)
     figure.update_xaxes(title="said", range=[0, 1])
-    figure.update_yaxes(title="came true", range=[0, 1.02])
+    figure.update_yaxes(title="came true", range=[0, 1.06])
     return figure

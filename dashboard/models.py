@@ -160,8 +160,10 @@ class Known:
                 self.troubles.append(pieces.notice(f"The service of {name} tells no versions", text))
 
     def live(self, variant: str) -> Stats:
-        """The model and version that a variant's service serves; empty where nothing was released."""
-        return self.releases[variant]["live"] or {}
+        """The model and version that a variant's service serves: what was released, else the newest."""
+        newest = self.versions[variant][:1]
+        usual = {"model": self.releases[variant]["service"], "version": newest[0]["version"]} if newest else {}
+        return self.releases[variant]["live"] or usual
 
     def options(self) -> list[dict[str, str]]:
         """All versions, to choose from."""

@@ -87,7 +87,7 @@ def layout(pages: Sequence[Page]) -> dmc.MantineProvider:
             # What the browser knows: when it asks and was answered, how it looks, when it changed something.
             *(dcc.Store(id=name) for name in ("tick", "answered", "look", "changed")),
             # The operator's key: of this tab alone, and gone with it.
-            dcc.Store(id="key", storage_type="session"),
+            dcc.Store(id="operator-key", storage_type="session"),
             html.A("Skip to the content", href="#content", className="skip-link"),
             html.Header(_header(pages), className="top"),
             html.Main(
