@@ -136,6 +136,7 @@ def test_on_a_phone_everything_stands_in_one_column_that_fits(
     page.set_viewport_size({"width": 390, "height": 844})
     opens(page, house)
     expect(page.locator("#charts")).to_be_visible()
+    expect(page.locator("#tile-requests")).to_be_visible()
 
     boxes = [card.bounding_box() for card in page.locator(".card:visible").all()]
     assert len(boxes) >= 8
