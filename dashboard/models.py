@@ -161,9 +161,11 @@ class Known:
 
     def live(self, variant: str) -> Stats:
         """The model and version that a variant's service serves: what was released, else the newest."""
-        newest = self.versions[variant][:1]
-        usual = {"model": self.releases[variant]["service"], "version": newest[0]["version"]} if newest else {}
-        return self.releases[variant]["live"] or usual
+        told = self.releases[variant]
+        newest = [
+            {"model": told["service"], "version": each["version"]} for each in self.versions[variant][:1]
+        ]
+        return told["live"] or (newest[0] if newest else {})
 
     def options(self) -> list[dict[str, str]]:
         """All versions, to choose from."""

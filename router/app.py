@@ -11,8 +11,8 @@
 | `GET /openapi.json`, `/docs` | all of this as an OpenAPI document, and a page that shows it |
 
 Those of the ledger are found under `/v1` as well. The experiment's own addresses are in
-`router/experiment_api.py`, what those ask who watch in `router/inspection.py` and `router/drift.py`, and what the
-services tell of their models in `router/services_api.py`.
+`router/experiment_api.py`, what those ask who watch in `router/inspection.py` and `router/drift.py`, and what
+the services tell of their models in `router/services_api.py`.
 """
 
 from __future__ import annotations

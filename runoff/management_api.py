@@ -187,7 +187,7 @@ def blueprint(management: Management) -> Blueprint:
         return _cached(Response(management.card(_found(management, model, version), form), mimetype=chosen))
 
     @api.get("/v1/models/<model>/versions/<version>/reference")
-    @describe(NotFound, Unavailable, tag="versions", answer=Spreads, statuses=(200, 304))
+    @describe(NotFound, tag="versions", answer=Spreads, statuses=(200, 304))
     def reference(model: str, version: str) -> Response:
         """How its training data were spread: what live traffic is compared with."""
         found = _found(management, model, version)
