@@ -216,7 +216,8 @@ def _confirm(app: Dash, router: RouterClient) -> None:
             _ask(router, proposed, reason, (by or "").strip()[:MAX_BY], key)
         except RouterDown as error:
             return (*nothing[:3], _refused(error), *nothing[4:])
-        done = notice(f"Done: {proposed['title']}", f"“{reason}”. It stands in the audit, and can be undone.")
+        told = f"“{reason}”. It stands in the audit, and can be undone."
+        done = notice(f"Done: {proposed['title']}", told, well=True)
         return False, no_update, no_update, [], "", done, [proposed["key"], yes]
 
 

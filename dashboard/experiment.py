@@ -254,7 +254,7 @@ def _before_pause(entries: Sequence[Answer]) -> Any:
 
 
 def _weights(weights: changes.Weights) -> str:
-    return ", ".join(f"{name} {percent(share)}" for name, share in weights.items())
+    return ", ".join(f"{name} {percent(share)}" for name, share in sorted(weights.items()))
 
 
 def _summary(state: Answer) -> str:

@@ -362,7 +362,9 @@ def _told_of(router: RouterClient, record: News) -> list[Any]:
             else []
         ),
         html.H3("What became of it"),
-        pieces.table(("Outcome", "Known", "Reported"), became) if became else html.P("Not reported yet."),
+        pieces.table(("Outcome", "Known", "Reported"), became)
+        if became
+        else html.P("Not reported yet.", className="note"),
         html.H3("Ask it again"),
         html.Div(
             [

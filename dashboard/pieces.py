@@ -312,9 +312,10 @@ def router_down(url: str, reason: str, seconds: float, *, known: bool) -> html.D
     )
 
 
-def notice(title: str, text: str) -> html.Div:
-    """What is wrong, and what comes next."""
-    return html.Div([html.H2(title), html.P(text)], className="card notice")
+def notice(title: str, text: str, *, well: bool = False) -> html.Div:
+    """What is wrong, and what comes next; or that something went well."""
+    kind = "card notice well" if well else "card notice"
+    return html.Div([html.H2(title), html.P(text)], className=kind)
 
 
 def _tile(name: str, title: str, value: Any, note: Any) -> html.Div:

@@ -11,6 +11,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from flask import Blueprint, request
 from typing_extensions import TypedDict
 
+from router.database import stamp
 from router.experiment import Variant
 from router.fold import Fold
 from router.front import checked_tag
@@ -106,7 +108,7 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
         """Counts of what a variant is asked now and of what its model was trained on, in the same bins."""
         admit("read")
         variant = _variant()
-        rows, since = _rows(), request.args.get("from", "")
+        rows, since = _rows(), _since()
         standing = fold.standings(router.following.now().document.name).get(variant.name)
         if standing is None or not standing["version"]:
             raise NotFound(f"variant {variant.name} has not answered yet, so nobody knows its version")
@@ -166,6 +168,15 @@ def _rows() -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= MAX_ROWS:  # noqa: PLR2004
         raise Malformed(f"rows takes a whole number from 1 to {MAX_ROWS}, not {text[:40]!r}")
     return int(text)
+
+
+def _since() -> str:
+    """The time from which on rows are counted, as the ledger writes it; raises Malformed."""
+    text = request.args.get("from")
+    try:
+        return stamp(datetime.fromisoformat(text)) if text else ""
+    except (ValueError, OverflowError):
+        raise Malformed(f"from takes a time such as 2026-11-23T14:05Z, not {text[:40]!r}") from None
 
 
 def _labelled(rows: int, where: Iterable[sa.ColumnElement[bool]]) -> sa.Select[Any]:

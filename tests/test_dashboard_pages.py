@@ -65,15 +65,24 @@ def types_in(page: Page, key: str) -> None:
     page.get_by_role("button", name="Use this key").click()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "live")
-def test_a_page_is_free_of_barriers_and_fits_in_both_themes_on_desktop_and_phone(
-    keyed: House, page: Page, path: str
-) -> None:
+def barriers(page: Page) -> list[Any]:
+    """What axe finds that is serious or critical, with its places; not in the charts' drawings."""
     spec = importlib.util.find_spec("axe_playwright_python")
     if spec is None or spec.origin is None:
         assert not CI, "axe-playwright-python is not there"
         pytest.skip("axe-playwright-python is not there: it brings axe-core for the tests")
-    axe = (Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    page.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    return [
+        (each["id"], [node["target"] for node in each["nodes"]])
+        for each in page.evaluate("axe.run({exclude: ['.main-svg']})")["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "live")
+def test_a_page_is_free_of_barriers_and_fits_in_both_themes_on_desktop_and_phone(
+    keyed: House, page: Page, path: str
+) -> None:
     for width, height in WIDTHS.values():
         page.set_viewport_size({"width": width, "height": height})
         for theme in ("light", "dark"):
@@ -84,14 +93,7 @@ def test_a_page_is_free_of_barriers_and_fits_in_both_themes_on_desktop_and_phone
                 # The grid is not drawn before somebody may see it.
                 page.locator("#grid").scroll_into_view_if_needed()
                 expect(page.locator("#grid .ag-cell").first).to_be_visible()
-            page.evaluate(axe)
-            found = page.evaluate("axe.run({exclude: ['.main-svg']})")["violations"]
-            serious = [
-                (each["id"], [node["target"] for node in each["nodes"]])
-                for each in found
-                if each["impact"] in ("serious", "critical")
-            ]
-            assert serious == [], (width, theme)
+            assert barriers(page) == [], (width, theme)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -132,6 +134,7 @@ def test_a_row_of_the_record_opens_what_was_asked_and_answered(keyed: House, pag
     assert json.loads(answered)["prediction"] == newest["prediction"]
     expect(dialog.locator("#curl")).to_contain_text(f"curl -s {keyed.router_url}/predict")
 
+    assert barriers(page) == []
     page.get_by_role("button", name="Close").click()
     expect(dialog).to_be_hidden()
 
@@ -169,6 +172,7 @@ def test_an_operator_ramps_sees_the_difference_first_gives_a_reason_and_undoes_i
     expect(dialog).to_contain_text(f"B 20% → 50%: about {round(0.3 * per_hour)} more requests an hour")
     dialog.get_by_role("button", name="Confirm").click()
     expect(dialog).to_contain_text("A reason is needed")
+    assert barriers(page) == []
     assert rest(keyed, "/v1/experiment/state")["weights"] == {"A": 0.8, "B": 0.2}
 
     dialog.get_by_label("Reason").fill("B looks good")

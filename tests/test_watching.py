@@ -116,7 +116,15 @@ def test_calibration_counts_what_came_true_by_what_was_said(
 
 
 @pytest.mark.parametrize(
-    "query", ["", "?variant=C", "?variant=A&rows=0", "?variant=A&rows=5001", "?variant=A&rows=x"]
+    "query",
+    [
+        "",
+        "?variant=C",
+        "?variant=A&rows=0",
+        "?variant=A&rows=5001",
+        "?variant=A&rows=x",
+        "?variant=A&from=noon",
+    ],
 )
 def test_a_question_for_drift_that_makes_no_sense_is_refused(asked: House, query: str) -> None:
     assert asked.router.gets(f"/v1/drift{query}").status in (400, 404)
