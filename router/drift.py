@@ -172,7 +172,7 @@ def _rows() -> int:
 
 def _since() -> str:
     """The time from which on rows are counted, as the ledger writes it; raises Malformed."""
-    text = request.args.get("from")
+    text = request.args.get("from", "")
     try:
         return stamp(datetime.fromisoformat(text)) if text else ""
     except (ValueError, OverflowError):
