@@ -156,7 +156,7 @@ def _ask(router: RouterClient, view: View, range_: str, drawn: News | None) -> N
     }
     new = stats["cursor"] - drawn["cursor"] if drawn and drawn["scene"] == scene else -1
     # What has left the range is taken away by drawing anew, as soon as it is a tenth of what one sees.
-    if drawn and 0 <= new <= WINDOW and drawn["points"] + new <= MAX_POINTS and not _outlived(drawn, view):
+    if drawn and 0 <= new < WINDOW and drawn["points"] + new < MAX_POINTS and not _outlived(drawn, view):
         told |= _continued(router, stats, drawn, view.theme)
     else:
         told |= _drawn_anew(router, stats, scene, view)
@@ -256,7 +256,9 @@ def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> N
     """The changes to the charts and the grid that stand: what is new, in the colours that are on."""
     scene = drawn["scene"]
     it = charts.followed(stats["variants"])
-    rows = router.since(drawn["cursor"], WINDOW, scene["tag"])
+    # More may have come since the counts were made.
+    room = MAX_POINTS - drawn["points"]
+    rows = router.since(drawn["cursor"], min(WINDOW, room), scene["tag"])
     now = drawn | {
         "cursor": max([stats["cursor"], *(row["cursor"] for row in rows[-1:])]),
         "spread": stats["cursor"],
