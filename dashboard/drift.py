@@ -72,7 +72,7 @@ def layout() -> html.Div:
                                             allowDeselect=False,
                                             mb="sm",
                                         ),
-                                        pieces.chart("overlay", "Training and now", height=240),
+                                        pieces.chart("overlay", "Training and now", height=300),
                                     ]
                                 ),
                                 pieces.chart(

@@ -181,7 +181,7 @@ def _spread(router: RouterClient, stats: Stats, view: View, before: News | None,
     same = before and all(before[each] == now[each] for each in ("scene", "theme", "spread"))
     if same:
         return told if before and before["rates"] != rates else {}
-    every = router.distributions(view.tag)["variants"]
+    every = router.distributions(view.tag, seen=stats["cursor"])["variants"]
     if [each["name"] for each in every] != names:
         return told
     return told | {
@@ -225,7 +225,7 @@ def _drawn_anew(router: RouterClient, stats: Stats, scene: News, view: View) -> 
     variants = stats["variants"]
     it = charts.followed(variants)
     # Those that came since the counts were made are left to the next time.
-    found = router.last(WINDOW, view.tag, view.start)
+    found = router.last(WINDOW, view.tag, view.start, seen=stats["cursor"])
     rows = [row for row in found if row["cursor"] <= stats["cursor"]]
     points = _points(it, _counted(rows), scene, Numbers(0, 0, 0))
     split, got = it["share_of"], round((it["share"] or 0) * it["share_of"])
@@ -258,7 +258,7 @@ def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> N
     it = charts.followed(stats["variants"])
     # More may have come since the counts were made.
     room = MAX_POINTS - drawn["points"]
-    rows = router.since(drawn["cursor"], min(WINDOW, room), scene["tag"])
+    rows = router.since(drawn["cursor"], min(WINDOW, room), scene["tag"], seen=stats["cursor"])
     now = drawn | {
         "cursor": max([stats["cursor"], *(row["cursor"] for row in rows[-1:])]),
         "spread": stats["cursor"],
@@ -275,7 +275,7 @@ def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> N
     return {
         "requests_chart": requests,
         "share_chart": share,
-        "grid": pieces.grid_rows(router.last(GRID_ROWS, scene["tag"])),
+        "grid": pieces.grid_rows(router.last(GRID_ROWS, scene["tag"], seen=now["cursor"])),
         "drawn": now
         | {
             "theme": theme,

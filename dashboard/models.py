@@ -389,7 +389,9 @@ def _about(version: Stats) -> Stats:
 def _way(before: Any, after: Any) -> str:
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return ""
-    return f"{'▲ higher' if after > before else '▼ lower'} by {abs(after - before):.3g}"
+    gap = abs(after - before)
+    told = f"{gap:,}" if isinstance(gap, int) else f"{gap:.3g}"
+    return f"{'▲ higher' if after > before else '▼ lower'} by {told}"
 
 
 def _propose(app: Dash, router: RouterClient) -> None:

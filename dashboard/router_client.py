@@ -43,7 +43,11 @@ class _Asked:
 
 
 class RouterClient:
-    """Asks one router. `tag` narrows to "real" or "simulation" traffic; None is all of it."""
+    """Asks one router. `tag` narrows to "real" or "simulation" traffic; None is all of it.
+
+    Answers are remembered for a moment. Who has seen the counts up to a cursor says so by `seen`, and gets no
+    answer from before that: what lies between would never be shown.
+    """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         """Make it.
@@ -55,24 +59,25 @@ class RouterClient:
         self.url = url.rstrip("/")
         self._http = urllib3.PoolManager(retries=False, timeout=TIMEOUT, maxsize=8)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[tuple[str, int], _Asked] = {}
 
     def stats(self, tag: str | None) -> Answer:
         """Counts, shares with their intervals, latency, by variant."""
         return self._get("/v1/stats", tag=tag)
 
-    def distributions(self, tag: str | None) -> Answer:
+    def distributions(self, tag: str | None, *, seen: int = 0) -> Answer:
         """Scores and latencies of each variant in bins."""
-        return self._get("/v1/distributions", tag=tag)
+        return self._get("/v1/distributions", seen, tag=tag)
 
-    def since(self, cursor: int, limit: int, tag: str | None) -> list[Answer]:
+    def since(self, cursor: int, limit: int, tag: str | None, *, seen: int) -> list[Answer]:
         """The records after a cursor, oldest first, at most `limit` of them."""
-        rows: list[Answer] = self._get("/v1/predictions", since=cursor, limit=limit, tag=tag)["predictions"]
+        told = self._get("/v1/predictions", seen, since=cursor, limit=limit, tag=tag)
+        rows: list[Answer] = told["predictions"]
         return rows
 
-    def last(self, count: int, tag: str | None, start: str | None = None) -> list[Answer]:
+    def last(self, count: int, tag: str | None, start: str | None = None, *, seen: int) -> list[Answer]:
         """The newest records, oldest of them first; `start` is a time before which none is wanted."""
-        told = self._get("/v1/predictions", last=count, tag=tag, **{"from": start})
+        told = self._get("/v1/predictions", seen, last=count, tag=tag, **{"from": start})
         rows: list[Answer] = told["predictions"]
         return rows
 
@@ -158,12 +163,12 @@ class RouterClient:
         self._asked.clear()
         return told
 
-    def _get(self, path: str, **query: str | int | None) -> Answer:
+    def _get(self, path: str, seen: int = 0, **query: str | int | None) -> Answer:
         asked = urlencode({name: value for name, value in query.items() if value is not None})
         address = f"{path}?{asked}" if asked else path
         if len(self._asked) > MOST_REMEMBERED:
             self._asked.clear()
-        known = self._asked.setdefault(address, _Asked())
+        known = self._asked.setdefault((address, seen), _Asked())
         with known.lock:
             if time.monotonic() - known.at > REMEMBERED_SECONDS:
                 try:

@@ -74,7 +74,9 @@ def barriers(page: Page) -> list[Any]:
     page.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
     return [
         (each["id"], [node["target"] for node in each["nodes"]])
-        for each in page.evaluate("axe.run({exclude: ['.main-svg']})")["violations"]
+        for each in page.evaluate(
+            "axe.run({exclude: ['.main-svg'], rules: {'target-size': {enabled: true}}})"
+        )["violations"]
         if each["impact"] in ("serious", "critical")
     ]
 
