@@ -163,7 +163,7 @@ class RouterClient:
         self._asked.clear()
         return told
 
-    def _get(self, path: str, seen: int = 0, **query: str | int | None) -> Answer:
+    def _get(self, path: str, seen: int = 0, /, **query: str | int | None) -> Answer:
         asked = urlencode({name: value for name, value in query.items() if value is not None})
         address = f"{path}?{asked}" if asked else path
         if len(self._asked) > MOST_REMEMBERED:
