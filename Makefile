@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs bench bench-router chaos lock fetch manifests publish-notebooks clean
+.PHONY: help run smoke train test check format docs bench bench-router chaos validate lock fetch manifests
+.PHONY: publish-notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +40,9 @@ bench: .develops ## measure our service beside its peers, and write docs/benchma
 bench-router: .develops ## measure our router beside its peers, and write docs/benchmarks-router.md (needs wrk and nginx)
 	@$(VENV) -m notebooks.train
 	@exec $(VENV) -m benchmarks.router --write docs/benchmarks-router.md $(ARGS)
+
+validate: .develops ## simulate what the verdict promises, and write docs/validation.md (some minutes)
+	@exec $(VENV) -m verdict.validate --write docs/validation.md $(ARGS)
 
 chaos: .develops ## kill, stop and slow everything under load, for some minutes; no answer may be lost
 	@RUNOFF_CHAOS_SECONDS=180 exec $(VENV) -m pytest tests/test_chaos.py $(ARGS)

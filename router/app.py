@@ -46,6 +46,7 @@ from router import (
     outcomes,
     privacy,
     services_api,
+    verdict_api,
 )
 from router.controllers import Runner, Sums
 from router.database import DatabaseDown
@@ -60,6 +61,7 @@ from router.outcomes import Outcomes, Report
 from router.periodic import Periodic
 from router.routing import Router
 from router.tables import predictions as recorded
+from router.verdicts import Verdicts
 from runoff import logs, metrics, web
 from runoff import openapi as documents
 from runoff.operations import JSON, Schema, describe
@@ -102,6 +104,7 @@ class Parts:
         self.guard = Guard(self.keys)
         self.ledger = Ledger(engine)
         self.fold = Fold(engine)
+        self.verdicts = Verdicts(engine, self.fold)
         self.outcomes = Outcomes(engine)
         self.experiments = Experiments(engine)
         self.following = Following(self.experiments, configured)
@@ -162,6 +165,7 @@ def create_app() -> Flask:
     app.add_url_rule("/metrics", view_func=metrics.exposition)
     app.register_blueprint(experiment_api.blueprint(parts.experiments, _admit, parts.following.look))
     app.register_blueprint(about.blueprint(parts.router, _admit))
+    app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
     app.register_blueprint(inspection.blueprint(parts.following, parts.fold, parts.guard, _admit))
     app.register_blueprint(services_api.blueprint(parts.following, parts.router.upstream, _admit))

@@ -34,6 +34,11 @@ class Router:
         """What an address under `/v1/` answers."""
         return self._ask("GET", path)[0]
 
+    def page(self, path: str) -> str:
+        """The page of Markdown at an address under `/v1/`."""
+        response = self._answer("GET", path, None, {"Accept": "text/markdown"})
+        return response.data.decode()
+
     def change(self, path: str, body: Any, version: int | None, method: str = "POST") -> Any:
         """Change the experiment; the state then.
 
@@ -50,24 +55,36 @@ class Router:
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[Any, str]:
         """The answer and its ETag."""
+        response = self._answer(method, path, body, headers or {})
+        try:
+            return response.json(), response.headers.get("ETag", "")
+        except ValueError:
+            raise self._no_router() from None
+
+    def _answer(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str]
+    ) -> urllib3.BaseHTTPResponse:
         sent = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
             response = urllib3.request(
                 method,
                 f"{self.url.rstrip('/')}/v1/{path}",
                 json=body,
-                headers=sent | dict(headers or {}),
+                headers=sent | dict(headers),
                 timeout=SECONDS,
                 retries=False,
             )
-            answer = response.json()
+            refused = response.status >= 400 and response.json()["detail"]  # noqa: PLR2004
         except urllib3.exceptions.HTTPError as error:
             raise click.ClickException(f"the router at {self.url} does not answer: {error}") from None
-        except ValueError:
-            raise click.ClickException(f"what answers at {self.url} is no router") from None
-        if response.status >= 400:  # noqa: PLR2004
-            raise click.ClickException(answer["detail"])
-        return answer, response.headers.get("ETag", "")
+        except (ValueError, LookupError, TypeError):
+            raise self._no_router() from None
+        if refused:
+            raise click.ClickException(refused)
+        return response
+
+    def _no_router(self) -> click.ClickException:
+        return click.ClickException(f"what answers at {self.url} is no router")
 
 
 def changes(command: Command) -> Command:

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from runoff.problems import FieldError
+from verdict import evidence, money
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "experiment.toml"
 
@@ -67,6 +68,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=60)]
 # "30d", "12h", "15m", or ISO 8601: "P30D", "PT12H".
 Duration = Annotated[timedelta, BeforeValidator(_spelt_out), Field(ge=timedelta(0), le=timedelta(days=3650))]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 SomeTime = Annotated[Duration, Field(gt=timedelta(0))]
 
 Mode = Literal["split", "shadow", "canary", "bandit"]
@@ -151,8 +153,66 @@ class Guardrail(Part):
     """What must not become worse, by more than a margin in units of the metric."""
 
     name: Name
-    metric: Name
+    # Of latency-p99 and the like, the ratio less 1.
+    metric: Annotated[
+        str, Field(pattern=r"^(error-rate|latency-p[1-9][0-9]?|calibration|brier|log-loss|profit)$")
+    ]
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Costs(Part):
+    """What a decision brings, by what becomes of it, in a unit of one's own; a cost is negative.
+
+    Positive (p) is a decision where the score reaches the variant's threshold; it is true where the outcome
+    is 1.
+    """
+
+    tp: Finite
+    fp: Finite
+    tn: Finite
+    fn: Finite
+
+
+class Segment(Part):
+    """A part of the traffic by a column of the record: by its codes, or between cuts."""
+
+    column: Column
+    cuts: Annotated[tuple[Finite, ...], Field(max_length=20)] = ()
+
+
+class Decision(Part):
+    """By what it is decided which variant stays, declared before the start.
+
+    | field | what it is |
+    | --- | --- |
+    | metric | brier, log-loss, or profit, which needs costs |
+    | margin | differences below it do not matter, in units of the metric |
+    | alpha | the probability that a winner is ever named where there is none |
+    | planned_outcomes | for how many one plans: there intervals are tightest; they hold at any number |
+    | max_gap | by how much scores of a row can differ, checked to 0.01: intervals of pairs are exact by it |
+    | thresholds | by variant, the score from which on a decision is positive; else by the costs, else 0.5 |
+    | segments, sensitive | parts for which the difference is shown, and between which rates are compared |
+    | selective | whether the served score decides who can ever have an outcome |
+    """
+
+    metric: Literal["brier", "log-loss", "profit"] = "brier"
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    planned_outcomes: Annotated[int, Field(ge=1)] = 10_000
+    max_gap: Share | None = None
+    costs: Costs | None = None
+    thresholds: dict[Name, Annotated[float, Field(ge=0, le=1)]] = {}
+    segments: Annotated[tuple[Segment, ...], Field(max_length=10)] = ()
+    sensitive: Annotated[tuple[Segment, ...], Field(max_length=5)] = ()
+    selective: bool = False
+
+    def threshold(self, variant: str) -> float:
+        """The score from which on a decision of a variant is positive."""
+        if variant in self.thresholds:
+            return self.thresholds[variant]
+        if self.costs is None:
+            return 0.5
+        return money.threshold(evidence.Costs(**self.costs.model_dump()))
 
 
 class Privacy(Part):
@@ -196,6 +256,7 @@ class Experiment(Part):
     canary: Canary = Canary()
     bandit: Bandit = Bandit()
     guardrails: tuple[Guardrail, ...] = ()
+    decision: Decision = Decision()
     privacy: Privacy = Privacy()
 
     @model_validator(mode="after")
@@ -212,9 +273,30 @@ class Experiment(Part):
         names = [guardrail.name for guardrail in self.guardrails]
         if len(set(names)) < len(names):
             raise _broken("/guardrails", "uniqueItems", "two guardrails have the same name", None)
+        self._check_decision()
         if both := set(self.privacy.omitted) & set(self.privacy.hashed):
             raise _broken("/privacy", "not", "a column cannot be both omitted and hashed", min(both))
         return self
+
+    def _check_decision(self) -> None:
+        decision = self.decision
+        for name in decision.thresholds:
+            if not any(each.name == name for each in self.variants):
+                raise _broken("/decision/thresholds", "enum", "names no variant of this experiment", name)
+        if decision.metric == "profit" and decision.costs is None:
+            raise _broken("/decision/costs", "required", "is needed where profit decides", None)
+        if any(each.metric == "profit" for each in self.guardrails) and decision.costs is None:
+            raise _broken("/decision/costs", "required", "is needed where a guardrail is of profit", None)
+        if decision.costs and not (
+            decision.costs.tn > decision.costs.fp and decision.costs.tp > decision.costs.fn
+        ):
+            rule = "being right must bring more than being wrong: tn more than fp, tp more than fn"
+            raise _broken("/decision/costs", "minimum", rule, None)
+        for where in ("segments", "sensitive"):
+            for place, segment in enumerate(getattr(decision, where)):
+                if list(segment.cuts) != sorted(set(segment.cuts)):
+                    rule = "each cut must be greater than the one before it"
+                    raise _broken(f"/decision/{where}/{place}/cuts", "order", rule, None)
 
     def _check_variants(self) -> None:
         names = [variant.name for variant in self.variants]

@@ -12,6 +12,7 @@ rows there are, and who writes rows does nothing for it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +26,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from router import database
 from router.controllers import Sums
 from router.database import DatabaseDown, stamp
+from router.experiment import Decision, ExperimentError, read
+from router.labelling import ALL, LIVE, SCORE_BINS, Beside, Known, adds
 from router.tables import (
+    experiments,
     folds,
+    gaps,
+    joint_scores,
     labels,
     latencies,
+    outcome_scores,
     outcomes,
     pairs,
     predictions,
@@ -44,16 +51,17 @@ NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.
 GROWTH = math.log(1.01)
 LEAST_MS = 0.001
-SCORE_BINS = 50
-# A probability of 0 or 1 that is wrong would be an infinite loss.
-CLIP = 1e-15
 
-SUMS = (sums, latencies, scores, labels, pairs)
+SUMS = (sums, latencies, scores, labels, outcome_scores, pairs, gaps, joint_scores)
 BINNED = (latencies, scores)
+# The kinds of side answers that make a pair with the live one.
+BESIDE = ("shadow", "replay")
 # The hour of what is summed over all hours.
 TOTAL = ""
 
 Key = tuple[Any, ...]
+# What a version of the experiment declares of decisions.
+Decisions = Callable[[sa.Connection, int], Decision]
 # What is added, by table and key.
 Added = dict[tuple[sa.Table, Key], list[float]]
 
@@ -110,14 +118,6 @@ class Histogram(Counter[int]):
         return None
 
 
-class Known(NamedTuple):
-    """What is known of a prediction: its row, its outcome if it has one, what shadows said of it."""
-
-    row: Any
-    outcome: float | None
-    shadows: tuple[tuple[str, float], ...]
-
-
 class Fold:
     """Adds the ledger's rows to its sums, and reads those."""
 
@@ -129,6 +129,7 @@ class Fold:
         self._begin_at_0 = insert(folds).values(begin).on_conflict_do_nothing()
         self._upserts = {table: _upsert(insert(table), table, _plus) for table in SUMS}
         self._stand = _upsert(insert(standings), standings, _newer)
+        self._decisions: dict[int, Decision] = {}
 
     def catch_up(self) -> int:
         """Fold what is not folded yet; returns the cursor up to which predictions are in the sums.
@@ -143,7 +144,7 @@ class Fold:
                     to = _reached(connection, at)
                     if to == at:
                         return at.predictions
-                    added = _added(connection, at, to)
+                    added = _added(connection, at, to, self._declared)
                     stand = _standings(connection, at, to)
                 self._add(at, to, added, stand)
         except sa.exc.SQLAlchemyError as error:
@@ -168,7 +169,7 @@ class Fold:
                         side_answers=at.side_answers, outcomes=at.outcomes
                     )
                     to = to._replace(predictions=min(to.predictions, at.predictions))
-                    for place, values in _added(connection, done, to).items():
+                    for place, values in _added(connection, done, to, self._declared).items():
                         _into(added, place, values)
                     done = to if to != done else at
                 hours: Added = {}
@@ -211,6 +212,19 @@ class Fold:
                 by_table[table].append(_row(table, key, values))
         for table, rows in by_table.items():
             connection.execute(self._upserts[table], rows)
+
+    def _declared(self, connection: sa.Connection, version: int) -> Decision:
+        """What a version of the experiment declares of decisions; versions are never changed."""
+        known = self._decisions.get(version)
+        if known is None:
+            query = sa.select(experiments.c.document).where(experiments.c.version == version)
+            try:
+                known = read(json.loads(connection.scalar(query) or "{}")).decision
+            # Rows of an older ledger have no document, and one of a later release cannot be read.
+            except ExperimentError:
+                known = Decision()
+            self._decisions[version] = known
+        return known
 
     def counts(self, experiment: str, tag: str | None = None) -> dict[tuple[int, int, str], Counts]:
         """What happened to the requests of each variant, by version, allocation and name of the variant.
@@ -304,7 +318,7 @@ class Fold:
 
         def mine(table: sa.Table, hours: sa.ColumnElement[bool], columns: Sequence[str]) -> sa.Select[Any]:
             chosen = [
-                *(table.c.experiment == experiment, hours),
+                *(table.c.experiment == experiment, hours, _whole_of(table)),
                 table.c.experiment_version.between(*versions),
             ]
             if allocation is not None:
@@ -313,7 +327,9 @@ class Fold:
             return sa.select(table.c.variant, *added).where(*chosen).group_by(table.c.variant)
 
         self.catch_up()
-        asked = mine(sums, sums.c.hour == TOTAL, ("requests", "failed", "log_latency", "log_latency2"))
+        asked = mine(
+            sums, sums.c.hour == TOTAL, ("requests", "failed", "saved", "log_latency", "log_latency2")
+        )
         told = mine(
             labels,
             sa.and_(labels.c.hour > TOTAL, labels.c.hour < stamp(matured)[:13]),
@@ -324,8 +340,9 @@ class Fold:
             for variant, n, positives in map(tuple, database.read(self._engine, told))
         }
         return {
-            variant: Sums(int(n), int(failed), latency, squares, *known.get(variant, (0, 0)))
-            for variant, n, failed, latency, squares in map(tuple, database.read(self._engine, asked))
+            # What another one had to answer has failed.
+            variant: Sums(int(n), int(failed) + int(saved), latency, squares, *known.get(variant, (0, 0)))
+            for variant, n, failed, saved, latency, squares in map(tuple, database.read(self._engine, asked))
         }
 
 
@@ -379,42 +396,77 @@ def _whole(number: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
 
 
 _P = predictions.c
-_PERIOD = (
-    *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _P.variant),
-    sa.func.coalesce(_P.tag, ""),
-)
-_ANSWERED, _FAILED = _P.status < 400, _P.status >= 500  # noqa: PLR2004
-_LOG_MS = sa.func.ln(sa.case((_P.latency_ms > LEAST_MS, _P.latency_ms), else_=LEAST_MS))
+_S = side_answers.c
 # What was forced, or asked during a pause, says nothing of the experiment.
 _COUNTS = sa.and_(_between(predictions), _P.propensity.is_not(None))
 
 
+# What another said of a row counts when both are there: where it is new, and where the row is.
+_NEW_BESIDE, _BESIDE_NEW = (
+    sa.and_(_S.kind.in_(BESIDE), _P.propensity.is_not(None), *which)
+    for which in (
+        (_between(side_answers), _P.cursor <= sa.bindparam("to_predictions")),
+        (_between(predictions), _S.cursor <= sa.bindparam("at_side_answers")),
+    )
+)
+
+
 def _counting(
-    key: Sequence[Any], added: Sequence[Any], where: sa.ColumnElement[bool] | None = None
-) -> sa.Select[Any]:
-    named = [column.label(f"key{number}") for number, column in enumerate((*_PERIOD, *key))]
-    chosen = _COUNTS if where is None else sa.and_(_COUNTS, where)
-    return sa.select(*named, *added).where(chosen).group_by(*(column.name for column in named))
+    answers: Any, variant: Any, kind: Any, chosen: Any, saved: Any
+) -> dict[sa.Table, sa.Select[Any]]:
+    """What new answers add whatever becomes of them, by table.
 
+    Args:
+        answers: the columns of the table that they are in.
+        variant: whose answers they are.
+        kind: of side answer, or LIVE.
+        chosen: which count.
+        saved: of the answered, which another variant gave.
+    """
+    answered, failed = answers.status < 400, answers.status >= 500  # noqa: PLR2004
+    timed = sa.and_(sa.not_(failed), answers.latency_ms.is_not(None))
+    log_ms = sa.func.ln(sa.case((answers.latency_ms > LEAST_MS, answers.latency_ms), else_=LEAST_MS))
+    period = (
+        *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, variant),
+        *(kind, sa.func.coalesce(_P.tag, "")),
+    )
 
-# What new predictions add whatever becomes of them, by table.
-_COUNTED = {
-    sums: _counting(
-        (sa.func.coalesce(_P.model, ""), sa.func.coalesce(_P.version, "")),
-        (
-            sa.func.count(),
-            _sum(sa.literal(1), _ANSWERED),
-            _sum(sa.literal(1), sa.not_(sa.or_(_ANSWERED, _FAILED))),
-            _sum(sa.literal(1), _FAILED),
-            _sum(_P.prediction),
-            _sum(_P.prediction * _P.prediction),
-            _sum(_LOG_MS, sa.not_(_FAILED)),
-            _sum(_LOG_MS * _LOG_MS, sa.not_(_FAILED)),
+    def counting(key: Sequence[Any], added: Sequence[Any], where: Any = None) -> sa.Select[Any]:
+        named = [column.label(f"key{number}") for number, column in enumerate((*period, *key))]
+        which = chosen if where is None else sa.and_(chosen, where)
+        selected = sa.select(*named, *added).where(which).group_by(*(column.name for column in named))
+        if answers is _P:
+            return selected
+        return selected.select_from(side_answers.join(predictions, _P.id == _S.prediction_id))
+
+    return {
+        sums: counting(
+            (sa.func.coalesce(answers.model, ""), sa.func.coalesce(answers.version, "")),
+            (
+                sa.func.count(),
+                _sum(sa.literal(1), answered),
+                _sum(sa.literal(1), sa.not_(sa.or_(answered, failed))),
+                _sum(sa.literal(1), failed),
+                _sum(sa.literal(1), saved),
+                _sum(answers.prediction),
+                _sum(answers.prediction * answers.prediction),
+                _sum(log_ms, timed),
+                _sum(log_ms * log_ms, timed),
+            ),
         ),
-    ),
-    latencies: _counting((_whole(_LOG_MS / GROWTH),), (sa.func.count(),), _ANSWERED),
-    scores: _counting((_whole(_P.prediction * SCORE_BINS),), (sa.func.count(),), _P.prediction.is_not(None)),
-}
+        latencies: counting((_whole(log_ms / GROWTH),), (sa.func.count(),), sa.and_(answered, timed)),
+        scores: counting(
+            (_whole(answers.prediction * SCORE_BINS),), (sa.func.count(),), answers.prediction.is_not(None)
+        ),
+    }
+
+
+_SAVED = sa.and_(_P.status < 400, _P.answered_by.is_not(None))  # noqa: PLR2004
+_COUNTED = (
+    _counting(_P, _P.variant, sa.literal(LIVE), _COUNTS, _SAVED),
+    _counting(_S, _S.name, _S.kind, _NEW_BESIDE, sa.false()),
+    _counting(_S, _S.name, _S.kind, _BESIDE_NEW, sa.false()),
+)
 
 # The predictions whose labels and pairs change: those that have an outcome and are new, or of which an
 # outcome or a shadow's answer is new.
@@ -423,16 +475,18 @@ _told = sa.select(outcomes.c.prediction_id).where(_between(outcomes))
 _shadowed = (
     sa.select(side_answers.c.prediction_id)
     .join(outcomes, outcomes.c.prediction_id == side_answers.c.prediction_id)
-    .where(_between(side_answers), side_answers.c.kind == "shadow", _known_outcome)
+    .where(_between(side_answers), side_answers.c.kind.in_(BESIDE), _known_outcome)
 )
 _predicted = sa.select(_P.id).join(outcomes, outcomes.c.prediction_id == _P.id).where(_COUNTS, _known_outcome)
 _CONCERNED = sa.select(
     *(_P.cursor, _P.id, _P.experiment, _P.experiment_version, _P.allocation, _P.variant, _P.tag, _P.time),
-    _P.prediction,
+    *(_P.prediction, _P.features),
 ).where(
     _P.cursor <= sa.bindparam("to_predictions"),
     _P.propensity.is_not(None),
     _P.prediction.is_not(None),
+    # What another variant said in its place says nothing of this one.
+    _P.answered_by.is_(None),
     _P.id.in_(sa.union(_told, _shadowed, _predicted)),
 )
 _IDS: Any = sa.bindparam("ids", expanding=True)
@@ -441,16 +495,10 @@ _OUTCOMES = (
     .where(outcomes.c.prediction_id.in_(_IDS))
     .order_by(outcomes.c.cursor)
 )
-_SHADOWS = (
-    sa.select(
-        side_answers.c.cursor, side_answers.c.prediction_id, side_answers.c.name, side_answers.c.prediction
-    )
-    .where(
-        side_answers.c.prediction_id.in_(_IDS),
-        side_answers.c.kind == "shadow",
-        side_answers.c.prediction.is_not(None),
-    )
-    .order_by(side_answers.c.cursor)
+_BESIDE = (
+    sa.select(_S.cursor, _S.prediction_id, _S.kind, _S.name, _S.prediction)
+    .where(_S.prediction_id.in_(_IDS), _S.kind.in_(BESIDE), _S.prediction.is_not(None))
+    .order_by(_S.cursor)
 )
 # By variant, the cursors of its newest request and of the newest that a version answered.
 _NEWEST = (
@@ -476,38 +524,38 @@ def _reached(connection: sa.Connection, at: Cursors) -> Cursors:
     return Cursors(*found)
 
 
-def _added(connection: sa.Connection, at: Cursors, to: Cursors) -> Added:
+def _added(connection: sa.Connection, at: Cursors, to: Cursors, decisions: Decisions) -> Added:
     """What is added to the sums by what came after some cursors, up to others."""
     between = {f"at_{name}": place for name, place in at._asdict().items()} | {
         f"to_{name}": place for name, place in to._asdict().items()
     }
     added: Added = defaultdict(list)
-    if to.predictions > at.predictions:
-        for table, query in _COUNTED.items():
+    for counted in _COUNTED:
+        for table, query in counted.items():
             keys = len(table.primary_key)
             for row in connection.execute(query, between):
                 _into(added, (table, tuple(row[:keys])), row[keys:])
     rows = {row.id: row for row in connection.execute(_CONCERNED, between)}
     told: dict[str, list[Any]] = defaultdict(list)
-    shadowed: dict[str, list[Any]] = defaultdict(list)
+    beside: dict[str, list[Any]] = defaultdict(list)
     for ids in _slices(list(rows)):
         for row in connection.execute(_OUTCOMES, {"ids": ids}):
             told[row.prediction_id].append(row)
-        for shadow in connection.execute(_SHADOWS, {"ids": ids}):
-            shadowed[shadow.prediction_id].append(shadow)
+        for other in connection.execute(_BESIDE, {"ids": ids}):
+            beside[other.prediction_id].append(other)
 
     def known(row: Any, upto: Cursors) -> Known:
         outcome = [each.outcome for each in told[row.id] if each.cursor <= upto.outcomes]
-        shadows = (each for each in shadowed[row.id] if each.cursor <= upto.side_answers)
-        return Known(
-            row, outcome[-1] if outcome else None, tuple((each.name, each.prediction) for each in shadows)
-        )
+        others = (each for each in beside[row.id] if each.cursor <= upto.side_answers)
+        said = tuple(Beside(each.kind, each.name, each.prediction) for each in others)
+        return Known(row, outcome[-1] if outcome else None, said)
 
     for row in rows.values():
+        declared = decisions(connection, row.experiment_version)
         if row.cursor <= at.predictions:
-            for place, values in _adds(known(row, at)):
+            for place, values in adds(known(row, at), declared):
                 _into(added, place, values, -1)
-        for place, values in _adds(known(row, to)):
+        for place, values in adds(known(row, to), declared):
             _into(added, place, values)
     return added
 
@@ -549,30 +597,6 @@ def _into(added: Added, place: tuple[sa.Table, Key], values: Iterable[float], si
     )
 
 
-def _adds(known: Known) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
-    """What an answered prediction adds to the sums by what became of it."""
-    row, p, y = known.row, known.row.prediction, known.outcome
-    if y not in (0, 1):
-        return
-    period = (
-        *(row.experiment, row.time[:13], row.experiment_version, row.allocation, row.variant),
-        row.tag or "",
-    )
-    brier, loss = _brier(p, y), _log_loss(p, y)
-    yield (labels, period), (1, int(y), brier, brier**2, loss, loss**2, y - p, (y - p) ** 2)
-    for name, other in known.shadows:
-        d, e, gap = brier - _brier(other, y), loss - _log_loss(other, y), abs(p - other)
-        yield (pairs, (*period, name)), (1, d, d**2, e, e**2, gap, gap**2)
-
-
-def _brier(p: float, y: float) -> float:
-    return (p - y) ** 2
-
-
-def _log_loss(p: float, y: float) -> float:
-    return -math.log(min(max(p if y else 1 - p, CLIP), 1.0))
-
-
 def _standings(connection: sa.Connection, at: Cursors, to: Cursors) -> list[dict[str, Any]]:
     """How variants stand after the predictions between two cursors."""
     between = {"at_predictions": at.predictions, "to_predictions": to.predictions}
@@ -596,8 +620,13 @@ def _row(table: sa.Table, key: Key, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _total(table: sa.Table, experiment: str) -> sa.ColumnElement[bool]:
-    """The sums of an experiment over all hours."""
-    return sa.and_(table.c.experiment == experiment, table.c.hour == TOTAL)
+    """The sums of an experiment over all hours, of what callers were answered."""
+    return sa.and_(table.c.experiment == experiment, table.c.hour == TOTAL, _whole_of(table))
+
+
+def _whole_of(table: sa.Table) -> sa.ColumnElement[bool]:
+    """The sums of what callers were answered, of all segments."""
+    return sa.and_(table.c.kind == LIVE, table.c.segment == ALL if "segment" in table.c else sa.true())
 
 
 def _of(table: sa.Table, tag: str | None) -> sa.ColumnElement[bool]:

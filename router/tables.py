@@ -176,8 +176,12 @@ _PERIOD = (
     ("experiment_version", sa.Integer),
     ("allocation", sa.Integer),
     ("variant", NAME),
+    # '' for the answers that callers got; else the kind of side answer, and `variant` is its name.
+    ("kind", sa.String(8)),
     ("tag", NAME),
 )
+# A declared part of the traffic as COLUMN=value; '' is all of it.
+_SEGMENT = ("segment", sa.String(256))
 
 
 def _key(*more: tuple[str, Any]) -> list[sa.Column[Any]]:
@@ -188,13 +192,14 @@ def _sum(name: str, kind: Any = sa.Float) -> sa.Column[Any]:
     return sa.Column(name, kind, nullable=False)
 
 
-# requests = answered + refused (4xx) + failed (5xx). Of the answered Σp and Σp², of those that did not fail
-# Σln(milliseconds) and its squares.
+# requests = answered + refused (4xx) + failed (5xx). Of the answered, `saved` are those that another variant
+# answered since this one failed. Of the answered Σp and Σp², of those that did not fail Σln(milliseconds) and
+# its squares.
 sums = sa.Table(
     "sums",
     metadata,
     *_key(("model", MODEL), ("version", MODEL)),
-    *(_sum(name, sa.BigInteger) for name in ("requests", "answered", "refused", "failed")),
+    *(_sum(name, sa.BigInteger) for name in ("requests", "answered", "refused", "failed", "saved")),
     *(_sum(name) for name in ("sum_p", "sum_p2", "log_latency", "log_latency2")),
 )
 
@@ -204,24 +209,46 @@ latencies = sa.Table("latencies", metadata, *_key(("bin", sa.Integer)), _sum("re
 # How many answered rows got about the same prediction: bin b holds those of [b/50, (b+1)/50).
 scores = sa.Table("scores", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
 
-# Of the answered rows whose outcome is known, 0 or 1: how many, how many are 1, and the sums and squares of
-# the Brier score (p − y)², of the log loss, and of y − p.
+# Of the rows that a variant answered itself and whose outcome is known, 0 or 1: how many, how many are 1,
+# what its threshold made of them (true and false positives and negatives), and the sums and squares of the
+# Brier score (p − y)², of the log loss, and of y − p.
 labels = sa.Table(
     "labels",
     metadata,
-    *_key(),
-    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives")),
+    *_key(_SEGMENT),
+    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives", "tp", "fp", "tn", "fn")),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2")),
 )
 
-# Of the same rows, where a shadow answered too: how many pairs, and the sums and squares of the differences
-# in score, the live answer's less the shadow's; Σ|p − p'| and its squares.
+# How many of them got about the same prediction, by outcome; bins as in `scores`.
+outcome_scores = sa.Table(
+    "outcome_scores",
+    metadata,
+    *_key(("outcome", sa.Integer), ("bin", sa.Integer)),
+    _sum("labelled", sa.BigInteger),
+)
+
+# Of the same rows, where a side answer is there too: how many pairs, the sums and squares of the differences
+# in score, the live answer's less the other's, and of |p − p'|; and the rows that only one of the two decided
+# to be positive, by outcome.
 pairs = sa.Table(
     "pairs",
     metadata,
-    *_key(("shadow", NAME)),
+    *_key(("beside", NAME), _SEGMENT),
     _sum("pairs", sa.BigInteger),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "gap", "gap2")),
+    *(_sum(name, sa.BigInteger) for name in ("live_only_1", "live_only_0", "other_only_1", "other_only_0")),
+)
+
+# How many pairs by |p − p'|: bin b holds those of [b/100, (b+1)/100).
+gaps = sa.Table("gaps", metadata, *_key(("beside", NAME), ("bin", sa.Integer)), _sum("pairs", sa.BigInteger))
+
+# How many pairs by outcome and both predictions, in bins of 1/20: the live one's and the other's.
+joint_scores = sa.Table(
+    "joint_scores",
+    metadata,
+    *_key(("beside", NAME), ("outcome", sa.Integer), ("bin", sa.Integer), ("other_bin", sa.Integer)),
+    _sum("pairs", sa.BigInteger),
 )
 
 # How a variant stands now: who answered for it last, and what is wrong where its newest request failed.

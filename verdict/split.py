@@ -6,11 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaln
 
-# The weight of the prior in requests: how many it takes until the interval is at its tightest.
-# Lindon & Malek (NeurIPS 2022) write it c; it then finds a mismatch of a few per cent in some thousands.
-PRIOR_REQUESTS = 1000.0
+from verdict.multinomial import PRIOR_REQUESTS, log_marginal
 
 BISECTIONS = 50
 
@@ -42,7 +39,7 @@ def share_interval(
         return share, share
     a, b = PRIOR_REQUESTS * configured, PRIOR_REQUESTS * (1 - configured)
     # BF(θ) = B(a + k, b + n − k) / (B(a, b) θᵏ (1 − θ)ⁿ⁻ᵏ); the interval is {θ: BF(θ) < 1/α}.
-    mixture = betaln(a + k, b + n - k) - betaln(a, b)
+    mixture = log_marginal(np.stack([k, n - k], axis=-1), [a, b])
 
     def covered(theta: NDArray[np.float64]) -> NDArray[np.bool_]:
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -59,6 +59,58 @@ def _make() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "gaps",
+        sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
+        sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
+        sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("beside", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("pairs", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "experiment",
+            "hour",
+            "experiment_version",
+            "allocation",
+            "variant",
+            "kind",
+            "tag",
+            "beside",
+            "bin",
+        ),
+    )
+    op.create_table(
+        "joint_scores",
+        sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
+        sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
+        sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("beside", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("outcome", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("other_bin", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("pairs", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "experiment",
+            "hour",
+            "experiment_version",
+            "allocation",
+            "variant",
+            "kind",
+            "tag",
+            "beside",
+            "outcome",
+            "bin",
+            "other_bin",
+        ),
+    )
+    op.create_table(
         "keys",
         sa.Column("name", sa.String(length=128), nullable=False),
         sa.Column("scope", sa.String(length=8), nullable=False),
@@ -76,16 +128,24 @@ def _make() -> None:
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("segment", sa.String(length=256), autoincrement=False, nullable=False),
         sa.Column("labelled", sa.BigInteger(), nullable=False),
         sa.Column("positives", sa.BigInteger(), nullable=False),
+        sa.Column("tp", sa.BigInteger(), nullable=False),
+        sa.Column("fp", sa.BigInteger(), nullable=False),
+        sa.Column("tn", sa.BigInteger(), nullable=False),
+        sa.Column("fn", sa.BigInteger(), nullable=False),
         sa.Column("brier", sa.Float(), nullable=False),
         sa.Column("brier2", sa.Float(), nullable=False),
         sa.Column("log_loss", sa.Float(), nullable=False),
         sa.Column("log_loss2", sa.Float(), nullable=False),
         sa.Column("residual", sa.Float(), nullable=False),
         sa.Column("residual2", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("experiment", "hour", "experiment_version", "allocation", "variant", "tag"),
+        sa.PrimaryKeyConstraint(
+            "experiment", "hour", "experiment_version", "allocation", "variant", "kind", "tag", "segment"
+        ),
     )
     op.create_table(
         "latencies",
@@ -94,11 +154,36 @@ def _make() -> None:
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "bin"
+            "experiment", "hour", "experiment_version", "allocation", "variant", "kind", "tag", "bin"
+        ),
+    )
+    op.create_table(
+        "outcome_scores",
+        sa.Column("experiment", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.String(length=13), autoincrement=False, nullable=False),
+        sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
+        sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("outcome", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("labelled", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "experiment",
+            "hour",
+            "experiment_version",
+            "allocation",
+            "variant",
+            "kind",
+            "tag",
+            "outcome",
+            "bin",
         ),
     )
     op.create_table(
@@ -122,8 +207,10 @@ def _make() -> None:
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
-        sa.Column("shadow", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("beside", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("segment", sa.String(length=256), autoincrement=False, nullable=False),
         sa.Column("pairs", sa.BigInteger(), nullable=False),
         sa.Column("brier", sa.Float(), nullable=False),
         sa.Column("brier2", sa.Float(), nullable=False),
@@ -131,8 +218,20 @@ def _make() -> None:
         sa.Column("log_loss2", sa.Float(), nullable=False),
         sa.Column("gap", sa.Float(), nullable=False),
         sa.Column("gap2", sa.Float(), nullable=False),
+        sa.Column("live_only_1", sa.BigInteger(), nullable=False),
+        sa.Column("live_only_0", sa.BigInteger(), nullable=False),
+        sa.Column("other_only_1", sa.BigInteger(), nullable=False),
+        sa.Column("other_only_0", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "shadow"
+            "experiment",
+            "hour",
+            "experiment_version",
+            "allocation",
+            "variant",
+            "kind",
+            "tag",
+            "beside",
+            "segment",
         ),
     )
     op.create_table(
@@ -191,11 +290,12 @@ def _make() -> None:
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("bin", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "bin"
+            "experiment", "hour", "experiment_version", "allocation", "variant", "kind", "tag", "bin"
         ),
     )
     op.create_table(
@@ -234,6 +334,7 @@ def _make() -> None:
         sa.Column("experiment_version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("allocation", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("variant", sa.String(length=40), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(length=8), autoincrement=False, nullable=False),
         sa.Column("tag", sa.String(length=40), autoincrement=False, nullable=False),
         sa.Column("model", sa.String(length=128), autoincrement=False, nullable=False),
         sa.Column("version", sa.String(length=128), autoincrement=False, nullable=False),
@@ -241,12 +342,21 @@ def _make() -> None:
         sa.Column("answered", sa.BigInteger(), nullable=False),
         sa.Column("refused", sa.BigInteger(), nullable=False),
         sa.Column("failed", sa.BigInteger(), nullable=False),
+        sa.Column("saved", sa.BigInteger(), nullable=False),
         sa.Column("sum_p", sa.Float(), nullable=False),
         sa.Column("sum_p2", sa.Float(), nullable=False),
         sa.Column("log_latency", sa.Float(), nullable=False),
         sa.Column("log_latency2", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint(
-            "experiment", "hour", "experiment_version", "allocation", "variant", "tag", "model", "version"
+            "experiment",
+            "hour",
+            "experiment_version",
+            "allocation",
+            "variant",
+            "kind",
+            "tag",
+            "model",
+            "version",
         ),
     )
     op.create_table(

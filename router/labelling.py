@@ -1,0 +1,146 @@
+"""What a prediction adds to the sums by what became of it: its outcome, and what others said of the same row.
+
+A prediction has its adds once: whoever knows something new of it takes away what it added before
+(`router/fold.py`). Here is only what one adds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from router.experiment import Decision, Segment
+from router.tables import gaps, joint_scores, labels, outcome_scores, pairs
+
+SCORE_BINS = 50
+JOINT_BINS = 20
+GAP_BINS = 100
+# A probability of 0 or 1 that is wrong would be an infinite loss.
+CLIP = 1e-15
+LONGEST_VALUE = 40
+ALL = ""
+# The answers that callers got.
+LIVE = ""
+
+Key = tuple[Any, ...]
+Add = tuple[tuple[sa.Table, Key], Sequence[float]]
+
+
+class Beside(NamedTuple):
+    """What a shadow or a replay said of a row."""
+
+    kind: str
+    name: str
+    prediction: float
+
+
+class Known(NamedTuple):
+    """What is known of a prediction: its row, its outcome if it has one, what others said of it."""
+
+    row: Any
+    outcome: float | None
+    beside: tuple[Beside, ...]
+
+
+def adds(known: Known, declared: Decision) -> Iterator[Add]:
+    """What an answered prediction adds, by table and key.
+
+    Args:
+        known: what is known of it.
+        declared: the thresholds and segments of the experiment's version that it was assigned by.
+    """
+    row, p, y = known.row, known.row.prediction, known.outcome
+    if y not in (0, 1):
+        return
+    experiment, weights = (row.experiment, row.time[:13]), (row.experiment_version, row.allocation)
+    tag = row.tag or ""
+    segments = (ALL, *_segments(row.features, (*declared.segments, *declared.sensitive)))
+
+    def scored(name: str, kind: str, p: float) -> Iterator[Add]:
+        period = (*experiment, *weights, name, kind, tag)
+        positive = p >= declared.threshold(name)
+        decided = [float(each) for each in _decided(positive, y)]
+        brier, loss, residual = brier_score(p, y), log_loss(p, y), y - p
+        values = (1, int(y), *decided, brier, brier**2, loss, loss**2, residual, residual**2)
+        for segment in segments:
+            yield (labels, (*period, segment)), values
+        yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)
+
+    yield from scored(row.variant, LIVE, p)
+    for kind, name, other in known.beside:
+        yield from scored(name, kind, other)
+        period = (*experiment, *weights, row.variant, kind, tag, name)
+        d, e = brier_score(p, y) - brier_score(other, y), log_loss(p, y) - log_loss(other, y)
+        gap = abs(p - other)
+        one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
+        only = [float(a and not b and y == c) for a, b in ((one, two), (two, one)) for c in (1, 0)]
+        values = (1, d, d**2, e, e**2, gap, gap**2, *only)
+        for segment in segments:
+            yield (pairs, (*period, segment)), values
+        yield (gaps, (*period, _bin(gap, GAP_BINS))), (1,)
+        bins = (_bin(p, JOINT_BINS), _bin(other, JOINT_BINS))
+        yield (joint_scores, (*period, int(y), *bins)), (1,)
+
+
+def brier_score(p: float, y: float) -> float:
+    """(p − y)²."""
+    return (p - y) ** 2
+
+
+def log_loss(p: float, y: float) -> float:
+    """−ln of the probability that was given to what came."""
+    return -math.log(min(max(p if y else 1 - p, CLIP), 1.0))
+
+
+def _decided(positive: bool, y: float) -> tuple[bool, bool, bool, bool]:
+    """True and false positive, true and false negative."""
+    right = positive == bool(y)
+    return positive and right, positive and not right, not positive and right, not positive and not right
+
+
+def _bin(value: float, bins: int) -> int:
+    """The bin of a number in [0, 1], of which 1 is in the last one."""
+    return min(int(value * bins), bins - 1)
+
+
+def _segments(features: str | None, declared: Sequence[Segment]) -> list[str]:
+    """The declared parts of the traffic that a record is of, each COLUMN=value."""
+    if not declared:
+        return []
+    try:
+        record = json.loads(features or "{}")
+    except ValueError:
+        record = {}
+    if not isinstance(record, dict):
+        record = {}
+    # A column may be both a segment and sensitive.
+    return list(dict.fromkeys(f"{each.column}={_value(record, each)}" for each in declared))
+
+
+def _value(record: dict[str, Any], segment: Segment) -> str:
+    """In which part a record is; what is not kept, or no code, is unknown or other."""
+    value = record.get(segment.column)
+    if value is None:
+        return "unknown"
+    return _between(value, segment.cuts) if segment.cuts else _code(value)
+
+
+def _code(value: Any) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return "other"
+    text = f"{value:.0f}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_VALUE else "other"
+
+
+def _between(value: Any, cuts: Sequence[float]) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "unknown"
+    place = bisect_right(cuts, value)
+    if place == 0:
+        return f"below {cuts[0]:g}"
+    return f"{cuts[-1]:g} and more" if place == len(cuts) else f"{cuts[place - 1]:g} to {cuts[place]:g}"

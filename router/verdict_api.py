@@ -1,0 +1,108 @@
+"""The verdict over REST: which model stays, as JSON or as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, Response, request
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
+
+from router.experiments import Following
+from router.front import checked_tag
+from router.keys import Scope
+from router.openapi import CALLERS
+from router.verdicts import Verdicts
+from runoff.operations import JSON, describe
+from runoff.problems import NotFound, Unavailable
+from verdict import report
+
+MARKDOWN = "text/markdown"
+# What is judged unless somebody asks for more: nobody is to take a simulation for the world.
+REAL = "real"
+ALL = "all"
+
+
+class Told(TypedDict):
+    """The verdict, which is explained in `docs/verdict.md`; `tag` is the traffic that it is on."""
+
+    experiment: str
+    version: int
+    as_of: str
+    tag: str
+    replay: str | None
+    decision: str
+    variant: str | None
+    sentence: str
+    reasons: list[str]
+    design: str
+    champion: str
+    metric: str
+    alpha: float
+    margin: float
+    estimand: str
+    checks: list[Any]
+    comparisons: list[Any]
+    gaps: list[Any]
+    requests: int
+    labelled: int
+    other_traffic: dict[str, int]
+
+
+def blueprint(
+    following: Following,
+    verdicts: Verdicts,
+    tags: Callable[[str], dict[str, int]],
+    admit: Callable[[Scope], Any],
+) -> Blueprint:
+    """The address of the verdict.
+
+    Args:
+        following: the experiment in force.
+        verdicts: judges it.
+        tags: how many requests an experiment has of each tag.
+        admit: raises where the caller's key does not open a scope.
+    """
+    api = Blueprint("verdict", __name__)
+
+    @api.get("/v1/verdict")
+    @describe(
+        *CALLERS,
+        NotFound,
+        Unavailable,
+        tag="verdict",
+        answer=Told,
+        more={MARKDOWN: {"schema": {"type": "string"}}},
+        query={
+            "tag": {"type": "string", "default": REAL, "description": "of which traffic; all for any"},
+            "replay": {"type": "string", "description": "a replay set, to compare with the champion"},
+        },
+    )
+    def verdict() -> Response | tuple[dict[str, Any], dict[str, str]]:
+        """Which variant stays, and what that rests on."""
+        admit("read")
+        tag = checked_tag(request.args.get("tag"), "tag") or REAL
+        replay = request.args.get("replay")
+        current = following.now()
+        now = datetime.now(UTC)
+        judged, evidence = verdicts.verdict(current, None if tag == ALL else tag, replay=replay, now=now)
+        if request.accept_mimetypes.best_match([JSON, MARKDOWN], JSON) == MARKDOWN:
+            return Response(report.markdown(judged), mimetype=MARKDOWN)
+        name = current.document.name
+        others = {} if tag == ALL else {other: n for other, n in tags(name).items() if other != tag}
+        arms = evidence.arms.values()
+        told = {
+            "experiment": name,
+            "version": current.version,
+            "as_of": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "tag": tag,
+            "replay": replay,
+            **judged.to_dict(),
+            "requests": sum(arm.requests for arm in arms),
+            "labelled": sum(arm.labelled for arm in arms),
+            "other_traffic": others,
+        }
+        return told, {"Cache-Control": "no-cache"}
+
+    return api

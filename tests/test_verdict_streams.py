@@ -1,0 +1,126 @@
+"""The verdict on simulated streams, watched all the time: the short form of `make validate`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.test_verdict import shadowed
+from verdict import plan, sequence
+from verdict.decision import judge
+from verdict.evidence import Rules
+from verdict.harness import (
+    COSTLIER,
+    FEWER,
+    PAIR,
+    Rate,
+    Size,
+    Stress,
+    always_valid,
+    armitage,
+    broken,
+    canaries,
+    delayed,
+    delayed_type_one,
+    naive,
+    power,
+    shadow,
+    type_one,
+)
+from verdict.simulate import Rows
+
+ALPHA = 0.05
+SHORT = Size(streams=500, looks=30, batch=200)
+
+
+def test_equal_models_hardly_ever_get_a_winner_in_any_design_under_any_stress() -> None:
+    found = type_one(SHORT)
+    assert len(found) == 16
+    assert [each.name for each in found if each.ends[1] > ALPHA] == []
+
+
+def test_the_usual_interval_names_one_often_and_so_do_units_that_count_twice() -> None:
+    assert [each.name for each in naive(SHORT) if each.ends[0] <= ALPHA] == []
+    for _, told, rate in armitage(5000):
+        assert rate.ends[0] <= told <= rate.ends[1]
+
+
+def test_all_outcomes_so_far_keep_the_worse_model_and_matured_ones_do_not() -> None:
+    truth, (hasty, patient) = delayed(100)
+    assert truth > 0
+    assert (hasty.worse.share, hasty.better.share) == (1, 0)
+    assert patient.worse.count == 0
+    assert patient.better.share > 0.2
+    assert hasty.seen[30] < -0.04
+    assert patient.seen[120] == pytest.approx(truth, abs=0.0002)
+
+
+def test_with_late_outcomes_only_the_maturity_rule_keeps_alpha() -> None:
+    for hasty, patient in delayed_type_one(100):
+        assert hasty.ends[0] > 2 * ALPHA
+        # So few streams only say that it is not clearly more; `make validate` runs 2,000.
+        assert patient.share <= ALPHA
+
+
+def test_a_guardrail_hardly_ever_trips_without_harm_and_finds_what_is_broken() -> None:
+    assert [each.name for each in canaries(300, 100) if each.ends[1] > ALPHA] == []
+    found = {name: (median, share) for name, median, share in broken(200)}
+    assert found["100% of errors"][0] <= 20
+    median, share = found["5% of errors"]
+    assert share == 1
+    assert median < 500
+
+
+def test_pairs_take_a_fraction_of_the_outcomes_and_a_split_what_the_theory_says() -> None:
+    found = {each.name: each for each in power(200, 0, None)}
+    peers = [
+        each.expected for name, each in found.items() if name.startswith("split") and "verdict" not in name
+    ]
+    mine, split = found["shadow, the verdict"], found["split, the verdict"]
+    assert mine.expected * FEWER < min(peers)
+    assert mine.right is not None
+    assert mine.right.share > 0.98
+    for each in (mine, split):
+        assert each.theory is not None
+        assert each.expected < COSTLIER * each.theory
+
+
+def test_what_is_simulated_is_what_judge_decides() -> None:
+    size = Size(streams=3, looks=12, batch=300)
+    stress = Stress("", PAIR)
+    rng = np.random.default_rng(8)
+    drawn: list[Rows] = []
+    for look in range(size.looks):
+        drawn.append(stress.credit.draw(rng, (3, 300), look / size.looks))
+        rng.integers(1, 2, (3, 300))
+    n_star = 3600
+    radius = always_valid(n_star)
+    decided = set()
+    for look, seen in enumerate(shadow(np.random.default_rng(8), stress, size)):
+        for stream in range(3):
+            rows = Rows(
+                *(np.concatenate([each[field][stream] for each in drawn[: look + 1]]) for field in range(3))
+            )
+            decision = judge(shadowed(rows), Rules(n_star=n_star)).decision
+            out = bool(abs(seen.value[stream]) > radius(seen)[stream] and seen.enough[stream])
+            winner = ("promote" if seen.value[stream] > 0 else "keep") if out else "keep collecting"
+            assert decision == winner
+            decided.add(decision)
+    assert decided == {"promote", "keep collecting"}
+
+
+def test_the_interval_of_a_count_is_clopper_and_pearsons() -> None:
+    # Clopper & Pearson (Biometrika 1934): 10 of 100.
+    assert Rate("", 10, 100).ends == pytest.approx((0.0490, 0.1762), abs=1e-4)
+    assert Rate("", 0, 100).ends == pytest.approx((0, 0.0362), abs=1e-4)
+
+
+def test_the_mean_time_to_a_decision_is_what_simulation_gives() -> None:
+    rng = np.random.default_rng(9)
+    drift = 2.801585 / np.sqrt(1000)
+    sums = np.cumsum(drift + rng.standard_normal((1000, 6000)), axis=1)[:, 9::10]
+    n = np.arange(10, 6001, 10)
+    bound = np.array([float(sequence.radius(1, each, 1000, ALPHA)) for each in n]) * np.sqrt(n)
+    out = np.abs(sums) > bound
+    when = np.where(out.any(1), n[out.argmax(1)], 6000)
+    assert when.mean() / 1000 == pytest.approx(plan.stopping().expected, rel=0.05)

@@ -1,0 +1,333 @@
+"""The verdict from a ledger: what counts, for whom, and when; through real services at the end."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from jsonschema import Draft202012Validator
+
+from router import database
+from router.database import stamp
+from router.entries import Entry
+from router.experiment import Experiment, ExperimentError, read
+from router.experiments import Experiments
+from router.fold import Fold
+from router.ledger import Ledger
+from router.outcomes import Outcomes
+from router.retention import prune
+from router.verdicts import Verdicts
+from tests.conftest import House, Reply
+from tests.databases import fresh
+from tests.test_ledger import aside, record
+from tests.test_routing import a_house
+from verdict.evidence import Evidence
+from verdict.moments import Moments
+from verdict.results import Verdict
+
+NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
+TWO: list[dict[str, Any]] = [
+    {"name": "A", "role": "champion", "url": "http://a", "weight": 50},
+    {"name": "B", "url": "http://b", "weight": 50},
+]
+
+
+class Book:
+    """A ledger that a test fills, and asks for a verdict."""
+
+    def __init__(self, engine: sa.Engine, **document: Any) -> None:
+        self.engine = engine
+        self.experiments = Experiments(engine)
+        self.experiments.take_in(_document(**document))
+        self.ledger, self.reported, self.fold = Ledger(engine), Outcomes(engine), Fold(engine)
+        self.random = random.Random(7)
+
+    def asked(
+        self,
+        id_: str,
+        p: float,
+        y: int | None = None,
+        *,
+        hours_ago: float = 1,
+        shadow: float | None = None,
+        **more: Any,
+    ) -> None:
+        """Somebody asked, got p, and y came of it; a shadow may have said something else."""
+        now = stamp(NOW - timedelta(hours=hours_ago))
+        row = record(id_, time=now, experiment="e", prediction=p, **{"propensity": 0.5, **more})
+        self.ledger.append(Entry([row], [aside(id_, "B", shadow)] if shadow is not None else ()))
+        if y is not None:
+            list(self.reported.append([{"id": id_, "outcome": y}]))
+
+    def evidence(self, tag: str | None = "real", **more: Any) -> Evidence:
+        current = self.experiments.current()
+        assert current
+        return Verdicts(self.engine, self.fold).evidence(current, tag, now=NOW, **more)
+
+    def verdict(self, tag: str | None = "real", **more: Any) -> Verdict:
+        current = self.experiments.current()
+        assert current
+        return Verdicts(self.engine, self.fold).verdict(current, tag, now=NOW, **more)[0]
+
+
+def _document(**more: Any) -> Experiment:
+    return read({"name": "e", "variants": TWO} | more)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    with fresh(request.param, tmp_path) as url:
+        made = database.connect(url)
+        database.migrate(made)
+        yield made
+        made.dispose()
+
+
+def test_a_split_is_judged_by_what_each_variant_said_of_its_own_requests(engine: sa.Engine) -> None:
+    book = Book(engine)
+    book.asked("1", 0.8, 1, variant="A")
+    book.asked("2", 0.3, 0, variant="B")
+    book.asked("3", 0.4, variant="B")
+    book.asked("4", 0.9, 1, variant="B", tag="simulation")
+    book.asked("5", 0.7, 1, variant="B", answered_by="A")
+    book.ledger.append(
+        Entry([record("6", time=stamp(NOW), experiment="e", variant="B", status=502, prediction=None)])
+    )
+    evidence = book.evidence()
+    assert evidence.design == "split"
+    a, b = evidence.arm("A"), evidence.arm("B")
+    assert (a.requests, a.errors, a.mature, a.labelled, a.positives) == (1, 0, 1, 1, 1)
+    assert (b.requests, b.errors, b.mature, b.labelled, b.positives) == (4, 2, 2, 1, 0)
+    assert a.brier.n == 1
+    assert [a.brier.total, a.brier.squares] == pytest.approx([0.04, 0.0016])
+    assert b.calibration.total == pytest.approx(-0.3)
+    assert (a.decisions.tp, b.decisions.tn) == (1, 1)  # type: ignore[union-attr]
+    assert (a.positive_scores, b.negative_scores) == ({40: 1}, {15: 1})
+    assert sum(b.latencies.values()) == 3
+    [period] = evidence.periods
+    assert period.weights == {"A": 0.5, "B": 0.5}
+    assert (period.requests, period.labels, period.errors) == (
+        *({"A": 1, "B": 4}, {"A": 1, "B": 1}),
+        {"A": 0, "B": 2},
+    )
+    assert book.evidence("simulation").arm("B").labelled == 1
+    assert book.evidence(None).arm("B").labelled == 2
+
+
+def test_shadows_and_replays_are_judged_by_pairs(engine: sa.Engine) -> None:
+    book = Book(engine, mode="shadow")
+    book.asked("1", 0.8, 1, shadow=0.5)
+    book.asked("2", 0.4, 0, shadow=0.1)
+    book.asked("3", 0.4, shadow=0.1)
+    book.asked("4", 0.6, 0)
+    failed = aside("4", "B")._replace(status=502, prediction=None)
+    book.ledger.append(Entry(side_answers=[failed]))
+    book.ledger.append(
+        Entry(side_answers=[aside("2", "later", 0.2)._replace(kind="replay", latency_ms=None)])
+    )
+    evidence = book.evidence()
+    assert evidence.design == "shadow"
+    pairs, shadow = evidence.pair("B"), evidence.arm("B")
+    assert (pairs.mature, pairs.labelled) == (3, 2)
+    assert pairs.brier.total == pytest.approx((0.04 - 0.25) + (0.16 - 0.01))
+    assert pairs.max_gap == pytest.approx(0.31)
+    assert pairs.joint == {(16, 10, 1): 1, (8, 2, 0): 1}
+    assert (shadow.requests, shadow.errors, shadow.labelled) == (4, 1, 2)
+    assert shadow.brier.total == pytest.approx(0.25 + 0.01)
+    assert (evidence.arm("A").requests, evidence.arm("A").labelled) == (4, 3)
+    replayed = book.evidence(replay="later")
+    assert replayed.challengers == ("later",)
+    assert replayed.pair("later").labelled == 1
+    assert replayed.pair("later").brier.total == pytest.approx(0.16 - 0.04)
+
+
+def test_outcomes_count_when_their_requests_have_matured(engine: sa.Engine) -> None:
+    book = Book(engine, maturity="30d")
+    book.asked("young", 0.8, 1, hours_ago=24)
+    book.asked("old", 0.8, 1, hours_ago=24 * 31)
+    book.asked("old and open", 0.8, hours_ago=24 * 31)
+    arm = book.evidence().arm("A")
+    assert (arm.requests, arm.mature, arm.labelled) == (3, 2, 1)
+    matured = next(check for check in book.verdict().checks if check.name == "maturity")
+    assert "2 of 3 requests have matured" in matured.seen
+
+
+def test_decisions_bring_what_the_costs_say(engine: sa.Engine) -> None:
+    costs = {"tp": 0, "fp": -1, "tn": 1, "fn": -5}
+    book = Book(
+        engine, mode="shadow", decision={"metric": "profit", "costs": costs, "thresholds": {"B": 0.9}}
+    )
+    # Of calibrated scores a positive decision is worth it from 2/7 on.
+    book.asked("1", 0.3, 1, shadow=0.8)
+    book.asked("2", 0.3, 0, shadow=0.3)
+    book.asked("3", 0.1, 0, shadow=0.95)
+    evidence = book.evidence()
+    assert evidence.arm("A").profit == Moments(3, 0 - 1 + 1, 2)
+    assert evidence.arm("B").profit == Moments(3, -5 + 1 - 1, 27)
+    assert evidence.pair("B").profit == Moments(3, 5 - 2 + 2, 25 + 4 + 4)
+
+
+def test_declared_parts_of_the_traffic_are_judged_by_themselves(engine: sa.Engine) -> None:
+    declared = {
+        "segments": [{"column": "EDUCATION"}, {"column": "LIMIT", "cuts": [1000, 2000]}],
+        "sensitive": [{"column": "SEX"}],
+    }
+    book = Book(engine, mode="shadow", decision=declared)
+    for number, limit in enumerate((999, 1000, 2000, 2001)):
+        features = json.dumps({"EDUCATION": number % 2, "LIMIT": limit, "SEX": 1 + number % 2})
+        book.asked(f"{number}", 0.5, number % 2, shadow=0.4, features=features)
+    book.asked("bare", 0.5, 1, shadow=0.4, features=None)
+    parts = book.evidence().segments
+    assert {key: part.pair("B").labelled for key, part in parts.items()} == {
+        ("EDUCATION", "0"): 2,
+        ("EDUCATION", "1"): 2,
+        ("EDUCATION", "unknown"): 1,
+        ("LIMIT", "below 1000"): 1,
+        ("LIMIT", "1000 to 2000"): 1,
+        ("LIMIT", "2000 and more"): 2,
+        ("LIMIT", "unknown"): 1,
+        ("SEX", "1"): 2,
+        ("SEX", "2"): 2,
+        ("SEX", "unknown"): 1,
+    }
+    verdict = book.verdict()
+    assert {(row.field, row.value) for row in verdict.comparisons[0].segments} == {
+        key for key in parts if key[0] != "SEX"
+    }
+    assert {gap.field for gap in verdict.gaps} == {"SEX"}
+
+
+def test_where_weights_changed_rows_count_by_their_propensity(engine: sa.Engine) -> None:
+    book = Book(engine)
+    current = book.experiments.ramp(0.8, "B", expected=1, by="a test", reason="more")
+    assert current.allocation
+    for number in range(10):
+        book.asked(f"before-{number}", 0.6, 1, variant="AB"[number % 2])
+        book.asked(f"after-{number}", 0.6, 1, variant="AB"[number >= 2], allocation=1)
+    evidence = book.evidence()
+    assert len(evidence.periods) == 2
+    a, b = (evidence.arm(name).weighted["brier"] for name in "AB")
+    assert (a.n, b.n) == (7, 13)
+    assert [a.w, b.w] == pytest.approx([5 / 0.5 + 2 / 0.2, 5 / 0.5 + 8 / 0.8])
+
+
+def test_a_change_of_the_split_begins_anew_and_one_of_the_rules_does_not(engine: sa.Engine) -> None:
+    book = Book(engine)
+    book.asked("1", 0.8, 1)
+    book.experiments.set(_document(decision={"margin": 0.01}), expected=1, by="a test", reason="a margin")
+    assert book.evidence().arm("A").labelled == 1
+    assert book.verdict().margin == 0.01
+    book.experiments.set(_document(salt="another"), expected=2, by="a test", reason="anew")
+    assert book.evidence().arm("A").labelled == 0
+
+
+def test_the_verdict_survives_pruning_and_a_recount(engine: sa.Engine) -> None:
+    book = Book(engine, mode="shadow", decision={"segments": [{"column": "AGE"}]})
+    for number in range(300):
+        y = int(book.random.random() < 0.3)
+        book.asked(f"{number}", 0.3, y, shadow=0.3 + 0.2 * (y - 0.3), hours_ago=number / 10)
+    before = book.verdict()
+    assert before.decision == "promote"
+    assert before.variant == "B"
+    assert before.comparisons[0].history
+    assert len(before.comparisons[0].segments) == 1
+    assert book.fold.recount() == 0
+    assert prune(engine, NOW - timedelta(hours=5)) > 100
+    assert book.verdict() == before
+    assert book.fold.recount() == 0
+
+
+def test_without_outcomes_nothing_is_decided_and_that_is_said(engine: sa.Engine) -> None:
+    book = Book(engine)
+    assert book.verdict().decision == "keep collecting"
+    for number in range(4000):
+        book.ledger.append(
+            Entry(
+                [
+                    record(
+                        f"{number}",
+                        time=stamp(NOW),
+                        experiment="e",
+                        variant="AB"[number % 10 == 0],
+                        propensity=0.5,
+                    )
+                ]
+            )
+        )
+    verdict = book.verdict()
+    assert verdict.decision == "don't trust"
+    assert "do not follow the configured shares" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("decision", "where"),
+    [
+        ({"metric": "auc"}, "/decision/metric"),
+        ({"metric": "profit"}, "/decision/costs"),
+        ({"costs": {"tp": 0, "fp": 1, "tn": 0, "fn": -1}}, "/decision/costs"),
+        ({"thresholds": {"C": 0.5}}, "/decision/thresholds"),
+        ({"thresholds": {"A": 2}}, "/decision/thresholds/A"),
+        ({"segments": [{"column": "AGE", "cuts": [30, 20]}]}, "/decision/segments/0/cuts"),
+        ({"alpha": 0}, "/decision/alpha"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused_with_the_field(
+    decision: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ExperimentError) as refused:
+        _document(decision=decision)
+    assert refused.value.errors[0].pointer == where
+
+
+def reports(house: House, outcomes: dict[str, int]) -> None:
+    lines = "".join(json.dumps({"id": id_, "outcome": y}) + "\n" for id_, y in outcomes.items())
+    told = house.router.sends(lines.encode(), "/v1/outcomes", Content_Type="application/x-ndjson")
+    assert told.status == 200
+
+
+def ask_verdict(house: House, query: str = "", accept: str = "application/json") -> Reply:
+    return house.router._reply(
+        house.router._http.request("GET", f"{house.router_url}/v1/verdict{query}", headers={"Accept": accept})
+    )
+
+
+def test_the_verdict_is_told_over_rest_and_from_a_shell(
+    board: Path, tmp_path: Path, clients: list[dict[str, int]]
+) -> None:
+    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+        nothing = house.router.gets("/v1/verdict").json
+        assert (nothing["decision"], nothing["requests"], nothing["labelled"]) == ("keep collecting", 0, 0)
+        ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients[:60]]
+        reports(house, {id_: number % 2 for number, id_ in enumerate(ids)})
+        tagged = house.router.asks(clients[0], X_Traffic_Tag="simulation")
+        reports(house, {tagged.headers["X-Request-ID"]: 1})
+
+        reply = house.router.gets("/v1/verdict")
+        told = reply.json
+        assert told["labelled"] >= 60
+        assert told["other_traffic"] == {"simulation": 1}
+        assert told["tag"] == "real"
+        document = house.router.gets("/openapi.json").json
+        schema = document["paths"]["/v1/verdict"]["get"]["responses"]["200"]["content"]["application/json"]
+        Draft202012Validator({**schema["schema"], "components": document["components"]}).validate(told)
+        page = ask_verdict(house, "?tag=all", "text/markdown").body.decode()
+        assert page.startswith(f"**{told['sentence']}**") or page.startswith("**Keep collecting")
+        assert "| Brier score" in page
+        assert ask_verdict(house, "?replay=nobody").status == 404
+        assert ask_verdict(house, "?tag=NO").status == 400
+
+        def runoff(*words: str) -> str:
+            command = [sys.executable, "-m", "router.verdict_cli", "--url", house.router_url, *words]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        assert json.loads(runoff("--json"))["labelled"] == told["labelled"]
+        assert told["sentence"][:40] in runoff("--markdown")
+        assert "Brier score" in runoff()

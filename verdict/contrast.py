@@ -1,0 +1,172 @@
+"""By how much a challenger differs from the champion, by each design, and the interval of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from verdict import bandit, bernstein, sequence
+from verdict.evidence import Arm, Evidence, Pairs, Rules
+from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
+from verdict.sequence import Floats
+
+FIELDS = {"brier": "brier", "log-loss": "log_loss", "profit": "profit"}
+NO_WEIGHTED = WeightedMoments()
+NO_CLUSTERS = ClusteredMoments()
+
+Sums = Moments | WeightedMoments | ClusteredMoments
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The sums that a contrast is from: of the differences in pairs, or of both arms."""
+
+    parts: tuple[Sums, ...]
+
+    def __add__(self, other: Basis) -> Basis:
+        added: Iterable[Any] = zip(self.parts, other.parts, strict=True)
+        return Basis(tuple(one + its for one, its in added))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The champion's mean less the challenger's, its standard error, from how many observations.
+
+    `squares` is Σd² in pairs, for the exact interval; None elsewhere.
+    """
+
+    value: float
+    error: float
+    n: int
+    squares: float | None = None
+
+
+def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | None = None) -> Basis:
+    """The sums for a metric.
+
+    Args:
+        evidence: those of all, or of a cell of the grid of time.
+        challenger: its name.
+        metric: "brier", "log-loss" or "profit".
+        like: the evidence that says which sums are used; by default this one.
+    """
+    whole = like or evidence
+    if evidence.design == "shadow":
+        pairs = evidence.pair(challenger)
+        if whole.pair(challenger).by_unit.get(metric):
+            return Basis((pairs.by_unit.get(metric, NO_CLUSTERS),))
+        return Basis((_moments(pairs, metric),))
+    names = (evidence.champion, challenger)
+    arms, wholes = [evidence.arm(name) for name in names], [whole.arm(name) for name in names]
+    if _needs_weights(whole) and all(arm.weighted.get(metric) for arm in wholes):
+        return Basis(tuple(arm.weighted.get(metric, NO_WEIGHTED) for arm in arms))
+    if all(arm.by_unit.get(metric) for arm in wholes):
+        return Basis(tuple(arm.by_unit.get(metric, NO_CLUSTERS) for arm in arms))
+    return Basis(tuple(_moments(arm, metric) for arm in arms))
+
+
+def contrast(of: Basis) -> Contrast:
+    """The difference that some sums say."""
+    if len(of.parts) == 1:
+        (d,) = of.parts
+        if isinstance(d, ClusteredMoments):
+            return Contrast(d.mean, d.standard_error, d.rows)
+        assert isinstance(d, Moments)
+        return Contrast(d.mean, d.standard_error, d.n, d.squares)
+    one, other = of.parts
+    if isinstance(one, WeightedMoments) and isinstance(other, WeightedMoments):
+        return Contrast(*bandit.difference(one, other))
+    assert not isinstance(one, WeightedMoments)
+    assert not isinstance(other, WeightedMoments)
+    n = sum(part.rows if isinstance(part, ClusteredMoments) else part.n for part in (one, other))
+    return Contrast(one.mean - other.mean, math.hypot(one.standard_error, other.standard_error), n)
+
+
+def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | None, float | None]:
+    """The champion's and the challenger's own means; None without outcomes.
+
+    In pairs the champion's is over its own rows, which may be more than those of the pairs.
+    """
+    found: list[float | None] = []
+    for name in (evidence.champion, challenger):
+        arm = evidence.arm(name)
+        weighted = arm.weighted.get(metric)
+        plain = _moments(arm, metric)
+        if evidence.design != "shadow" and _needs_weights(evidence) and weighted:
+            found.append(bandit.mean(weighted) if weighted.n else None)
+        else:
+            found.append(plain.mean if plain.n else None)
+    return found[0], found[1]
+
+
+def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, Contrast]:
+    """The difference as it was at the end of each cell of the grid of time, in order."""
+    times = sorted(evidence.history)
+    cells = (basis(evidence.history[time], challenger, metric, evidence) for time in times)
+    return {time: contrast(sums) for time, sums in zip(times, accumulate(cells), strict=True)}
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """How sure one is of contrasts: asymptotic, or exact where a bound of the differences was declared."""
+
+    n_star: float
+    alpha: float
+    # The bound of |d| and the mixture's parameter; None: asymptotic.
+    exact: tuple[float, float] | None = None
+
+    def radii(self, contrasts: Iterable[Contrast]) -> Floats:
+        """The half-widths of the always-valid intervals; infinite where nothing is known."""
+        value, error, n, squares = _columns(contrasts)
+        if self.exact is None:
+            return sequence.radius(_sure(value, error), n, self.n_star, self.alpha)
+        c, rho = self.exact
+        return bernstein.radius(n, squares, rho, c, self.alpha)
+
+    def log_e_values(self, contrasts: Iterable[Contrast]) -> Floats:
+        """Against no difference."""
+        value, error, n, squares = _columns(contrasts)
+        if self.exact is None:
+            return sequence.log_e_value(value, error, n, self.n_star, self.alpha)
+        c, rho = self.exact
+        return bernstein.log_e_value(value * n, squares, rho, c)
+
+
+def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenger: str) -> Ruler:
+    """The one for a metric: pairs by the Brier score are measured exactly where `max_gap` was declared."""
+    by_unit = evidence.pair(challenger).by_unit.get(metric)
+    if evidence.design != "shadow" or metric != "brier" or rules.max_gap is None or by_unit:
+        return Ruler(rules.n_star, alpha)
+    # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|
+    c = 2 * rules.max_gap
+    spread = c / 8 if rules.spread is None else rules.spread
+    return Ruler(rules.n_star, alpha, (c, bernstein.best_rho(rules.n_star * spread**2, alpha)))
+
+
+def _needs_weights(evidence: Evidence) -> bool:
+    """Whether rows had different chances to come to a variant."""
+    return (
+        evidence.design == "bandit"
+        or len({tuple(sorted(each.weights.items())) for each in evidence.periods}) > 1
+    )
+
+
+def _moments(sums: Arm | Pairs, metric: str) -> Moments:
+    found: Moments | None = getattr(sums, FIELDS[metric])
+    return found or NO_MOMENTS
+
+
+def _columns(contrasts: Iterable[Contrast]) -> tuple[Floats, Floats, Floats, Floats]:
+    rows = [(each.value, each.error, each.n, each.squares or 0.0) for each in contrasts]
+    columns = np.array(rows, float).reshape(-1, 4)
+    return columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3]
+
+
+def _sure(value: Floats, error: Floats) -> Floats:
+    """Equal differences that are not 0 say nothing of how sure they are."""
+    return np.where((error == 0) & (value != 0), np.inf, error)

@@ -1,0 +1,213 @@
+"""Which model stays: one decision from the evidence and the rules, with all that it rests on."""
+
+from __future__ import annotations
+
+import math
+
+from verdict import guardrails, plan, rows, trust, words
+from verdict.contrast import FIELDS, Contrast, basis, contrast, ruler
+from verdict.evidence import Evidence, Rules
+from verdict.fairness import gaps
+from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict
+
+__all__ = ["Check", "Comparison", "Decision", "GuardrailResult", "Verdict", "judge"]
+
+# The decisions of several challengers, the one that counts for all of them first.
+ORDER: tuple[Decision, ...] = ("don't trust", "promote", "keep collecting", "equivalent", "keep")
+
+
+def judge(evidence: Evidence, rules: Rules) -> Verdict:
+    """The verdict on an experiment; the same however the evidence was cut into buckets.
+
+    Args:
+        evidence: the sums, of matured requests where outcomes count.
+        rules: what was declared.
+
+    Raises:
+        ValueError: a rule is out of its range; the message names it.
+    """
+    _check_rules(rules)
+    # Each challenger has a share of the risk (Bonferroni).
+    shared = max(len(evidence.challengers), 1)
+    checks = trust.of_experiment(evidence, rules)
+    found = tuple(
+        _compare(evidence, each, rules, rules.alpha / shared, checks) for each in evidence.challengers
+    )
+    chosen = _chosen(found)
+    decision: Decision = chosen.decision if chosen else "keep collecting"
+    variant: str | None = None
+    if chosen and decision == "promote":
+        variant = chosen.challenger
+    elif decision in ("keep", "equivalent"):
+        variant = evidence.champion
+    return Verdict(
+        decision=decision,
+        variant=variant,
+        sentence=chosen.sentence if chosen else "Keep collecting: there is no challenger.",
+        reasons=chosen.reasons if chosen else (),
+        design=evidence.design,
+        champion=evidence.champion,
+        metric=rules.metric,
+        alpha=rules.alpha,
+        margin=rules.margin,
+        estimand=words.estimand(evidence, rules),
+        checks=checks,
+        comparisons=found,
+        gaps=gaps(evidence, rules),
+    )
+
+
+def _chosen(comparisons: tuple[Comparison, ...]) -> Comparison | None:
+    """The comparison that decides: of several to promote the one that is ahead most."""
+    if not comparisons:
+        return None
+
+    def rank(each: Comparison) -> tuple[int, float]:
+        return ORDER.index(each.decision), -each.advantage
+
+    return min(comparisons, key=rank)
+
+
+def _compare(
+    evidence: Evidence, challenger: str, rules: Rules, alpha: float, shared: tuple[Check, ...]
+) -> Comparison:
+    """One challenger against the champion, at its share of alpha."""
+    measured = ruler(evidence, rules.metric, rules, alpha, challenger)
+    now = contrast(basis(evidence, challenger, rules.metric))
+    radius = float(measured.radii([now])[0])
+    # How much better the challenger is: of losses less is better, of profit more.
+    advantage = -now.value if rules.metric == "profit" else now.value
+    checks = trust.of_pairs(evidence, challenger, rules)
+    guarded = guardrails.results(evidence, challenger, rules)
+    remaining = _remaining(evidence, now, radius, rules, alpha)
+    said = words.Said(
+        champion=evidence.champion,
+        challenger=challenger,
+        metric=rules.metric,
+        advantage=advantage,
+        radius=radius,
+        margin=rules.margin,
+        n=now.n,
+        more_outcomes=remaining[0],
+        more_days=remaining[1],
+    )
+    decision, sentence, reasons = _decide(evidence, rules, said, (*shared, *checks), guarded)
+    return Comparison(
+        challenger=challenger,
+        decision=decision,
+        sentence=sentence,
+        reasons=reasons,
+        checks=checks,
+        rows=rows.table(evidence, challenger, rules, alpha),
+        guardrails=guarded,
+        segments=rows.segments(evidence, challenger, rules, alpha),
+        history=rows.funnel(evidence, challenger, rules, alpha),
+        n=now.n,
+        advantage=advantage,
+        more_outcomes=remaining[0] if decision == "keep collecting" else None,
+        more_days=remaining[1] if decision == "keep collecting" else None,
+    )
+
+
+def _decide(
+    evidence: Evidence,
+    rules: Rules,
+    said: words.Said,
+    checks: tuple[Check, ...],
+    guarded: tuple[GuardrailResult, ...],
+) -> tuple[Decision, str, tuple[str, ...]]:
+    """The decision, the sentence, and the reasons."""
+    failed = [each for each in checks if each.state == "failed"]
+    if failed:
+        return "don't trust", words.distrust(failed[0]), tuple(each.seen for each in failed)
+    breached = [each for each in guarded if each.state == "breached"]
+    if breached:
+        return "keep", said.breach(breached[0]), tuple(words.harm(each, said) for each in breached)
+    lacking = _lacking(evidence, said.challenger, rules, said.n)
+    if lacking:
+        return "keep collecting", f"Keep collecting: {lacking}.", (lacking,)
+    if _identical(evidence, said.challenger):
+        return "equivalent", said.identical(), ("all scores are the same",)
+    return _by_interval(rules, said, guarded)
+
+
+def _by_interval(
+    rules: Rules, said: words.Said, guarded: tuple[GuardrailResult, ...]
+) -> tuple[Decision, str, tuple[str, ...]]:
+    """What the interval of the advantage says, of evidence that is whole and enough."""
+    if abs(said.advantage) + said.radius < rules.margin:
+        return "equivalent", said.equivalent(), (said.between(),)
+    if said.advantage + said.radius < 0:
+        return "keep", said.keep(), (said.between(),)
+    if said.advantage - said.radius > 0:
+        unclear = [each for each in guarded if each.state != "clear"]
+        if unclear:
+            return (
+                "keep collecting",
+                said.not_clear(unclear),
+                tuple(words.harm(each, said) for each in unclear),
+            )
+        return "promote", said.promote(), (said.between(),)
+    return "keep collecting", said.collect(), (said.between(),)
+
+
+def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
+    """What there is too little of for any winner to be named; nothing where there is enough."""
+    if not n:
+        return "no outcome has matured yet"
+    if evidence.design == "shadow":
+        # In pairs both have the same outcomes.
+        theirs = max(
+            (evidence.arm(each) for each in (challenger, evidence.champion)), key=lambda arm: arm.labelled
+        )
+        arms = {f"pairs of {evidence.champion} and {challenger}": (n, theirs)}
+    else:
+        names = (evidence.champion, challenger)
+        arms = {f"outcomes of {name}": (evidence.arm(name).labelled, evidence.arm(name)) for name in names}
+    for name, (seen, arm) in arms.items():
+        if seen < rules.min_outcomes:
+            return f"{seen:,} of the {rules.min_outcomes:,} {name} that a decision takes at least are there"
+        rarer = min(arm.positives, arm.labelled - arm.positives)
+        if rarer < rules.min_each:
+            return f"of the {name} only {rarer:,} have the rarer outcome, of {rules.min_each:,} at least"
+    return ""
+
+
+def _identical(evidence: Evidence, challenger: str) -> bool:
+    """Whether both gave the same score on every pair."""
+    pairs = evidence.pair(challenger)
+    return bool(pairs.labelled) and pairs.max_gap == 0 and pairs.brier.squares == 0
+
+
+def _remaining(
+    evidence: Evidence, now: Contrast, radius: float, rules: Rules, alpha: float
+) -> tuple[int | None, float | None]:
+    """About how many more outcomes and days a decision takes."""
+    if not math.isfinite(radius) or not now.n or not math.isfinite(now.error):
+        return None, None
+    variance = now.error**2 * now.n
+    more = plan.further(now.value, variance, now.n, n_star=rules.n_star, alpha=alpha, margin=rules.margin)
+    if more is None or evidence.first is None or evidence.last is None or evidence.last <= evidence.first:
+        return more, None
+    per_day = now.n / ((evidence.last - evidence.first) / plan.DAY)
+    return more, more / per_day
+
+
+def _check_rules(rules: Rules) -> None:
+    """Raise ValueError for the first rule that is out of its range."""
+    shares = ("alpha", "guardrail_alpha", "trust_alpha")
+    for name, holds in (
+        *((name, 0 < getattr(rules, name) < 1) for name in shares),
+        ("metric", rules.metric in FIELDS),
+        ("margin", 0 <= rules.margin < math.inf),
+        ("n_star", 1 <= rules.n_star < math.inf),
+        ("maturity", 0 <= rules.maturity < math.inf),
+        ("max_gap", rules.max_gap is None or 0 < rules.max_gap <= 1),
+        ("spread", rules.spread is None or 0 < rules.spread < math.inf),
+        ("min_outcomes", rules.min_outcomes >= 0),
+        ("min_each", rules.min_each >= 0),
+    ):
+        if not holds:
+            raise ValueError(f"{name}: {getattr(rules, name)!r} is out of its range")
+    for guardrail in rules.guardrails:
+        guardrails.check(guardrail)

@@ -1,0 +1,337 @@
+"""What a verdict is made from: frozen sums that add, and the rules that were declared before the start.
+
+Evidence of parts of the traffic, in whatever buckets they were counted, adds to the evidence of all of it.
+Of outcomes only those of matured requests are in here: requests older than the declared maturity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
+
+Design = Literal["shadow", "split", "bandit"]
+# What is decided by. Of the losses less is better, of profit more.
+Metric = Literal["brier", "log-loss", "profit"]
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a variant's threshold makes of its scores: positive where the score is at or above it.
+
+    `flagged` of `decided` requests are positive, whether their outcome is known or not. Of those whose
+    outcome is known: true and false positives, true and false negatives.
+    """
+
+    decided: int = 0
+    flagged: int = 0
+    tp: int = 0
+    fp: int = 0
+    tn: int = 0
+    fn: int = 0
+
+    def __add__(self, other: Decisions) -> Decisions:
+        return Decisions(
+            self.decided + other.decided,
+            self.flagged + other.flagged,
+            self.tp + other.tp,
+            self.fp + other.fp,
+            self.tn + other.tn,
+            self.fn + other.fn,
+        )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The sums of one variant.
+
+    Attributes:
+        requests: those that it was asked, in shadow mode unseen by the caller.
+        errors: those that got no answer from it (5xx).
+        mature: its answered requests that are older than the maturity.
+        labelled: of the mature ones those whose outcome is known, 0 or 1. All that follows is over them.
+        positives: how many outcomes are 1.
+        brier: of (p − y)².
+        log_loss: of −ln(p if y else 1 − p), clipped.
+        calibration: of y − p.
+        profit: of the profit per decision; None without a cost matrix.
+        decisions: what the threshold made of the scores; None without one.
+        weighted: by metric ("brier", "log-loss", "profit"), the sums by inverse propensity. Needed where
+            weights changed: `Moments.weighted` makes them from the sums of each period. Periods in which a
+            variant had no chance at all are left out, of all arms.
+        by_unit: by metric, the same sums by unit. Needed where a unit is seen more than once.
+        latencies: how many answered requests took about as long, matured or not: bin b holds those of
+            [1.01^b, 1.01^(b+1)) ms.
+        negative_scores: of rows with the outcome 0, how many by bin of the score, any number of equal bins.
+        positive_scores: of rows with the outcome 1.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    mature: int = 0
+    labelled: int = 0
+    positives: int = 0
+    brier: Moments = NO_MOMENTS
+    log_loss: Moments = NO_MOMENTS
+    calibration: Moments = NO_MOMENTS
+    profit: Moments | None = None
+    decisions: Decisions | None = None
+    weighted: Mapping[str, WeightedMoments] = field(default_factory=dict)
+    by_unit: Mapping[str, ClusteredMoments] = field(default_factory=dict)
+    latencies: Mapping[int, int] = field(default_factory=dict)
+    negative_scores: Mapping[int, int] = field(default_factory=dict)
+    positive_scores: Mapping[int, int] = field(default_factory=dict)
+
+    def __add__(self, other: Arm) -> Arm:
+        return Arm(
+            self.requests + other.requests,
+            self.errors + other.errors,
+            self.mature + other.mature,
+            self.labelled + other.labelled,
+            self.positives + other.positives,
+            self.brier + other.brier,
+            self.log_loss + other.log_loss,
+            self.calibration + other.calibration,
+            _either(self.profit, other.profit),
+            _either(self.decisions, other.decisions),
+            _merged(self.weighted, other.weighted),
+            _merged(self.by_unit, other.by_unit),
+            _merged(self.latencies, other.latencies),
+            _merged(self.negative_scores, other.negative_scores),
+            _merged(self.positive_scores, other.positive_scores),
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The sums over requests that both the champion and one challenger scored.
+
+    Attributes:
+        mature: pairs that are older than the maturity.
+        labelled: of these the ones whose outcome is known. All that follows is over them.
+        brier: of the champion's Brier score less the challenger's: positive means the challenger is better.
+        log_loss: the same for the log loss.
+        profit: the champion's profit less the challenger's: positive means the champion is better.
+        max_gap: the greatest |p − p′|, in [0, 1].
+        by_unit: by metric, the same differences by unit. Needed where a unit is seen more than once.
+        joint: how many by (bin of the champion's score, bin of the challenger's, outcome).
+    """
+
+    mature: int = 0
+    labelled: int = 0
+    brier: Moments = NO_MOMENTS
+    log_loss: Moments = NO_MOMENTS
+    profit: Moments | None = None
+    max_gap: float = 0.0
+    by_unit: Mapping[str, ClusteredMoments] = field(default_factory=dict)
+    joint: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return Pairs(
+            self.mature + other.mature,
+            self.labelled + other.labelled,
+            self.brier + other.brier,
+            self.log_loss + other.log_loss,
+            _either(self.profit, other.profit),
+            max(self.max_gap, other.max_gap),
+            _merged(self.by_unit, other.by_unit),
+            _merged(self.joint, other.joint),
+        )
+
+
+@dataclass(frozen=True)
+class Period:
+    """What was counted under constant weights, by variant.
+
+    Attributes:
+        weights: the shares in force; they sum to 1.
+        requests: requests assigned.
+        labels: matured requests with an outcome.
+        errors: requests that got no answer (5xx).
+    """
+
+    weights: Mapping[str, float]
+    requests: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Period) -> Period:
+        if self.weights != other.weights:
+            raise ValueError("weights: two periods add only under the same weights")
+        return Period(
+            self.weights,
+            _merged(self.requests, other.requests),
+            _merged(self.labels, other.labels),
+            _merged(self.errors, other.errors),
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All sums of one experiment.
+
+    Attributes:
+        design: "shadow" where challengers score the champion's requests, "split" where each unit sees one
+            variant, "bandit" where shares follow the outcomes.
+        champion: the variant that the others must beat.
+        challengers: the names of the others.
+        arms: by variant.
+        pairs: by challenger; None in designs without pairs.
+        periods: those of constant weights, one for each set of weights.
+        first: when the first request was, in seconds since 1970; None without requests.
+        last: when the last one was that is counted here.
+        history: what each cell of a fixed grid of time adds, by the time at which the cell ends; cells are
+            by the time of the request, and have no history of their own.
+        segments: by (field, value), the evidence of a part of the requests. A group of a sensitive field
+            is a segment, too.
+    """
+
+    design: Design
+    champion: str
+    challengers: tuple[str, ...]
+    arms: Mapping[str, Arm] = field(default_factory=dict)
+    pairs: Mapping[str, Pairs] | None = None
+    periods: tuple[Period, ...] = ()
+    first: float | None = None
+    last: float | None = None
+    history: Mapping[float, Evidence] = field(default_factory=dict)
+    segments: Mapping[tuple[str, str], Evidence] = field(default_factory=dict)
+
+    def __add__(self, other: Evidence) -> Evidence:
+        mine, its = ((each.design, each.champion, frozenset(each.challengers)) for each in (self, other))
+        if mine != its:
+            raise ValueError("evidence adds only within one design, champion and set of challengers")
+        return Evidence(
+            self.design,
+            self.champion,
+            self.challengers,
+            _merged(self.arms, other.arms),
+            _either(self.pairs, other.pairs, _merged),
+            _joined(self.periods + other.periods),
+            min((each for each in (self.first, other.first) if each is not None), default=None),
+            max((each for each in (self.last, other.last) if each is not None), default=None),
+            _merged(self.history, other.history),
+            _merged(self.segments, other.segments),
+        )
+
+    def arm(self, variant: str) -> Arm:
+        """The sums of a variant; empty ones where it has none."""
+        return self.arms.get(variant, Arm())
+
+    def pair(self, challenger: str) -> Pairs:
+        """The sums of the pairs with a challenger; empty ones where there are none."""
+        return (self.pairs or {}).get(challenger, Pairs())
+
+
+def gathered(empty: Evidence, cells: Mapping[float, Evidence]) -> Evidence:
+    """The evidence of all cells of a grid of time, with these as its history.
+
+    Args:
+        empty: with the design and the names, and nothing counted.
+        cells: by the time at which each ends.
+    """
+    total = empty
+    for cell in cells.values():
+        total = total + cell
+    return total + Evidence(empty.design, empty.champion, empty.challengers, history=dict(cells))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a decision brings, by what becomes of it; the unit is the user's. A cost is negative."""
+
+    tp: float
+    fp: float
+    tn: float
+    fn: float
+
+
+@dataclass(frozen=True)
+class Guardrail:
+    """What must not become worse, by more than a margin.
+
+    Attributes:
+        name: by which it is shown.
+        metric: "error-rate" (the difference of rates), "latency-p50", "-p95", "-p99" … (the ratio of the
+            quantiles less 1), "calibration" (the challenger's |mean of y − p|), "brier", "log-loss" or
+            "profit" (the difference of means).
+        margin: the harm that is accepted, in units of the metric.
+    """
+
+    name: str
+    metric: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What was declared before the start.
+
+    Attributes:
+        alpha: the probability that the verdict ever names a winner where there is none.
+        metric: what is decided by.
+        margin: differences below it do not matter, in units of the metric; 0: each does.
+        n_star: the outcomes for which one plans; there intervals are at their tightest. They hold at any
+            other number, too. In shadow mode pairs, else outcomes of all arms together.
+        maturity: in seconds, how old a request must be for its outcome to count.
+        costs: what decisions bring; None without the metric "profit".
+        thresholds: by variant, the score from which on a decision is positive.
+        guardrails: what must not become worse.
+        segments: the fields by which the difference is shown for parts of the requests.
+        sensitive: the fields between whose groups rates are compared.
+        selective: whether the served score decides who can ever have an outcome.
+        max_gap: the greatest |p − p′| that is possible, declared; with it the interval of pairs by the Brier
+            score is exact at any n. None: it is asymptotic.
+        spread: the standard deviation of the differences that one plans for, for the exact interval alone:
+            there it is tightest. None: an eighth of their greatest possible size.
+        guardrail_alpha: the probability that any guardrail ever trips without harm.
+        trust_alpha: the probability that one trust check ever fails without cause.
+        min_outcomes: no winner is named on fewer, of pairs or of each arm; asymptotic intervals need some.
+        min_each: the same of outcomes that are 1, and of those that are 0.
+    """
+
+    alpha: float = 0.05
+    metric: Metric = "brier"
+    margin: float = 0.0
+    n_star: int = 10_000
+    maturity: float = 0.0
+    costs: Costs | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    guardrails: tuple[Guardrail, ...] = ()
+    segments: tuple[str, ...] = ()
+    sensitive: tuple[str, ...] = ()
+    selective: bool = False
+    max_gap: float | None = None
+    spread: float | None = None
+    guardrail_alpha: float = 0.05
+    trust_alpha: float = 0.01
+    min_outcomes: int = 100
+    min_each: int = 25
+
+
+def _merged(one: Mapping[Key, Any], other: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Both, with what is under the same key added."""
+    found = dict(one)
+    for key, value in other.items():
+        found[key] = found[key] + value if key in found else value
+    return found
+
+
+def _either(one: Any, other: Any, added: Any = lambda one, other: one + other) -> Any:
+    """The sum of those that are there."""
+    if one is None or other is None:
+        return other if one is None else one
+    return added(one, other)
+
+
+def _joined(periods: tuple[Period, ...]) -> tuple[Period, ...]:
+    """Those of the same weights as one."""
+    found: dict[tuple[tuple[str, float], ...], Period] = {}
+    for period in periods:
+        key = tuple(sorted(period.weights.items()))
+        found[key] = found[key] + period if key in found else period
+    return tuple(found.values())

@@ -1,0 +1,125 @@
+"""What must not become worse: each guardrail trips when its e-value against "within the margin" is great."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from verdict import quantiles, rates, sequence
+from verdict.contrast import FIELDS, basis, contrast
+from verdict.evidence import Evidence, Guardrail, Rules
+from verdict.results import GuardrailResult, GuardrailState, finite_exp
+
+LATENCY = re.compile(r"latency-p(\d{1,2}(?:\.\d+)?)")
+
+
+class Harm(NamedTuple):
+    """What the challenger is worse by, the bounds of that, and ln e against its being within the margin."""
+
+    value: float | None
+    at_least: float | None
+    at_most: float | None
+    log_e: float
+
+
+UNKNOWN = Harm(None, None, None, 0.0)
+
+
+def check(guardrail: Guardrail) -> None:
+    """Raise ValueError where there is no such metric, or the margin is out of its range."""
+    latency = LATENCY.fullmatch(guardrail.metric)
+    known = (*FIELDS, "error-rate", "calibration")
+    if guardrail.metric not in known and not (latency and float(latency[1]) > 0):
+        raise ValueError(f"guardrails: {guardrail.name}: there is no metric {guardrail.metric!r}")
+    if not 0 <= guardrail.margin < math.inf:
+        raise ValueError(f"guardrails: {guardrail.name}: the margin {guardrail.margin} is out of its range")
+
+
+def results(evidence: Evidence, challenger: str, rules: Rules) -> tuple[GuardrailResult, ...]:
+    """How each guardrail stands.
+
+    Of G guardrails, for each challenger, one trips at the e-value G/α: the probability that any ever does
+    without harm is at most α (Ville's inequality and Bonferroni's).
+    """
+    count = len(rules.guardrails) * max(len(evidence.challengers), 1)
+    found = []
+    for guardrail in rules.guardrails:
+        alpha = rules.guardrail_alpha / count
+        harm = _harm(evidence, challenger, guardrail, rules, alpha)
+        state: GuardrailState = "watching"
+        if harm.log_e >= -math.log(alpha):
+            state = "breached"
+        elif harm.at_most is not None and harm.at_most <= guardrail.margin:
+            state = "clear"
+        found.append(
+            GuardrailResult(
+                name=guardrail.name,
+                metric=guardrail.metric,
+                margin=guardrail.margin,
+                state=state,
+                harm=harm.value,
+                at_least=harm.at_least,
+                at_most=harm.at_most,
+                e_value=finite_exp(harm.log_e),
+                bound=1 / alpha,
+            )
+        )
+    return tuple(found)
+
+
+def _harm(evidence: Evidence, challenger: str, guardrail: Guardrail, rules: Rules, alpha: float) -> Harm:
+    if guardrail.metric == "error-rate":
+        return _errors(evidence, challenger, guardrail.margin, alpha)
+    if guardrail.metric == "calibration":
+        return _calibration(evidence, challenger, guardrail.margin, rules, alpha)
+    if found := LATENCY.fullmatch(guardrail.metric):
+        return _latency(evidence, challenger, float(found[1]) / 100, guardrail.margin, alpha)
+    return _mean(evidence, challenger, guardrail, rules, alpha)
+
+
+def _errors(evidence: Evidence, challenger: str, margin: float, alpha: float) -> Harm:
+    one, other = (evidence.arm(each) for each in (evidence.champion, challenger))
+    if not one.requests or not other.requests:
+        return UNKNOWN
+    counts = (one.errors, one.requests), (other.errors, other.requests)
+    independent = evidence.design != "shadow"
+    log_e = float(rates.log_e_value_of_excess(*counts, margin, independent))
+    harm = other.errors / other.requests - one.errors / one.requests
+    return Harm(harm, *rates.difference_interval(*counts, alpha, independent), log_e)
+
+
+def _latency(evidence: Evidence, challenger: str, q: float, margin: float, alpha: float) -> Harm:
+    one, other = (evidence.arm(each).latencies for each in (evidence.champion, challenger))
+    mine, its = quantiles.estimate(one, q), quantiles.estimate(other, q)
+    if mine is None or its is None:
+        return UNKNOWN
+    independent = evidence.design != "shadow"
+    log_e = quantiles.log_e_value_of_ratio(one, other, q, 1 + margin, independent=independent)
+    lower, upper = quantiles.ratio_interval(one, other, q, 2 * alpha, independent)
+    return Harm(
+        its / mine - 1, None if lower is None else lower - 1, None if upper is None else upper - 1, log_e
+    )
+
+
+def _calibration(evidence: Evidence, challenger: str, margin: float, rules: Rules, alpha: float) -> Harm:
+    residual = evidence.arm(challenger).calibration
+    if residual.n < max(rules.min_outcomes, 2):
+        return UNKNOWN
+    harm, error, n = abs(residual.mean), residual.standard_error, residual.n
+    # Of the values within the margin the nearest is contradicted least.
+    log_e = float(sequence.log_e_value(max(harm - margin, 0.0), error, n, rules.n_star, alpha))
+    radius = float(sequence.radius(error, n, rules.n_star, alpha))
+    return Harm(harm, max(harm - radius, 0.0), harm + radius, log_e)
+
+
+def _mean(evidence: Evidence, challenger: str, guardrail: Guardrail, rules: Rules, alpha: float) -> Harm:
+    now = contrast(basis(evidence, challenger, guardrail.metric))
+    if now.n < max(rules.min_outcomes, 2) or not math.isfinite(now.error):
+        return UNKNOWN
+    harm = now.value if guardrail.metric == "profit" else -now.value
+    if now.error == 0 and harm != 0:
+        return Harm(harm, None, None, 0.0)
+    log_e = float(sequence.log_e_value_above(harm - guardrail.margin, now.error, now.n, rules.n_star, alpha))
+    radius = float(sequence.radius_above(now.error, now.n, rules.n_star, alpha))
+    return Harm(harm, harm - radius, harm + radius, log_e)

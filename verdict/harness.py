@@ -1,0 +1,686 @@
+"""The experiments by which the verdict is tried: many streams, a look after every batch, and what is decided.
+
+Type I error for each design and each stress; what fails without the rules; how many outcomes a decision
+takes, beside a test with one look, group sequential tests, and GrowthBook's sequential test, which runs in an
+environment of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import beta, norm
+
+from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
+from verdict.evidence import Rules
+from verdict.sequence import Floats
+from verdict.simulate import Credit, Delays, Running, Weighted, delay, score
+
+Metric = Literal["brier", "log-loss"]
+Truths = NDArray[np.bool_]
+RULES = Rules()
+FLOOR = 0.05
+# GrowthBook's statistics; needs numpy < 2, so it lives apart.
+GBSTATS = "gbstats==0.8.0"
+
+
+@dataclass(frozen=True)
+class Stress:
+    """A way in which streams are awkward; both models are as good as each other."""
+
+    name: str
+    credit: Credit
+    metric: Metric = "brier"
+    # The challenger's share in a split.
+    share: float = 0.5
+    # Up to so many rows of a unit, which has one score and one outcome.
+    rows_of_unit: int = 1
+
+
+FAIR = Credit()
+STRESSES = (
+    Stress("none", FAIR),
+    Stress("1 % default rate", replace(FAIR, rate=0.01)),
+    Stress("heavy-tailed log loss", replace(FAIR, sharpness=3.0), "log-loss"),
+    Stress("repeated units", FAIR, rows_of_unit=9),
+    Stress("drifting base rate", replace(FAIR, drift=0.8)),
+    Stress("weights 90 : 10", FAIR, share=0.1),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is simulated: streams, looks, and rows between two looks."""
+
+    streams: int
+    looks: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often something happened, of how many streams, with the exact 95 % interval."""
+
+    name: str
+    count: int
+    streams: int
+
+    @property
+    def share(self) -> float:
+        """Of the streams."""
+        return self.count / self.streams
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of Clopper & Pearson (Biometrika 1934)."""
+        k, n = self.count, self.streams
+        low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
+        high = 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
+        return low, high
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The state of all streams at a look: the difference, its standard error, outcomes, the rarer ones."""
+
+    value: Floats
+    error: Floats
+    n: Floats
+    enough: Truths
+    squares: Floats | None = None
+    # Of a split: n, Σs and Σs² of both arms, of shape (2, 3, streams).
+    sums: Floats | None = None
+
+
+def shadow(rng: np.random.Generator, stress: Stress, size: Size, by_unit: bool = True) -> Iterator[Seen]:
+    """Pairs: a look after each batch."""
+    d, positives = Running(size.streams), np.zeros(size.streams)
+    units = _Units(size.streams)
+    for look in range(size.looks):
+        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
+        rows = stress.credit.draw(rng, shape, look / size.looks)
+        difference = score(stress.metric, rows.champion, rows.outcome) - score(
+            stress.metric, rows.challenger, rows.outcome
+        )
+        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
+        if stress.rows_of_unit > 1:
+            units.add(difference, count)
+            positives += (rows.outcome * count).sum(1)
+            n, value = units.rows, units.mean
+            error = units.error if by_unit else units.naive_error
+            yield Seen(value, error, n, _enough(n, positives))
+            continue
+        d.add(difference)
+        positives += rows.outcome.sum(1)
+        yield Seen(d.mean, d.error, d.n, _enough(d.n, positives), d.squares)
+
+
+def split(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
+    """Each row sees one model; a look after each batch."""
+    arms = Running(size.streams), Running(size.streams)
+    units = _Units(size.streams), _Units(size.streams)
+    positives = np.zeros((2, size.streams))
+    for look in range(size.looks):
+        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
+        rows = stress.credit.draw(rng, shape, look / size.looks)
+        challenged = rng.random(shape) < stress.share
+        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
+        for side, (scores, mine) in enumerate(((rows.champion, ~challenged), (rows.challenger, challenged))):
+            loss = score(stress.metric, scores, rows.outcome)
+            if stress.rows_of_unit > 1:
+                units[side].add(loss, count * mine)
+            else:
+                arms[side].add(loss, mine.astype(float))
+            positives[side] += (rows.outcome * count * mine).sum(1)
+        if stress.rows_of_unit > 1:
+            values, errors, ns = ([getattr(u, name) for u in units] for name in ("mean", "error", "rows"))
+        else:
+            values, errors, ns = ([getattr(a, name) for a in arms] for name in ("mean", "error", "n"))
+        enough = _enough(ns[0], positives[0]) & _enough(ns[1], positives[1])
+        yield Seen(values[0] - values[1], np.hypot(*errors), ns[0] + ns[1], enough)
+
+
+def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
+    """Thompson sampling on the very score, mixed with a floor; a look and new shares after each batch."""
+    arms = Weighted(size.streams), Weighted(size.streams)
+    positives = np.zeros((2, size.streams))
+    share = np.full(size.streams, 0.5)
+    for look in range(size.looks):
+        rows = stress.credit.draw(rng, (size.streams, size.batch), look / size.looks)
+        challenged = rng.random(rows.outcome.shape) < share[:, None]
+        for side, (scores, mine, propensity) in enumerate(
+            ((rows.champion, ~challenged, 1 - share), (rows.challenger, challenged, share))
+        ):
+            arms[side].add(score(stress.metric, scores, rows.outcome), mine.astype(float), propensity)
+            positives[side] += (rows.outcome * mine).sum(1)
+        error = np.hypot(arms[0].error, arms[1].error)
+        value = arms[0].mean - arms[1].mean
+        enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
+        yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
+        share = _thompson(value, error)
+
+
+def _thompson(value: Floats, error: Floats) -> Floats:
+    """The chance that the challenger is the better one, by a normal posterior, mixed with the floor."""
+    z = np.divide(value, error, out=np.zeros_like(value), where=np.isfinite(error) & (error > 0))
+    return np.asarray(FLOOR + (1 - 2 * FLOOR) * norm.cdf(z))
+
+
+DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]] = {
+    "shadow": shadow,
+    "split": split,
+    "bandit": bandit,
+}
+
+
+class _Units:
+    """Sums by unit of many streams: what `ClusteredMoments` is for one. All rows of a unit are the same."""
+
+    def __init__(self, streams: int) -> None:
+        self.units, self.rows, self.total, self.rows2, self.cross, self.squares, self.plain = np.zeros(
+            (7, streams)
+        )
+
+    def add(self, values: Floats, count: Floats) -> None:
+        t = values * count
+        self.units = self.units + (count > 0).sum(1)
+        self.rows = self.rows + count.sum(1)
+        self.total = self.total + t.sum(1)
+        self.rows2 = self.rows2 + (count * count).sum(1)
+        self.cross = self.cross + (count * t).sum(1)
+        self.squares = self.squares + (t * t).sum(1)
+        self.plain = self.plain + (values * t).sum(1)
+
+    @property
+    def mean(self) -> Floats:
+        return np.asarray(self.total / np.maximum(self.rows, 1))
+
+    @property
+    def error(self) -> Floats:
+        m = self.mean
+        spread = np.maximum(self.squares - 2 * m * self.cross + m * m * self.rows2, 0)
+        known = np.sqrt(spread * self.units / np.maximum(self.units - 1, 1)) / np.maximum(self.rows, 1)
+        return np.where(self.units > 1, known, np.inf)
+
+    @property
+    def naive_error(self) -> Floats:
+        """As if rows were independent."""
+        spread = np.maximum(self.plain - self.rows * self.mean**2, 0) / np.maximum(self.rows - 1, 1)
+        return np.sqrt(spread / np.maximum(self.rows, 1))
+
+
+def _enough(n: Floats, positives: Floats) -> Truths:
+    """Where as many outcomes are there as a decision takes."""
+    rarer = np.minimum(positives, n - positives)
+    return np.asarray((n >= RULES.min_outcomes) & (rarer >= RULES.min_each))
+
+
+def rejections(
+    looks: Iterator[Seen], radius: Callable[[Seen], Floats], patient: bool = True
+) -> tuple[Floats, Floats]:
+    """How many outcomes each stream had when its interval first excluded 0, and on which side.
+
+    Args:
+        looks: the states, one for each look.
+        radius: of the interval.
+        patient: whether one waits for as many outcomes as a decision takes.
+
+    Returns:
+        Outcomes, infinite where it never did; the sign of the difference then.
+    """
+    when: Floats | None = None
+    sign: Floats | None = None
+    for seen in looks:
+        if when is None or sign is None:
+            when, sign = np.full(seen.n.shape, np.inf), np.zeros(seen.n.shape)
+        out = np.abs(seen.value) > radius(seen)
+        if patient:
+            out &= seen.enough
+        new = out & ~np.isfinite(when)
+        when, sign = np.where(new, seen.n, when), np.where(new, np.sign(seen.value), sign)
+    assert when is not None
+    assert sign is not None
+    return when, sign
+
+
+def always_valid(n_star: float, alpha: float = 0.05) -> Callable[[Seen], Floats]:
+    """The interval of the verdict."""
+    return lambda seen: sequence.radius(seen.error, seen.n, n_star, alpha)
+
+
+def one_look(alpha: float = 0.05) -> Callable[[Seen], Floats]:
+    """The interval that is right for one look."""
+    return lambda seen: np.asarray(float(norm.ppf(1 - alpha / 2)) * seen.error)
+
+
+def exact(n_star: float, max_gap: float, spread: float, alpha: float = 0.05) -> Callable[[Seen], Floats]:
+    """The exact interval of pairs; a stream in which scores differ by more has left its promise."""
+    c = 2 * max_gap
+    rho = bernstein.best_rho(n_star * spread**2, alpha)
+
+    def radius(seen: Seen) -> Floats:
+        assert seen.squares is not None
+        return bernstein.radius(seen.n, seen.squares, rho, c, alpha)
+
+    return radius
+
+
+def type_one(size: Size, seed: int = 5) -> list[Rate]:
+    """The share of streams in which a verdict on equal models ever names a winner."""
+    found = []
+    n_star = size.looks * size.batch / 2
+    for design, looks in DESIGNS.items():
+        for stress in STRESSES:
+            if stress.share != 0.5 and design != "split":  # noqa: PLR2004
+                continue
+            if stress.rows_of_unit > 1 and design == "bandit":
+                continue
+            rng = np.random.default_rng(seed)
+            when, _ = rejections(looks(rng, stress, size), always_valid(n_star))
+            found.append(Rate(f"{design}, stress: {stress.name}", int(np.isfinite(when).sum()), size.streams))
+    rng = np.random.default_rng(seed)
+    when, _ = rejections(shadow(rng, STRESSES[0], size), exact(n_star, 1.0, 0.05), patient=False)
+    found.append(
+        Rate("shadow, exact interval, from the first pair on", int(np.isfinite(when).sum()), size.streams)
+    )
+    return found
+
+
+def naive(size: Size, seed: int = 6) -> list[Rate]:
+    """What goes wrong without the rules: each is to fail."""
+    found = []
+    for design, looks in DESIGNS.items():
+        when, _ = rejections(looks(np.random.default_rng(seed), STRESSES[0], size), one_look())
+        found.append(
+            Rate(f"{design}, 95 % interval for one look", int(np.isfinite(when).sum()), size.streams)
+        )
+    repeated = next(each for each in STRESSES if each.rows_of_unit > 1)
+    looked = shadow(np.random.default_rng(seed), repeated, size, by_unit=False)
+    when, _ = rejections(looked, always_valid(size.looks * size.batch / 2))
+    found.append(
+        Rate("shadow, repeated units taken for independent", int(np.isfinite(when).sum()), size.streams)
+    )
+    return found
+
+
+def armitage(streams: int, seed: int = 7) -> list[tuple[int, float, Rate]]:
+    """Naive peeking at 1, 2, 5, 10, 20 looks: the exact figure, and what this harness counts."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for looks in (1, 2, 5, 10, 20):
+        sums = np.cumsum(rng.standard_normal((streams, looks)), axis=1)
+        z = sums / np.sqrt(np.arange(1, looks + 1))
+        count = int((np.abs(z) > norm.ppf(0.975)).any(1).sum())
+        bounds = np.full(looks, norm.ppf(0.975))
+        told = float(sum(side.sum() for side in sequential.crossing(np.arange(1, looks + 1), bounds)))
+        found.append((looks, told, Rate(f"{looks} looks", count, streams)))
+    return found
+
+
+# A period of ten days with 1,000 requests, for 240 days.
+DELAYS = Delays()
+PERIOD_DAYS, PER_PERIOD, PERIODS = 10, 1000, 24
+# The champion's scores are too high: it looks good among defaults, and is the worse one.
+LATE = Credit(champion=0.744, challenger=0.744, correlation=0.996, shift=0.25)
+Counted = Literal["all outcomes so far", "matured requests alone"]
+COUNTED: tuple[Counted, ...] = ("all outcomes so far", "matured requests alone")
+
+
+def late(
+    rng: np.random.Generator, design: str, credit: Credit, counted: Counted, streams: int
+) -> Iterator[Seen]:
+    """Outcomes that come late, with a look after each period; a bandit's shares follow what counts."""
+    arms = Weighted(streams), Weighted(streams)
+    pairs, positives = Running(streams), np.zeros((2, streams))
+    share = np.full(streams, 0.5)
+    waiting: dict[int, list[tuple[Floats, Floats, Floats, Truths, Truths, Floats]]] = {}
+    for period in range(PERIODS):
+        rows = credit.draw(rng, (streams, PER_PERIOD))
+        losses = [score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger)]
+        challenged = rng.random(rows.outcome.shape) < share[:, None]
+        takes = delay(rng, rows.outcome, DELAYS)
+        if counted == "matured requests alone":
+            takes = np.full(takes.shape, float(DELAYS.paid))
+        for periods in np.unique(takes):
+            due = waiting.setdefault(period + int(periods), [])
+            due.append((*losses, rows.outcome, takes == periods, challenged, share))
+        for one, other, outcome, told, theirs, propensity in waiting.pop(period, []):
+            mine, its = (told & ~theirs).astype(float), (told & theirs).astype(float)
+            pairs.add(one - other, mine + its)
+            arms[0].add(one, mine, 1 - propensity)
+            arms[1].add(other, its, propensity)
+            positives += np.stack([(outcome * mine).sum(1), (outcome * its).sum(1)])
+        value, error = arms[0].mean - arms[1].mean, np.hypot(arms[0].error, arms[1].error)
+        if design == "shadow":
+            yield Seen(pairs.mean, pairs.error, pairs.n, _enough(pairs.n, positives.sum(0)))
+        else:
+            enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
+            yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
+        if design == "bandit":
+            share = _thompson(value, error)
+
+
+@dataclass(frozen=True)
+class Delayed:
+    """With late outcomes: how often each rule names the better, and the worse model, and what it saw."""
+
+    rule: str
+    better: Rate
+    worse: Rate
+    # The mean difference of the Brier scores, by day.
+    seen: Mapping[int, float]
+
+
+def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
+    """Late outcomes in shadow mode, of which the challenger is the better model: the truth, and both rules.
+
+    The verdict waits for some of both outcomes, which would hold back who is misled for some weeks. Here
+    nobody waits.
+    """
+    truth = _advantage(LATE)
+    found = []
+    for rule in COUNTED:
+        states = list(late(np.random.default_rng(seed), "shadow", LATE, rule, streams))
+        when, sign = rejections(iter(states), always_valid(PERIODS * PER_PERIOD / 2), patient=False)
+        won = np.isfinite(when)
+        named = [
+            Rate(rule, int((won & (sign == side)).sum()), streams)
+            for side in (math.copysign(1, truth), -math.copysign(1, truth))
+        ]
+        seen = {
+            (period + 1) * PERIOD_DAYS: float(each.value.mean())
+            for period, each in enumerate(states)
+            if each.n.all()
+        }
+        found.append(Delayed(rule, named[0], named[1], seen))
+    return truth, found
+
+
+def delayed_type_one(streams: int, seed: int = 12) -> list[tuple[Rate, Rate]]:
+    """False winners with late outcomes, by all outcomes so far and by matured ones, for each design.
+
+    The champion's scores are too high and the challenger's too low, so that their Brier scores are the same.
+    """
+    rows = 1_000_000
+
+    def excess(shift: float) -> float:
+        return _advantage(replace(LATE, challenger_shift=shift), rows)
+
+    equal = replace(LATE, challenger_shift=float(brentq(excess, -1.0, 0.0, xtol=1e-4)))
+    found = []
+    for design in DESIGNS:
+        both = []
+        for rule in COUNTED:
+            looks = late(np.random.default_rng(seed), design, equal, rule, streams)
+            patient = rule == "matured requests alone"
+            when, _ = rejections(looks, always_valid(PERIODS * PER_PERIOD / 2), patient)
+            both.append(Rate(f"{design}, {rule}", int(np.isfinite(when).sum()), streams))
+        found.append((both[0], both[1]))
+    return found
+
+
+def _advantage(credit: Credit, rows: int = 2_000_000) -> float:
+    """The champion's Brier score less the challenger's, over so many rows, always the same."""
+    drawn = credit.draw(np.random.default_rng(1), (rows,))
+    one, other = (score("brier", p, drawn.outcome) for p in (drawn.champion, drawn.challenger))
+    return float((one - other).mean())
+
+
+def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
+    """The median of requests until a split of 52 : 48 is found, and false alarms in 100,000 requests."""
+    rng = np.random.default_rng(seed)
+    n = 100 * np.arange(1, 1001)
+
+    def alarms(share: float) -> Floats:
+        k = np.cumsum(rng.binomial(100, share, (streams, 1000)), axis=1)
+        e = multinomial.log_bayes_factor(np.stack([k, n - k], axis=-1), [0.5, 0.5])
+        out = e >= -np.log(0.05)
+        return np.where(out.any(1), n[out.argmax(1)], np.inf)
+
+    found, false = alarms(0.52), alarms(0.5)
+    return float(np.median(found)), Rate(
+        "false alarms in 100,000 requests", int(np.isfinite(false).sum()), streams
+    )
+
+
+def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
+    """How often a guardrail trips on a challenger whose harm is as great as allowed, or that is the same."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for name, champion, challenger, margin in (
+        ("error rate, the same", 0.01, 0.01, 0.0),
+        ("error rate, as much worse as allowed", 0.01, 0.02, 0.01),
+    ):
+        k, n, m, total = np.zeros((4, streams))
+        tripped = np.zeros(streams, bool)
+        for _ in range(100):
+            k, n = k + rng.binomial(190, champion, streams), n + 190
+            m, total = m + rng.binomial(10, challenger, streams), total + 10
+            tripped |= rates.log_e_value_of_excess((k, n), (m, total), margin) >= -np.log(0.05)
+        found.append(Rate(f"{name}, 100 looks", int(tripped.sum()), streams))
+    count = 0
+    for _ in range(slow):
+        one: dict[int, int] = {}
+        other: dict[int, int] = {}
+        for _ in range(20):
+            for histogram, size in ((one, 450), (other, 50)):
+                bins = np.floor(rng.normal(math.log(20), 0.5, size) / quantiles.GROWTH).astype(int)
+                for each, seen in zip(*np.unique(bins, return_counts=True), strict=True):
+                    histogram[int(each)] = histogram.get(int(each), 0) + int(seen)
+            if quantiles.log_e_value_of_ratio(one, other, 0.95, 1.0) >= -math.log(0.05):
+                count += 1
+                break
+    return [*found, Rate("p95 latency, the same, 20 looks", count, slow)]
+
+
+def broken(streams: int = 1000, seed: int = 13) -> list[tuple[str, float, float]]:
+    """How many requests a canary takes until a broken challenger trips the guardrail of the error rate.
+
+    At 5 % of the traffic, against 1 % of errors, none more allowed: the median of the challenger's own
+    requests, and the share found within 2,000 of them.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for rate in (0.02, 0.05, 0.2, 1.0):
+        k, n, m, total = np.zeros((4, streams))
+        when = np.full(streams, np.inf)
+        for _ in range(200):
+            k, n = k + rng.binomial(190, 0.01, streams), n + 190
+            m, total = m + rng.binomial(10, rate, streams), total + 10
+            tripped = rates.log_e_value_of_excess((k, n), (m, total), 0.0) >= -np.log(0.05)
+            when = np.where(tripped & ~np.isfinite(when), total, when)
+        found.append((f"{rate:.0%} of errors", float(np.median(when)), float(np.isfinite(when).mean())))
+    return found
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a decision takes: outcomes on average, the fixed sample, the share of right decisions."""
+
+    name: str
+    fixed: float
+    expected: float
+    theory: float | None
+    right: Rate | None
+
+
+# What is aimed at: a share of the best unpaired peer's outcomes, and times the bound's expectation.
+FEWER, COSTLIER = 50, 1.3
+
+# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores correlated .996.
+PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.996)
+
+
+def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
+    """What pairs save, by how alike both models see: the correlation, and both fixed samples.
+
+    What each model sees by itself is the same in all rows, so the difference is, and the unpaired sample.
+    """
+    effect = _advantage(PAIR, 4_000_000)
+    found = []
+    for correlation in (0.0, 0.5, 0.9, 0.98, 0.996):
+        rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(seed), (1_000_000,))
+        one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
+        samples = [
+            plan.fixed_sample_size(float(variance), effect)
+            for variance in ((one - other).var(), 2 * (one.var() + other.var()))
+        ]
+        found.append((correlation, samples[0], samples[1]))
+    return found
+
+
+def power(streams: int, peer_streams: int, environment: Path | None, seed: int = 11) -> list[Power]:
+    """How many outcomes a decision takes at 5 % and a power of 80 % for the fixed sample."""
+    rng = np.random.default_rng(seed)
+    rows = PAIR.draw(rng, (4_000_000,))
+    one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
+    effect = float((one - other).mean())
+    paired = plan.fixed_sample_size(float((one - other).var()), effect)
+    unpaired = plan.fixed_sample_size(2 * float(one.var() + other.var()), effect)
+    stops = plan.stopping()
+    found = [Power("shadow, one look", paired, paired, None, None)]
+    batch = max(int(paired / 40), 1)
+    size = Size(streams, int(plan.FURTHEST * 40), batch)
+    when, sign = rejections(shadow(rng, Stress("", PAIR), size), always_valid(paired))
+    right = Rate("right", int((np.isfinite(when) & (sign > 0)).sum()), streams)
+    expected = float(np.minimum(when, size.looks * batch).mean())
+    found.append(Power("shadow, the verdict", paired, expected, stops.expected * paired, right))
+    found.append(Power("split, one look", unpaired, unpaired, None, None))
+    for name, bounds in (
+        ("split, group sequential, 5 looks (O'Brien & Fleming)", sequential.obrien_fleming(5)),
+        ("split, group sequential, 5 looks (Pocock)", np.full(5, sequential.pocock(5))),
+    ):
+        found.append(_group_sequential(name, bounds, unpaired))
+    # Millions of rows a stream: the sums of a batch are drawn by the central limit theorem.
+    looked = _batch_sums(rng, one, other, unpaired, streams)
+    when, sign = rejections(iter(looked), always_valid(unpaired), patient=False)
+    right = Rate("right", int((np.isfinite(when) & (sign > 0)).sum()), streams)
+    capped = np.minimum(when, plan.FURTHEST * unpaired)
+    theory = stops.expected * unpaired
+    found.append(Power("split, the verdict", unpaired, float(capped.mean()), theory, right))
+    if environment is not None:
+        some = np.stack([seen.sums[..., :peer_streams] for seen in looked if seen.sums is not None])
+        same = float(capped[:peer_streams].mean())
+        found.append(
+            Power(f"split, the verdict, the first {peer_streams} streams", unpaired, same, None, None)
+        )
+        found.append(_growthbook(environment, some, unpaired))
+    return found
+
+
+def _group_sequential(name: str, bounds: Floats, fixed: float, target: float = 0.8) -> Power:
+    """A group sequential test as large as its power takes, and its mean sample."""
+    drift = norm.ppf(0.975) + norm.ppf(target)
+    low, high = 1.0, 2.0
+    times = np.arange(1, len(bounds) + 1) / len(bounds)
+    for _ in range(40):
+        middle = (low + high) / 2
+        upper, lower = sequential.crossing(times * middle, bounds, float(drift))
+        low, high = (middle, high) if (upper + lower).sum() < target else (low, middle)
+    upper, lower = sequential.crossing(times * high, bounds, float(drift))
+    stops = upper + lower
+    mean = float((times * high * stops).sum() + high * (1 - stops.sum()))
+    return Power(name, fixed, mean * fixed, None, None)
+
+
+def _batch_sums(
+    rng: np.random.Generator, one: Floats, other: Floats, fixed: float, streams: int
+) -> list[Seen]:
+    """The states of a split of halves, 40 looks for each fixed sample."""
+    half = max(round(fixed / 40 / 2), 1)
+    arms = Running(streams), Running(streams)
+    found = []
+    moments = []
+    for loss in (one, other):
+        both = np.stack([loss, loss * loss])
+        moments.append((both.mean(1), np.linalg.cholesky(np.cov(both))))
+    for _ in range(int(plan.FURTHEST * 40)):
+        for arm, (mean, root) in zip(arms, moments, strict=True):
+            sums = half * mean[:, None] + math.sqrt(half) * root @ rng.standard_normal((2, streams))
+            arm.n, arm.total, arm.squares = arm.n + half, arm.total + sums[0], arm.squares + sums[1]
+        found.append(
+            Seen(
+                arms[0].mean - arms[1].mean,
+                np.hypot(arms[0].error, arms[1].error),
+                arms[0].n + arms[1].n,
+                np.ones(streams, bool),
+                sums=np.stack([[arm.n, arm.total, arm.squares] for arm in arms]),
+            )
+        )
+    return found
+
+
+# Runs in GrowthBook's environment: for each stream and look the sums, for each stream when it first decides.
+PEER = """
+import json, sys
+from gbstats.frequentist.tests import SequentialConfig, SequentialTwoSidedTTest
+from gbstats.models.statistics import SampleMeanStatistic
+
+def interval(a, b, tuning, kind):
+    one, other = (SampleMeanStatistic(n=int(n), sum=s, sum_squares=q) for n, s, q in (a, b))
+    config = SequentialConfig(difference_type=kind, sequential_tuning_parameter=tuning)
+    return SequentialTwoSidedTTest(one, other, config).compute_result().ci
+
+asked = json.load(sys.stdin)
+told = {"published": interval(*asked["published"], "relative"), "stops": []}
+for stream in asked["streams"]:
+    stop = None
+    for one, other in stream:
+        ends = interval(one, other, asked["tuning"], "absolute")
+        if ends[0] > 0 or ends[1] < 0:
+            stop = one[0] + other[0]
+            break
+    told["stops"].append(stop)
+json.dump(told, sys.stdout)
+"""
+PUBLISHED = ((3000, 1396.87, 52377.9767), (3461, 2422.7, 134698.29), 1000)
+PUBLISHED_INTERVAL = (-0.55844, 1.56516)
+
+
+def growthbook(environment: Path) -> Path:
+    """The interpreter of an environment with GrowthBook's statistics; made where it is not there yet.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be made, for want of a network or of wheels.
+    """
+    python = environment / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", GBSTATS], check=True)
+    return python
+
+
+def _growthbook(environment: Path, sums: Floats, fixed: float) -> Power:
+    """When GrowthBook's sequential test decides, on the same streams; its published figures are checked.
+
+    `sums` are n, Σs and Σs² of both arms at each look, of shape (looks, 2, 3, streams).
+    """
+    streams = sums.shape[-1]
+    asked = {
+        "published": PUBLISHED,
+        "tuning": fixed,
+        "streams": sums.transpose(3, 0, 1, 2).tolist(),
+    }
+    done = subprocess.run(
+        [growthbook(environment), "-c", PEER],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    if not np.allclose(told["published"], PUBLISHED_INTERVAL, atol=1e-5):
+        raise ValueError(f"gbstats gives {told['published']} where {PUBLISHED_INTERVAL} is published")
+    most = plan.FURTHEST * fixed
+    expected = float(np.mean([most if stop is None else stop for stop in told["stops"]]))
+    return Power(f"split, GrowthBook ({GBSTATS}), the same {streams} streams", fixed, expected, None, None)

@@ -1,0 +1,61 @@
+"""What decisions bring: profit from a matrix of costs and a threshold for each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from verdict.evidence import Costs, Decisions
+from verdict.moments import Moments
+
+
+def of(costs: Costs, decision: bool, outcome: int) -> float:
+    """The profit of one decision: positive (the score reached the threshold) or not, and what came of it."""
+    # Elkan, "The foundations of cost-sensitive learning" (IJCAI 2001), table 1.
+    if decision:
+        return costs.tp if outcome else costs.fp
+    return costs.fn if outcome else costs.tn
+
+
+def moments(costs: Costs, decisions: Decisions) -> Moments:
+    """The sums of the profit over the decisions whose outcome is known."""
+    cells = (
+        (decisions.tp, costs.tp),
+        (decisions.fp, costs.fp),
+        (decisions.tn, costs.tn),
+        (decisions.fn, costs.fn),
+    )
+    return _sums(cells)
+
+
+def paired(costs: Costs, counts: Mapping[tuple[bool, bool, int], int]) -> Moments:
+    """The sums of the champion's profit less the challenger's, on the same rows.
+
+    Args:
+        costs: what decisions bring.
+        counts: how many rows by (the champion's decision, the challenger's, outcome).
+    """
+    return _sums(
+        [(count, of(costs, one, y) - of(costs, other, y)) for (one, other, y), count in counts.items()]
+    )
+
+
+def threshold(costs: Costs) -> float:
+    """The score from which on a positive decision brings more, for calibrated scores.
+
+    Raises:
+        ValueError: the costs have no such score: being right must bring more than being wrong.
+    """
+    right, wrong = costs.tn - costs.fp, costs.tp - costs.fn
+    if right <= 0 or wrong <= 0:
+        raise ValueError("costs: tn must exceed fp, and tp must exceed fn")
+    # Elkan (IJCAI 2001), equation 2.
+    return right / (right + wrong)
+
+
+def _sums(cells: Iterable[tuple[int, float]]) -> Moments:
+    kept = list(cells)
+    return Moments(
+        sum(count for count, _ in kept),
+        sum(count * value for count, value in kept),
+        sum(count * value * value for count, value in kept),
+    )

@@ -1,0 +1,131 @@
+"""Rates, exactly, at any number of requests: an e-value for one rate, and for the difference of two."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import betaincc, betaln, xlog1py, xlogy
+
+from verdict.sequence import Floats
+
+# Jeffreys' prior: it costs least where rates are near 0.
+PRIOR = 0.5
+
+# The logarithm of an e-value that is as good as infinite: roots are sought among finite numbers.
+UNBELIEVABLE = 1e6
+
+# Around its least value a convex function is flat: what the last digits of the place add is nothing.
+HALVINGS = 30
+
+# How often it happened, of how many.
+Count = tuple[ArrayLike, ArrayLike]
+
+
+def log_e_value(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
+    """The logarithm of the e-value against a rate: convex in it, and smallest at k/n.
+
+    Args:
+        k: how often it happened, of n.
+        n: of how many.
+        rate: in [0, 1].
+    """
+    k, n, rate = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, rate)))
+    # Robbins (Annals of Mathematical Statistics 1970), the Beta-binomial mixture:
+    # B(a + k, b + n − k) / (B(a, b) pᵏ (1 − p)ⁿ⁻ᵏ)
+    mixture = betaln(PRIOR + k, PRIOR + n - k) - betaln(PRIOR, PRIOR)
+    return np.asarray(mixture - xlogy(k, rate) - xlog1py(n - k, -rate))
+
+
+def log_e_value_above(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
+    """The logarithm of the e-value against a rate of at most `rate`: the prior above it alone."""
+    k, n, rate = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, rate)))
+    with np.errstate(divide="ignore"):
+        share = np.log(betaincc(PRIOR + k, PRIOR + n - k, rate)) - np.log(betaincc(PRIOR, PRIOR, rate))
+    return np.asarray(log_e_value(k, n, rate) + share)
+
+
+def log_e_value_of_difference(
+    one: Count, other: Count, difference: ArrayLike, independent: bool = True
+) -> Floats:
+    """The logarithm of the e-value against the other's rate being the one's plus a difference.
+
+    Both e-values are combined at the pair of rates that they contradict least. Whatever the rates are, the
+    combination at them is as great, so its chance ever to reach 1/α is at most α.
+
+    Args:
+        one: how often it happened, of how many.
+        other: the same.
+        difference: in [−1, 1].
+        independent: False where both were counted on the same requests.
+
+    Source: the product of independent e-values, and the mean of any, is one (Vovk & Wang, Annals of
+    Statistics 2021, sections 3 and 4); of a composite hypothesis the infimum is (Wasserman, Ramdas &
+    Balakrishnan, PNAS 2020, section 2).
+    """
+    k, n, m, total, d = np.broadcast_arrays(*(np.asarray(each, float) for each in (*one, *other, difference)))
+    possible = np.maximum(0, -d), np.minimum(1, 1 - d)
+    # The least is between the rates that contradict either least.
+    ends = [np.clip(each, *possible) for each in (k / np.maximum(n, 1), m / np.maximum(total, 1) - d)]
+    low, high = np.minimum(*ends), np.maximum(*ends)
+
+    def falls(p: Floats) -> NDArray[np.bool_]:
+        """Whether the combination, which is convex, falls at p."""
+        q = np.clip(p + d, 0, 1)
+        mine, its = _slope(k, n, p), _slope(m, total, q)
+        # Where no rates are possible both are infinite, and it does not matter where one looks.
+        with np.errstate(invalid="ignore"):
+            if not independent:
+                ahead = log_e_value(k, n, p) - log_e_value(m, total, q)
+                mine, its = mine * np.exp(np.minimum(ahead, 0)), its * np.exp(np.minimum(-ahead, 0))
+            return np.asarray(mine + its < 0)
+
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        left = falls(middle)
+        low, high = np.where(left, middle, low), np.where(left, high, middle)
+    p = (low + high) / 2
+    both = log_e_value(k, n, p), log_e_value(m, total, np.clip(p + d, 0, 1))
+    return np.asarray(sum(both) if independent else np.logaddexp(*both) - np.log(2))
+
+
+def log_e_value_of_excess(one: Count, other: Count, margin: ArrayLike, independent: bool = True) -> Floats:
+    """The logarithm of the e-value against the other's rate being at most the one's plus a margin."""
+    k, n, m, total, margin = np.broadcast_arrays(
+        *(np.asarray(each, float) for each in (*one, *other, margin))
+    )
+    seen = m / np.maximum(total, 1) - k / np.maximum(n, 1)
+    # Where what was seen is within the margin, it itself contradicts least.
+    return log_e_value_of_difference((k, n), (m, total), np.where(seen > margin, margin, seen), independent)
+
+
+def difference_interval(
+    one: tuple[int, int], other: tuple[int, int], alpha: float, independent: bool = True
+) -> tuple[float, float]:
+    """What the other's rate is above the one's, at every moment at once with probability 1 − alpha.
+
+    Args:
+        one: how often it happened, of how many.
+        other: the same.
+        alpha: the probability that the interval ever misses.
+        independent: False where both were counted on the same requests.
+
+    Returns:
+        Lower and upper end, in [−1, 1]: where the e-value of a difference reaches 1/alpha.
+    """
+    seen = other[0] / max(other[1], 1) - one[0] / max(one[1], 1)
+
+    def excess(difference: float) -> float:
+        log_e = log_e_value_of_difference(one, other, difference, independent)
+        return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
+
+    ends = [
+        float(end) if excess(end) < 0 else float(brentq(excess, seen, end, xtol=1e-10)) for end in (-1.0, 1.0)
+    ]
+    return ends[0], ends[1]
+
+
+def _slope(k: Floats, n: Floats, rate: Floats) -> Floats:
+    """Of `log_e_value` in the rate."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(n > k, (n - k) / (1 - rate), 0.0) - np.where(k > 0, k / rate, 0.0)

@@ -1,0 +1,165 @@
+"""The figures of a page of results: the table, the funnel over time, the segments."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from scipy.stats import norm
+
+from verdict import discrimination, quantiles, rates, sequence
+from verdict.contrast import Contrast, basis, contrast, means, of_history, ruler
+from verdict.evidence import Arm, Evidence, Rules
+from verdict.guardrails import LATENCY
+from verdict.results import NO_INTERVAL, Interval, Point, Row, SegmentRow, finite, finite_exp
+
+Better = Literal["lower", "higher", "nearer to 0"]
+
+
+def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[Row, ...]:
+    """One row for each metric that something is known of, the primary one first."""
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
+    metrics = ["brier", "log-loss"]
+    if rules.metric == "profit" or any(arm.profit is not None for arm in arms):
+        metrics.append("profit")
+    metrics.sort(key=lambda metric: metric != rules.metric)
+    found = [mean_row(evidence, challenger, metric, rules, alpha) for metric in metrics]
+    found.append(_calibration(arms, rules, alpha))
+    found.append(_errors(arms, alpha, evidence.design != "shadow"))
+    asked = [each.metric for each in rules.guardrails if LATENCY.fullmatch(each.metric)]
+    found += [
+        _latency(arms, metric, alpha) for metric in dict.fromkeys((*asked, "latency-p50", "latency-p95"))
+    ]
+    found.append(_area(evidence, challenger, alpha))
+    return tuple(found)
+
+
+def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alpha: float) -> Row:
+    """The row of a mean score: Brier score, log loss or profit."""
+    measured = ruler(evidence, metric, rules, alpha, challenger)
+    now = contrast(basis(evidence, challenger, metric))
+    past = [*of_history(evidence, challenger, metric).values(), now]
+    log_e = measured.log_e_values(past)
+    radius = float(measured.radii([now])[0])
+    one, other = means(evidence, challenger, metric)
+    exact = "exact, for |p − p′| as declared" if measured.exact else ""
+    return Row(
+        metric=metric,
+        better="higher" if metric == "profit" else "lower",
+        champion=one,
+        challenger=other,
+        difference=now.value if now.n else None,
+        interval=around(now, radius),
+        fixed=around(now, float(norm.ppf(1 - alpha / 2)) * now.error),
+        e_value=finite_exp(float(log_e[-1])) if now.n else None,
+        # Johari et al. (Operations Research 2022): the anytime p-value is 1 / max e.
+        p=min(1.0, math.exp(-max(float(np.max(log_e)), 0.0))) if now.n else None,
+        note=exact,
+    )
+
+
+def funnel(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[Point, ...]:
+    """The primary metric's interval at the end of each cell of the grid of time."""
+    past = of_history(evidence, challenger, rules.metric)
+    if not past:
+        return ()
+    measured = ruler(evidence, rules.metric, rules, alpha, challenger)
+    radii, log_e = measured.radii(past.values()), measured.log_e_values(past.values())
+    return tuple(
+        Point(time, each.n, each.value if each.n else None, around(each, float(radius)), finite_exp(float(e)))
+        for (time, each), radius, e in zip(past.items(), radii, log_e, strict=True)
+    )
+
+
+def segments(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[SegmentRow, ...]:
+    """The primary metric in each part of the requests; alpha is shared between them (Bonferroni)."""
+    mine = {key: part for key, part in sorted(evidence.segments.items()) if key[0] in rules.segments}
+    found = []
+    for (field, value), part in mine.items():
+        row = mean_row(part, challenger, rules.metric, rules, alpha / len(mine))
+        n = contrast(basis(part, challenger, rules.metric)).n
+        found.append(SegmentRow(field, value, n, row))
+    return tuple(found)
+
+
+def around(now: Contrast, radius: float) -> Interval:
+    """The interval of a contrast; no ends where nothing is known."""
+    if not now.n or not math.isfinite(radius):
+        return NO_INTERVAL
+    return Interval(now.value - radius, now.value + radius)
+
+
+def _calibration(arms: list[Arm], rules: Rules, alpha: float) -> Row:
+    """Calibration in the large: the mean of y − p, of each variant by itself."""
+    values = [arm.calibration.mean if arm.calibration.n else None for arm in arms]
+    ends = []
+    for arm in arms:
+        residual = arm.calibration
+        error = residual.standard_error if residual.n else math.inf
+        sure = math.inf if error == 0 and residual.total else error
+        now = Contrast(residual.mean, sure, residual.n)
+        ends.append(around(now, float(sequence.radius(sure, residual.n, rules.n_star, alpha))))
+    return _row("calibration", "nearer to 0", values, ends)
+
+
+def _errors(arms: list[Arm], alpha: float, independent: bool) -> Row:
+    values = [arm.errors / arm.requests if arm.requests else None for arm in arms]
+    if not all(arm.requests for arm in arms):
+        return _row("error-rate", "lower", values)
+    counts = [(arm.errors, arm.requests) for arm in arms]
+    # The champion's rate less the challenger's.
+    ends = rates.difference_interval(counts[1], counts[0], alpha, independent)
+    log_e = float(rates.log_e_value_of_difference(counts[1], counts[0], 0.0, independent))
+    return _row("error-rate", "lower", values, interval=Interval(*ends), log_e=log_e)
+
+
+def _latency(arms: list[Arm], metric: str, alpha: float) -> Row:
+    found = LATENCY.fullmatch(metric)
+    assert found
+    q = float(found[1]) / 100
+    values = [quantiles.estimate(arm.latencies, q) for arm in arms]
+    ends = [Interval(*quantiles.interval(arm.latencies, q, alpha)) for arm in arms]
+    return _row(metric, "lower", values, ends, note="ms")
+
+
+def _area(evidence: Evidence, challenger: str, alpha: float) -> Row:
+    """The areas under the curve: in pairs with the interval of their difference, for one look."""
+    note = "a diagnostic, for one look"
+    paired = discrimination.paired_areas(evidence.pair(challenger).joint)
+    if paired:
+        now = Contrast(paired.one - paired.other, paired.error, 1)
+        fixed = around(now, float(norm.ppf(1 - alpha / 2)) * paired.error)
+        return _row("auc", "higher", [paired.one, paired.other], fixed=fixed, note=note)
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
+    values = [discrimination.area(arm.negative_scores, arm.positive_scores) for arm in arms]
+    return _row("auc", "higher", values, note=note)
+
+
+def _row(
+    metric: str,
+    better: Better,
+    values: list[float | None],
+    ends: list[Interval] | None = None,
+    *,
+    interval: Interval = NO_INTERVAL,
+    fixed: Interval = NO_INTERVAL,
+    log_e: float | None = None,
+    note: str = "",
+) -> Row:
+    one, other = values
+    mine, its = ends or (NO_INTERVAL, NO_INTERVAL)
+    return Row(
+        metric=metric,
+        better=better,
+        champion=one,
+        challenger=other,
+        difference=None if one is None or other is None else finite(one - other),
+        interval=interval,
+        fixed=fixed,
+        e_value=None if log_e is None else finite_exp(log_e),
+        p=None if log_e is None else min(1.0, math.exp(-max(log_e, 0.0))),
+        note=note,
+        champion_interval=mine,
+        challenger_interval=its,
+    )

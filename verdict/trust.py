@@ -1,0 +1,129 @@
+"""Whether the evidence may be trusted at all: checks that a verdict must not fail."""
+
+from __future__ import annotations
+
+import math
+
+from verdict import rates, sequence
+from verdict.evidence import Evidence, Rules
+from verdict.moments import Moments
+from verdict.multinomial import log_bayes_factor_of_periods
+from verdict.results import Check, CheckState, finite_exp
+
+# The share of pairs that may be missing without a word.
+MISSING = 0.05
+
+
+def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
+    """The checks that concern all variants."""
+    found = [_matured(evidence)]
+    if evidence.design != "shadow":
+        found.append(_ratio("sample ratio", "requests", evidence, rules))
+        found.append(_ratio("label ratio", "labels", evidence, rules))
+        found += _propensities(evidence, rules)
+    return tuple(found)
+
+
+def of_pairs(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
+    """The checks that concern one challenger's pairs; none in other designs."""
+    if evidence.design != "shadow":
+        return ()
+    return (_answered(evidence, challenger, rules), *_gap(evidence, challenger, rules))
+
+
+def _matured(evidence: Evidence) -> Check:
+    """How many outcomes are there at all, of how many that could be."""
+    arms = [evidence.arm(name) for name in (evidence.champion, *evidence.challengers)]
+    if evidence.design == "shadow":
+        arms = arms[:1]
+    requests, mature, labelled = (
+        sum(getattr(arm, name) for arm in arms) for name in ("requests", "mature", "labelled")
+    )
+    if not mature:
+        return Check("maturity", "not yet", f"none of {requests:,} requests has matured")
+    seen = (
+        f"{mature:,} of {requests:,} requests have matured ({mature / max(requests, 1):.0%}), "
+        f"and of these {labelled:,} have an outcome ({labelled / mature:.0%})"
+    )
+    return Check("maturity", "passed" if labelled else "not yet", seen)
+
+
+def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:
+    """Whether requests, or labels, came to the variants as they were assigned."""
+    periods = [(each.weights, getattr(each, what)) for each in evidence.periods]
+    n = sum(sum(counts.values()) for _, counts in periods)
+    if not n:
+        return Check(name, "not yet", f"there are no {what} yet")
+    log_e = log_bayes_factor_of_periods(periods)
+    variants = (evidence.champion, *evidence.challengers)
+    counted = {each: sum(counts.get(each, 0) for _, counts in periods) for each in variants}
+    expected = {
+        each: sum(shares.get(each, 0.0) * sum(counts.values()) for shares, counts in periods)
+        for each in variants
+    }
+    told = ", ".join(
+        f"{each} {counted[each]:,} where {expected[each]:,.0f} are expected" for each in variants
+    )
+    failed = log_e >= -math.log(rules.trust_alpha)
+    subject = "the requests" if what == "requests" else "the outcomes that are known"
+    seen = f"{subject} {'do not ' if failed else ''}follow the configured shares ({told})"
+    return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
+
+
+def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
+    """Whether the probabilities on record are those by which rows were assigned, where rows are weighted."""
+    found: list[Check] = []
+    arms = {each: evidence.arm(each) for each in (evidence.champion, *evidence.challengers)}
+    for metric in ("brier", "log-loss", "profit"):
+        if not all(metric in arm.weighted for arm in arms.values()) or found:
+            continue
+        n = sum(arm.weighted[metric].n for arm in arms.values())
+        worst, culprit = -math.inf, ""
+        for name, arm in arms.items():
+            sums = arm.weighted[metric]
+            # Of all n rows 1{assigned}/π − 1 has the mean 0: Σw − n, and its squares Σw² − 2Σw + n.
+            excess = Moments(n, sums.w - n, max(sums.w2 - 2 * sums.w + n, 0.0))
+            log_e = float(
+                sequence.log_e_value(excess.mean, excess.standard_error, n, rules.n_star, rules.trust_alpha)
+            ) - math.log(len(arms))
+            if log_e > worst:
+                worst, culprit = log_e, f"{name}'s weights sum to {sums.w:,.0f} over {n:,} rows"
+        small = n < rules.min_outcomes
+        failed = not small and worst >= -math.log(rules.trust_alpha)
+        state: CheckState = "not yet" if small else "failed" if failed else "passed"
+        found.append(Check("propensities", state, culprit, finite_exp(worst)))
+    weights = {tuple(sorted(period.weights.items())) for period in evidence.periods}
+    if (
+        not found
+        and (len(weights) > 1 or evidence.design == "bandit")
+        and any(a.labelled for a in arms.values())
+    ):
+        seen = "shares changed, and there are no sums by inverse propensity"
+        found.append(Check("propensities", "failed", seen))
+    return tuple(found)
+
+
+def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
+    """Whether the challenger answered nearly all that it was asked: what it fails on is no random part."""
+    arm = evidence.arm(challenger)
+    if not arm.requests:
+        return Check("pairs", "not yet", f"{challenger} was not asked yet")
+    log_e = float(rates.log_e_value_above(arm.errors, arm.requests, MISSING))
+    seen = (
+        f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
+    )
+    return Check(
+        "pairs", "failed" if log_e >= -math.log(rules.trust_alpha) else "passed", seen, finite_exp(log_e)
+    )
+
+
+def _gap(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
+    """Whether scores ever differed more than was declared."""
+    pairs = evidence.pair(challenger)
+    if not pairs.labelled:
+        return ()
+    seen = f"scores differ by {pairs.max_gap:.3g} at most"
+    if rules.max_gap is None:
+        return (Check("disagreement", "passed", seen),)
+    seen += f"; {rules.max_gap:.3g} is declared"
+    return (Check("disagreement", "failed" if pairs.max_gap > rules.max_gap else "passed", seen),)

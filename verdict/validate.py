@@ -1,0 +1,256 @@
+"""Shows by simulation that the verdict keeps its promises: `make validate` writes docs/validation.md."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from verdict import plan
+from verdict.harness import (
+    COSTLIER,
+    FEWER,
+    PAIR,
+    PER_PERIOD,
+    PERIOD_DAYS,
+    PERIODS,
+    Delayed,
+    Power,
+    Rate,
+    Size,
+    armitage,
+    broken,
+    canaries,
+    delayed,
+    delayed_type_one,
+    growthbook,
+    naive,
+    pairing,
+    power,
+    sample_ratio,
+    type_one,
+)
+
+LONG = Size(streams=2000, looks=200, batch=100)
+
+
+def report(environment: Path | None, say: Callable[[str], None]) -> str:
+    """The whole document; takes some minutes."""
+    parts: list[str] = []
+
+    def timed(name: str, work: Callable[[], str]) -> None:
+        begin = time.monotonic()
+        parts.append(work())
+        say(f"{name}: {time.monotonic() - begin:.0f} s")
+
+    timed("type I error", lambda: _type_one_text(type_one(LONG)))
+    timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
+    timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
+    timed(
+        "trust checks and guardrails",
+        lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000), broken()),
+    )
+    timed("power", lambda: _power_text(power(2000, 200, environment), pairing()))
+    return HEAD + "\n".join(parts)
+
+
+HEAD = """# What the verdict promises, and what was simulated
+
+Written by `make validate`. Streams are simulated clients whose defaults two models predict
+(`verdict/simulate.py`); the harness is `verdict/harness.py`. Seeds are fixed: the same versions of numpy and
+scipy give the same figures. Intervals are Clopper & Pearson's, 95 %.
+
+"""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _met(goal: bool) -> str:
+    return "met" if goal else "**missed**"
+
+
+def _rates(found: Sequence[Rate], bound: float | None) -> str:
+    lines = [
+        "| | streams | share | interval |" + (" |" if bound else ""),
+        "| --- | ---: | ---: | --- |" + (" --- |" if bound else ""),
+    ]
+    for each in found:
+        low, high = each.ends
+        ends = f"{_percent(low)} to {_percent(high)}"
+        line = f"| {each.name} | {each.streams:,} | {_percent(each.share)} | {ends} |"
+        if bound:
+            line += " kept |" if high <= bound else " **missed** |"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _type_one_text(found: Sequence[Rate]) -> str:
+    return f"""## False winners
+
+Both models are equally good. The share of streams in which the verdict ever names a winner, with a look after
+each of {LONG.looks} batches of {LONG.batch} rows; α is 5 %, and kept where the upper end is not above it.
+
+{_rates(found, 0.05)}"""
+
+
+def _naive_text(found: Sequence[Rate], peeks: Sequence[tuple[int, float, Rate]]) -> str:
+    lines = "\n".join(
+        f"| {looks} | {told:.4f} | {rate.share:.4f} | {rate.ends[0]:.4f} to {rate.ends[1]:.4f} |"
+        for looks, told, rate in peeks
+    )
+    return f"""## What fails without the rules
+
+The same streams, judged as is usual:
+
+{_rates(found, None)}
+The usual test at 5 %, looked at so many times. Armitage, McPherson & Rowe (1969) print .05, .0831, .1417,
+.1934 and .2479.
+
+| looks | exact (`verdict/sequential.py`) | counted in {peeks[0][2].streams:,} streams | interval |
+| ---: | ---: | ---: | --- |
+{lines}
+"""
+
+
+def _delayed_text(truth: float, found: Sequence[Delayed], false: Sequence[tuple[Rate, Rate]]) -> str:
+    lines = "\n".join(
+        f"| {each.rule} | {_percent(each.better.share)} | {_percent(each.worse.share)} | "
+        f"{_percent(each.worse.ends[0])} to {_percent(each.worse.ends[1])} |"
+        for each in found
+    )
+    days = [day for day in (30, 60, 90, 120, 180, 240) if any(day in each.seen for each in found)]
+    shown = "\n".join(
+        f"| {day} | "
+        + " | ".join(f"{each.seen[day]:+.5f}" if day in each.seen else "none yet" for each in found)
+        + " |"
+        for day in days
+    )
+    return f"""## Late outcomes
+
+A default shows 10 to 60 days after the request, that there is none after 90: that is the maturity. The
+champion's scores are too high, so it is the worse model: its Brier score truly is {truth:.5f} higher.
+{PER_PERIOD // PERIOD_DAYS} requests a day, a look every {PERIOD_DAYS} days for {PERIODS * PERIOD_DAYS} days,
+in shadow mode.
+
+| what counts | names the better model | keeps the worse one | interval of that |
+| --- | ---: | ---: | --- |
+{lines}
+
+The difference in Brier score, champion less challenger, on average as it is seen on a day:
+
+| day | all outcomes so far | matured requests alone |
+| ---: | ---: | ---: |
+{shown}
+
+Now the challenger's scores are too low by as much as makes both Brier scores the same. How often a winner is
+named, without the maturity rule, which must fail:
+
+{_rates([naive for naive, _ in false], None)}
+and with it, at an α of 5 %:
+
+{_rates([patient for _, patient in false], 0.05)}"""
+
+
+def _guard_text(
+    median: float, false: Rate, tripped: Sequence[Rate], found: Sequence[tuple[str, float, float]]
+) -> str:
+    lines = "\n".join(
+        f"| {name} | {f'{when:,.0f}' if when < math.inf else 'more than 2,000'} | {_percent(share)} |"
+        for name, when, share in found
+    )
+    return f"""## Trust checks and guardrails
+
+A true split of 52 : 48 instead of 50 : 50 is found after {median:,.0f} requests in the median, by Lindon &
+Malek's test with a look every 100 requests and an α of 5 %.
+
+{_rates([false], 0.05)}
+Canaries at 5 % of the traffic, one guardrail, α of 5 %: how often it ever trips without harm.
+
+{_rates(tripped, 0.05)}
+How many requests of its own a broken challenger gets until the guardrail of the error rate trips, at a margin
+of 0 and against 1 % of errors of the champion, with a look after every ten of them:
+
+| challenger | median | found within 2,000 |
+| --- | ---: | ---: |
+{lines}
+"""
+
+
+def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, float]]) -> str:
+    by_name = {each.name: each for each in found}
+    lines = "\n".join(
+        f"| {each.name} | {each.fixed:,.0f} | {each.expected:,.0f} | "
+        f"{'' if each.theory is None else f'{each.expected / each.theory:.2f}'} | "
+        f"{'' if each.right is None else _percent(each.right.share)} |"
+        for each in found
+    )
+    mine = by_name["shadow, the verdict"].expected
+    peers = [each for each in found if each.name.startswith("split") and "the verdict" not in each.name]
+    best = min(peers, key=lambda each: each.expected)
+    times = best.expected / mine
+    ours = by_name["split, the verdict"]
+    assert ours.theory is not None
+    ratio = ours.expected / ours.theory
+    saved = "\n".join(
+        f"| {correlation} | {paired:,.0f} | {unpaired:,.0f} | {unpaired / paired:,.0f} |"
+        for correlation, paired, unpaired in pairs
+    )
+    cost = found[1].expected / found[1].fixed
+    lost = (
+        ""
+        if any("GrowthBook" in each.name for each in found)
+        else " GrowthBook's test could not be installed."
+    )
+    return f"""## How many outcomes a decision takes
+
+Simulated credit scores: {_percent(PAIR.rate)} defaults, an AUC of {PAIR.champion} against
+{PAIR.challenger}, what both see correlated {PAIR.correlation}; decided by the Brier score, at 5 %, planned
+for a power of 80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over
+streams; those undecided at {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the
+mean over the mixture bound's expectation by numerical integration. Splits are halves, and their outcomes
+those of both arms together. Such a stream takes millions of rows, so the sums of its batches are drawn by
+the central limit theorem; those of the shadow design are from single rows.{lost}
+
+| design and test | fixed | mean | to theory | right |
+| --- | ---: | ---: | ---: | ---: |
+{lines}
+
+- A decision in shadow mode takes 1/{times:,.0f} of the outcomes of the best unpaired peer
+  ({best.name}). The goal is 1/{FEWER} at most: {_met(times >= FEWER)}.
+- Unpaired, the verdict takes {ratio:.2f} times the mixture bound's expectation. The goal is {COSTLIER} at
+  most: {_met(ratio <= COSTLIER)}.
+- In shadow mode peeking costs {cost:.2f} times the fixed sample on average, and goes on until there is a
+  decision. One look, and group sequential tests, leave one difference in five undecided.
+
+What pairs save depends on how alike both models see. The same two models, at other correlations, one look:
+
+| correlation | pairs | outcomes of a split | times |
+| ---: | ---: | ---: | ---: |
+{saved}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the document."""
+    parser = argparse.ArgumentParser(prog="python -m verdict.validate", description=__doc__)
+    parser.add_argument("--write", type=Path, help="the document; by default it is printed")
+    parser.add_argument("--peers", type=Path, default=Path("var/gbstats"), help="GrowthBook's environment")
+    parser.add_argument("--no-peers", action="store_true", help="leave GrowthBook out")
+    chosen = parser.parse_args(arguments)
+    environment = None if chosen.no_peers else chosen.peers
+    if environment is not None:
+        growthbook(environment)
+    text = report(environment, lambda line: print(line, file=sys.stderr, flush=True))
+    if chosen.write:
+        chosen.write.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

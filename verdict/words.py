@@ -1,0 +1,162 @@
+"""The verdict in words, fit to be read aloud."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verdict.evidence import Evidence, Rules
+from verdict.plan import DAY
+from verdict.results import Check, GuardrailResult
+
+METRICS = {"brier": "Brier score", "log-loss": "log loss", "profit": "profit per decision"}
+YEARS = 3650.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What sentences are made of: the advantage of the challenger in units of the metric, and the radius."""
+
+    champion: str
+    challenger: str
+    metric: str
+    advantage: float
+    radius: float
+    margin: float
+    n: int
+    more_outcomes: int | None
+    more_days: float | None
+
+    @property
+    def _what(self) -> str:
+        return METRICS[self.metric]
+
+    def promote(self) -> str:
+        """The challenger is better."""
+        word = "higher" if self.metric == "profit" else "lower"
+        least = self.advantage - self.radius
+        return (
+            f"Promote {self.challenger}: its {self._what} is {word} than {self.champion}'s by "
+            f"{figure(self.advantage)}, and surely by {figure(least)} or more."
+        )
+
+    def keep(self) -> str:
+        """The champion is better."""
+        word = "lower" if self.metric == "profit" else "higher"
+        least = -self.advantage - self.radius
+        return (
+            f"Keep {self.champion}: {self.challenger}'s {self._what} is {word} by "
+            f"{figure(-self.advantage)}, and surely by {figure(least)} or more."
+        )
+
+    def breach(self, guardrail: GuardrailResult) -> str:
+        """A guardrail tripped."""
+        return f"Keep {self.champion}: {harm(guardrail, self)}."
+
+    def equivalent(self) -> str:
+        """Neither is better by what matters."""
+        return (
+            f"{self.champion} and {self.challenger} are practically equivalent: in {self._what} they differ "
+            f"by less than {figure(self.margin)}."
+        )
+
+    def identical(self) -> str:
+        """All scores are the same."""
+        return (
+            f"{self.champion} and {self.challenger} are practically equivalent: they gave the same score on "
+            f"all {self.n:,} pairs."
+        )
+
+    def collect(self) -> str:
+        """It is open, and about how long it will be."""
+        if self.more_outcomes is None:
+            return f"Keep collecting: nothing tells {self.champion} and {self.challenger} apart yet."
+        outcomes = f"about {rounded(self.more_outcomes):,} more outcomes"
+        if self.more_days is None:
+            days = ""
+        elif self.more_days > YEARS:
+            days = ", more than ten years,"
+        else:
+            days = f", some {max(rounded(math.ceil(self.more_days)), 1):,} more days,"
+            days = days.replace("some 1 more days", "about a day more")
+        return f"Keep collecting: {outcomes}{days} should tell {self.champion} and {self.challenger} apart."
+
+    def not_clear(self, guardrails: Sequence[GuardrailResult]) -> str:
+        """The challenger is better, and a guardrail is open."""
+        names = " and ".join(each.name for each in guardrails)
+        word = "guardrail" if len(guardrails) == 1 else "guardrails"
+        return (
+            f"Keep collecting: {self.challenger} has the better {self._what}, but it is not sure yet that it "
+            f"stays within the {word} {names}."
+        )
+
+    def between(self) -> str:
+        """The interval of the advantage."""
+        if not math.isfinite(self.radius):
+            return "there is no interval yet"
+        low, high = self.advantage - self.radius, self.advantage + self.radius
+        return (
+            f"{self.challenger} is better in {self._what} by between {figure(low)} and {figure(high)}, "
+            f"whenever one looks"
+        )
+
+
+def estimand(evidence: Evidence, rules: Rules) -> str:
+    """What the difference is a difference of, in a sentence or two."""
+    whose = f"{evidence.champion} and " + " or ".join(evidence.challengers)
+    days = rules.maturity / DAY
+    age = "" if not days else f" {days:,.3g} days after it" if days != 1 else " a day after it"
+    over = {
+        "shadow": "on the same request, over all requests",
+        "split": "over all requests, had one variant answered them all",
+        "bandit": "over all requests, had one variant answered them all, whatever the shares were",
+    }[evidence.design]
+    told = (
+        f"The mean difference in {METRICS[rules.metric]} between {whose} {over} whose outcome is known{age}."
+    )
+    if rules.selective:
+        told += (
+            " The served score decides who can ever have an outcome: nothing is said of those who were turned"
+            " away."
+        )
+    return told
+
+
+def distrust(check: Check) -> str:
+    """A trust check failed."""
+    return f"Don't trust this: {check.seen}."
+
+
+def harm(guardrail: GuardrailResult, said: Said) -> str:
+    """How a guardrail stands."""
+    if guardrail.harm is None:
+        return f"nothing is known yet of the guardrail {guardrail.name}"
+    allowed = f"{figure(guardrail.margin)} is allowed"
+    if guardrail.state == "breached" and guardrail.at_least is not None:
+        return (
+            f"{said.challenger} breaks the guardrail {guardrail.name}, worse by at least "
+            f"{figure(guardrail.at_least)} where {allowed}"
+        )
+    if guardrail.at_most is None:
+        return f"the guardrail {guardrail.name} has no upper bound yet, where {allowed}"
+    return (
+        f"by the guardrail {guardrail.name} {said.challenger} may be worse by {figure(guardrail.at_most)}, "
+        f"where {allowed}"
+    )
+
+
+def figure(value: float) -> str:
+    """A number with two significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    places = max(0, 1 - math.floor(math.log10(abs(value))))
+    told = f"{value:,.{min(places, 12)}f}"
+    return (told.rstrip("0").rstrip(".") if "." in told else told).replace("-", "−")
+
+
+def rounded(count: float) -> int:
+    """With two significant digits."""
+    if count < 100:  # noqa: PLR2004
+        return int(count)
+    return int(round(count, 1 - math.floor(math.log10(count))))
