@@ -13,7 +13,7 @@ from dash import Dash
 from dash.exceptions import DependencyException
 from flask import Response, request
 
-from dashboard import acting, drift, experiment, live, models, shell
+from dashboard import acting, drift, experiment, live, models, shell, verdict
 from dashboard.router_client import RouterClient
 from dashboard.simulation import Simulator
 from runoff import web
@@ -28,7 +28,7 @@ UPDATE = "/_dash-update-component"
 # Where Dash shows a page, whatever the address.
 ANY = "/<path:path>"
 
-PAGES = cast(list[shell.Page], [live, drift, models, experiment])
+PAGES = cast(list[shell.Page], [live, verdict, drift, models, experiment])
 
 
 def create_app() -> Dash:
@@ -52,6 +52,7 @@ def create_app() -> Dash:
     router = RouterClient(os.environ.get("ROUTER_URL") or DEFAULT_ROUTER, os.environ.get(KEY))
     shell.register(app, router, PAGES)
     acting.register(app, router)
+    verdict.register(app, router)
     live.register(app, router, Simulator(router.url))
     experiment.register(app, router)
     models.register(app, router)

@@ -102,6 +102,10 @@ class RouterClient:
         """Counts of what a variant is asked now, and of what its model was trained on."""
         return self._get("/v1/drift", variant=variant, rows=rows, tag=tag, **{"from": start})
 
+    def verdict(self, tag: str | None) -> Answer:
+        """Which model stays, and what that rests on."""
+        return self._get("/v1/verdict", tag=tag or "all")
+
     def versions(self, variant: str) -> list[Answer]:
         """The versions of the model behind a variant, oldest first."""
         found: list[Answer] = self._get(f"/v1/variants/{quote(variant)}/versions")["versions"]

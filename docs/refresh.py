@@ -23,6 +23,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 # The pages, and what is there when they are drawn.
 PAGES = {
     "": "#share-chart .scatterlayer",
+    "verdict": "#funnel-0 .scatterlayer",
     "drift": "#psi-chart .barlayer",
     "models": "#versions table",
     "experiment": "#timeline b",

@@ -19,9 +19,10 @@ from flask import Blueprint, request
 from typing_extensions import TypedDict
 
 from router.experiments import Following
-from router.fold import GROWTH, SCORE_BINS, Fold
+from router.fold import GROWTH, Fold
 from router.front import checked_tag
 from router.keys import SCOPES, Guard, Scope
+from router.labelling import SCORE_BINS
 from runoff.operations import describe
 from runoff.problems import Forbidden, Malformed, Unauthorized
 

@@ -18,7 +18,7 @@ from traffic.clients import profile
 from verdict.drift import psi
 
 KEY = "an-operator's-key-of-these-tests"
-PAGES = ("", "drift", "models", "experiment")
+PAGES = ("", "verdict", "drift", "models", "experiment")
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 # Who reads a chart's data, not its pixels.
 PSI_BARS = """() => {
@@ -343,6 +343,61 @@ def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
     page.get_by_text("Simulated", exact=True).click()
     expect(page.locator("#drift-empty")).to_contain_text("A answered 0 requests in this range")
     expect(page.locator("#drift-charts")).to_be_hidden()
+
+
+def test_the_verdict_is_the_routers_down_to_the_figures_and_says_what_it_rests_on(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "verdict?traffic=real")
+    told = rest(keyed, "/v1/verdict?tag=real")
+    expect(page.locator("h1")).to_have_text(told["sentence"])
+    expect(page.locator("#verdict-basis")).to_contain_text(
+        f"Labelled {told['labelled']:,} of {told['requests']:,} requests of real traffic."
+    )
+    for check in told["checks"]:
+        expect(page.locator(".checks")).to_contain_text(check["seen"])
+    [compared] = told["comparisons"]
+    points = [point for point in compared["history"] if point["difference"] is not None]
+    expect(page.locator("#funnel-0 .scatterlayer")).to_be_visible()
+    drawn = page.evaluate(
+        "document.querySelector('#funnel-0 .js-plotly-plot').data.map(each => Array.from(each.y))"
+    )
+    ends = [[point["interval"][end] for point in points] for end in ("upper", "lower")]
+    assert drawn[0] == pytest.approx(ends[0])
+    assert drawn[1] == pytest.approx(ends[1])
+    assert drawn[2] == pytest.approx([point["difference"] for point in points])
+    brier = next(row for row in compared["rows"] if row["metric"] == "brier")
+    row = page.locator("tr", has_text="Brier score")
+    expect(row).to_contain_text(f"{brier['champion']:.4g}")
+
+    # Where nothing was asked, there is nothing to judge, and no accuracy is spoken of.
+    page.get_by_text("Simulated", exact=True).click()
+    expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=simulation")["sentence"])
+    expect(page.locator("#verdict-basis")).to_contain_text("Labelled 0 of 0 requests of simulated traffic.")
+    expect(page.locator("#verdict-basis")).to_contain_text("Without outcomes nothing is said of accuracy.")
+
+
+def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_network(
+    keyed: House, page: Page, tmp_path: Path
+) -> None:
+    opens(page, keyed, "verdict?traffic=real")
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Export as one HTML file").click()
+    file = tmp_path / downloading.value.suggested_filename
+    downloading.value.save_as(file)
+    assert re.fullmatch(r"verdict-credit-default-[0-9-]{10}\.html", file.name)
+
+    page.context.set_offline(True)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=real")["sentence"])
+    expect(page.locator(".js-plotly-plot .scatterlayer")).to_be_visible()
+    assert [url for url in asked if url.startswith("http")] == []
+    with page.expect_download() as picture:
+        page.locator(".js-plotly-plot").hover()
+        page.locator(".modebar-btn[data-title*='png' i]").click()
+    assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed: House, page: Page) -> None:
