@@ -17,7 +17,6 @@ TIMEOUT = urllib3.Timeout(connect=1.0, read=4.0)
 PATIENT = urllib3.Timeout(connect=1.0, read=35.0)
 # What several tabs ask at about the same time is asked once.
 REMEMBERED_SECONDS = 1.0
-MOST_REMEMBERED = 200
 
 Answer = dict[str, Any]
 
@@ -170,8 +169,7 @@ class RouterClient:
     def _get(self, path: str, seen: int = 0, /, **query: str | int | None) -> Answer:
         asked = urlencode({name: value for name, value in query.items() if value is not None})
         address = f"{path}?{asked}" if asked else path
-        if len(self._asked) > MOST_REMEMBERED:
-            self._asked.clear()
+        self._forget()
         known = self._asked.setdefault((address, seen), _Asked())
         with known.lock:
             if time.monotonic() - known.at > REMEMBERED_SECONDS:
@@ -185,6 +183,13 @@ class RouterClient:
             raise RouterDown(str(answer), answer.status)
         assert answer is not None
         return answer
+
+    def _forget(self) -> None:
+        """Drop what is too old to be told again: a thousand records take some megabytes."""
+        now = time.monotonic()
+        for question, asked in list(self._asked.items()):
+            if now - asked.at > REMEMBERED_SECONDS and not asked.lock.locked():
+                self._asked.pop(question, None)
 
     def _request(
         self,

@@ -136,12 +136,15 @@ def _compared(told: Stats, each: Stats, number: int, view: View) -> list[Compone
             [
                 html.H2("How sure is it, as outcomes come in?"),
                 html.P(words.funnel_summary(told, each), className="note"),
-                dcc.Graph(
-                    id=f"funnel-{number}",
-                    config=PNG,
-                    figure=words.funnel(told, each, words.role_list(told), view.theme),
-                    responsive=True,
-                    style={"height": 340},
+                html.Div(
+                    dcc.Graph(
+                        id=f"funnel-{number}",
+                        config=PNG,
+                        figure=words.funnel(told, each, words.role_list(told), view.theme),
+                        responsive=True,
+                        style={"height": 340},
+                    ),
+                    style={"minHeight": 340},
                 ),
                 html.Details(
                     [

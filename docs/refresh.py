@@ -23,7 +23,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 # The pages, and what is there when they are drawn.
 PAGES = {
     "": "#share-chart .scatterlayer",
-    "verdict": "#funnel-0 .scatterlayer",
+    "verdict": "#verdict-basis",
     "drift": "#psi-chart .barlayer",
     "models": "#versions table",
     "experiment": "#timeline b",
@@ -98,6 +98,7 @@ def take_screenshots() -> None:
 def shoot(page: Page, path: str, drawn: str, theme: str, name: str) -> None:
     page.goto(f"{DASHBOARD}/{path}?theme={theme}")
     page.wait_for_selector(drawn)
+    page.wait_for_load_state("networkidle")
     page.wait_for_timeout(1000)
     page.screenshot(path=IMAGES / name)
 
