@@ -24,7 +24,7 @@ from pydantic_core import to_json
 from runoff import metrics, processes
 from runoff.evaluators import Matrix
 from runoff.problems import Invalid, NotFound, Unavailable
-from runoff.records import RecordReader
+from runoff.records import UNSEEN, RecordReader
 from runoff.releases import Releases, Served
 from runoff.store import LoadedModel, NoSuchVersion, Store, StoreError, UnfaithfulVersion
 
@@ -34,8 +34,6 @@ KEPT = 4
 # How far a service goes back at its start, when what was released last cannot be served.
 MAX_STEPS_BACK = 5
 
-# The header that warns of values that training never saw, a list in the form of RFC 9651.
-UNSEEN = "X-Unseen-Values"
 TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
 
 log = logging.getLogger(__name__)

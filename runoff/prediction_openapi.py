@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from runoff import batches, binary_tensors
 from runoff.dialects import (
@@ -22,7 +22,6 @@ from runoff.dialects import (
     V2,
     Dialect,
 )
-from runoff.live import UNSEEN, Live
 from runoff.openapi import Service
 from runoff.operations import JSON, Operation, Schema
 from runoff.problems import (
@@ -35,7 +34,11 @@ from runoff.problems import (
     UnsupportedMediaType,
 )
 from runoff.prototype import Feature, Prototype
-from runoff.records import EXACT_INTEGER
+from runoff.records import EXACT_INTEGER, UNSEEN
+
+if TYPE_CHECKING:
+    # A router tells of predictions, too, and has no models.
+    from runoff.live import Live
 
 CLASS_PARAMETER = {
     "enum": ["true", "false"],
@@ -47,8 +50,6 @@ HEADERS = {
     "X-Model-Version": "Its version.",
     "X-Model-Digest": "The SHA-256 of the version's file.",
 }
-
-
 # Gives the columns of the model that answers, None where there is none now.
 Columns = Callable[[], Prototype | None]
 

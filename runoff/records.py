@@ -20,6 +20,8 @@ from runoff.prototype import Feature, Prototype
 
 # Beyond this, JSON readers disagree on which integer was meant (RFC 8259, section 6).
 EXACT_INTEGER = 2**53 - 1
+# The header that warns of values that training never saw, a list in the form of RFC 9651.
+UNSEEN = "X-Unseen-Values"
 
 JSON_NAMES = {
     "boolean": "a boolean",

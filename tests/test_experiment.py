@@ -200,6 +200,9 @@ def test_a_document_is_not_changed() -> None:
 def test_the_examples_of_the_page_are_what_they_say() -> None:
     page = (Path(__file__).resolve().parent.parent / "docs" / "experiment.md").read_text(encoding="utf-8")
     examples = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:]]
-    assert [example["mode"] for example in examples] == ["split", "shadow", "canary", "bandit"]
-    for example in examples:
+    modes = [each for each in examples if "mode" in each]
+    [more] = [each for each in examples if "mode" not in each]
+    assert read(document(variants=more["variants"])).variants[0].dialect == "open-inference"
+    assert [example["mode"] for example in modes] == ["split", "shadow", "canary", "bandit"]
+    for example in modes:
         assert read(document() | example) == read(document(example["mode"])), "they are the defaults"
