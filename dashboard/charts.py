@@ -179,7 +179,7 @@ def requests_figure(points: Points, variants: Sequence[Stats], *, narrow: bool) 
         cliponaxis=False,
         hovertemplate="request %{x}: no answer from %{customdata[0]} (%{customdata[1]})<extra></extra>",
     )
-    _lay_out(figure)
+    lay_out(figure)
     figure.update_layout(
         barmode="overlay",
         bargap=0.2,
@@ -222,7 +222,7 @@ def share_figure(points: Points) -> go.Figure:
         xshift=6,
         showarrow=False,
     )
-    _lay_out(figure)
+    lay_out(figure)
     figure.update_layout(margin={"t": 16, "r": 108}, showlegend=False)
     figure.update_xaxes(title="requests so far", tickformat="d", rangemode="nonnegative")
     figure.update_yaxes(
@@ -304,7 +304,8 @@ def shown_range(points: Points, *, narrow: bool) -> list[float]:
     return [max(0.5, points.last - shown + 0.5), max(points.last + 0.5, 20.5)]
 
 
-def _lay_out(figure: go.Figure) -> None:
+def lay_out(figure: go.Figure) -> None:
+    """What all charts have in common but their colours."""
     figure.update_layout(
         template="none",
         margin={"l": 52, "r": 12, "t": 8, "b": 44},

@@ -1,4 +1,4 @@
-"""The pieces of the live page that change: what the router's counts say, in words and in tiles."""
+"""The pieces that pages are made of, and what the router's counts say in words and in tiles."""
 
 from __future__ import annotations
 
@@ -6,13 +6,72 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import html
+from dash import dcc, html
 
-from dashboard.charts import Stats, followed, places
+from dashboard.charts import GRAPH_CONFIG, Stats, followed, places
 from dashboard.simulation import HELD_OUT, Progress
 
 # The share tile's strip shows this many percentage points on either side of the configured share.
 STRIP_REACH = 0.15
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> html.Table:
+    """A table of texts, or of whatever else may stand in a cell."""
+    return html.Table(
+        [
+            html.Thead(html.Tr([html.Th(title, scope="col") for title in head])),
+            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
+        ],
+        className="table",
+    )
+
+
+def chart(name: str, title: str, more: Any = None, height: int = 280) -> html.Section:
+    """A card with a chart: `<name>-summary` says what it shows, `<name>-table` holds the same as a table.
+
+    Args:
+        name: of the chart, whose id is `<name>-chart`.
+        title: a question, best.
+        more: stands in the place of the table.
+        height: in pixels.
+    """
+    return html.Section(
+        className="card",
+        children=[
+            html.H2(title),
+            html.P(id=f"{name}-summary", className="note"),
+            dcc.Graph(
+                id=f"{name}-chart",
+                config=GRAPH_CONFIG,
+                figure={},
+                responsive=True,
+                className="chart",
+                style={"height": height},
+            ),
+            more or html.Details([html.Summary("View as table"), html.Div(id=f"{name}-table", tabIndex="0")]),
+        ],
+    )
+
+
+def empty(title: str, reason: Any, action: Any = None) -> html.Section:
+    """Says why there is nothing to show, and offers at most one thing to do."""
+    return html.Section([html.H2(title), html.P(reason), action], className="card empty")
+
+
+def skeletons(*heights: int) -> list[dmc.Skeleton]:
+    """What stands in the place of cards before anything is known."""
+    return [dmc.Skeleton(height=height, mb="sm") for height in heights]
+
+
+def status(stats: Stats | None) -> list[Any]:
+    """Whether all is well, in a word; None where the router does not answer."""
+    if stats is None:
+        return [html.B("▲ Router down")]
+    if failing(stats):
+        return [html.B("▲ Variant down")]
+    if stats["paused"]:
+        return [html.B("❚❚ Paused"), " all goes to the champion"]
+    return [html.B("● Running"), f" {stats['mode']}"]
 
 
 def kind_title(kind: str) -> str:
@@ -26,7 +85,7 @@ def variants(stats: Stats) -> list[html.Span]:
     """Who is champion, who is challenger, and with which share."""
     return [
         html.Span(
-            [_mark(place), html.B(each["name"]), f" {each['role']} {each['configured_share']:.0%}"],
+            [mark(place), html.B(each["name"]), f" {each['role']} {each['configured_share']:.0%}"],
             className="variant",
             title=f"{each['model'] or 'has not answered yet'} {each['version'] or ''}",
         )
@@ -124,13 +183,74 @@ def share_table(stats: Stats) -> html.Table:
         )
         for each in stats["variants"]
     ]
-    return html.Table(
-        [
-            html.Thead(html.Tr([html.Th(title, scope="col") for title in head])),
-            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
-        ],
-        className="table",
-    )
+    return table(head, rows)
+
+
+def scores_summary(stats: Stats) -> str:
+    """How far the average answers are apart, in one sentence."""
+    told = [
+        (each["name"], each["mean_prediction"])
+        for each in stats["variants"]
+        if each["mean_prediction"] is not None
+    ]
+    if len(told) < 2:  # noqa: PLR2004
+        return "Only one variant has answered yet." if told else "No request was answered yet."
+    (one, first), (other, second) = told[0], told[1]
+    gap = 100 * (second - first)
+    way = "▲ higher" if gap > 0 else "▼ lower"
+    return f"{other} answers on average {abs(gap):.1f} percentage points {way} than {one}."
+
+
+def scores_table(spreads: Sequence[Stats]) -> html.Table:
+    """The share of answers in each tenth of probability, by variant."""
+    rows = []
+    for tenth in range(10):
+        shares = []
+        for each in spreads:
+            edges, counts = each["scores"]["edges"], each["scores"]["counts"]
+            # An edge may lie a rounding error below a tenth.
+            mine = sum(n for edge, n in zip(edges, counts, strict=False) if int(10 * edge + 1e-6) == tenth)
+            shares.append(f"{mine / sum(counts):.1%}" if counts else "–")
+        rows.append((f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}", *shares))
+    return table(("Probability", *(each["name"] for each in spreads)), rows)
+
+
+def latency_summary(stats: Stats) -> str:
+    """Who is faster for most requests, in one sentence."""
+    told = [
+        f"{each['name']} answers half of its requests within {each['latency_ms']['p50']:.1f} ms, "
+        f"and all but 1% within {each['latency_ms']['p99']:.1f} ms"
+        for each in stats["variants"]
+        if each["latency_ms"]
+    ]
+    return f"{'; '.join(told)}." if told else "No request was answered yet."
+
+
+def latency_table(stats: Stats) -> html.Table:
+    """Latency quantiles by variant."""
+    rows = [
+        (
+            each["name"],
+            *(_figure((each["latency_ms"] or {}).get(name), ".1f") for name in ("p50", "p95", "p99")),
+        )
+        for each in stats["variants"]
+    ]
+    return table(("Variant", "p50, ms", "p95, ms", "p99, ms"), rows)
+
+
+def rate_summary(rates: Sequence[list[Any]], names: Sequence[str]) -> str:
+    """How busy it is now, in one sentence."""
+    if not rates:
+        return "Nothing has come yet."
+    told = ", ".join(f"{value:.1f} to {name}" for name, value in zip(names, rates[-1][1:], strict=True))
+    peak = max(sum(each[1:]) for each in rates)
+    return f"Now {sum(rates[-1][1:]):.1f} requests a second ({told}); at most {peak:.1f} in what is shown."
+
+
+def rate_table(rates: Sequence[list[Any]], names: Sequence[str]) -> html.Table:
+    """The newest rates, by variant."""
+    rows = [(each[0][11:19], *(f"{value:.1f}" for value in each[1:])) for each in reversed(rates[-20:])]
+    return table(("Time, UTC", *(f"{name}, per second" for name in names)), rows)
 
 
 def grid_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,9 +312,10 @@ def router_down(url: str, reason: str, seconds: float, *, known: bool) -> html.D
     )
 
 
-def notice(title: str, text: str) -> html.Div:
-    """What is wrong, and what comes next."""
-    return html.Div([html.H2(title), html.P(text)], className="card notice")
+def notice(title: str, text: str, *, well: bool = False) -> html.Div:
+    """What is wrong, and what comes next; or that something went well."""
+    kind = "card notice well" if well else "card notice"
+    return html.Div([html.H2(title), html.P(text)], className=kind)
 
 
 def _tile(name: str, title: str, value: Any, note: Any) -> html.Div:
@@ -211,7 +332,7 @@ def _tile(name: str, title: str, value: Any, note: Any) -> html.Div:
 def _by_variant(stats: Stats, head: Sequence[str], tell: Callable[[Stats], list[str]]) -> html.Table:
     """A small table with a row for each variant."""
     rows = [
-        html.Tr([html.Th([_mark(place), each["name"]], scope="row"), *map(html.Td, tell(each))])
+        html.Tr([html.Th([mark(place), each["name"]], scope="row"), *map(html.Td, tell(each))])
         for each, place in _with_places(stats)
     ]
     columns = html.Tr([html.Td(""), *(html.Th(name, scope="col") for name in head)])
@@ -250,7 +371,8 @@ def _strip(share: float, lower: float, upper: float, configured: float) -> html.
     )
 
 
-def _mark(place: int) -> html.I:
+def mark(place: int) -> html.I:
+    """The mark of a variant, by its place."""
     return html.I(className=f"mark mark-{place}", **{"aria-hidden": "true"})  # type: ignore[arg-type]
 
 

@@ -20,6 +20,14 @@ README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
 DASHBOARD = "http://127.0.0.1:8050"
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+# The pages, and what is there when they are drawn.
+PAGES = {
+    "": "#share-chart .scatterlayer",
+    "verdict": "#verdict-basis",
+    "drift": "#psi-chart .barlayer",
+    "models": "#versions table",
+    "experiment": "#timeline b",
+}
 UP = "Up until Ctrl-C."
 
 
@@ -74,20 +82,23 @@ def run_and_look(var: Path) -> str:
 
 
 def take_screenshots() -> None:
-    """The dashboard in both themes, as wide as a laptop, and on a phone."""
+    """The dashboard's pages in both themes, as wide as a laptop, and on a phone."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        for theme in ("light", "dark"):
-            page = browser.new_page(viewport={"width": 1280, "height": 1130})
-            shoot(page, theme, f"dashboard-{theme}.png")
-        phone = browser.new_page(viewport={"width": 390, "height": 1600})
-        shoot(phone, "light", "dashboard-phone.png")
+        for path, drawn in PAGES.items():
+            name = f"dashboard-{path}" if path else "dashboard"
+            for theme in ("light", "dark"):
+                page = browser.new_page(viewport={"width": 1280, "height": 1130})
+                shoot(page, path, drawn, theme, f"{name}-{theme}.png")
+            phone = browser.new_page(viewport={"width": 390, "height": 1600})
+            shoot(phone, path, drawn, "light", f"{name}-phone.png")
         browser.close()
 
 
-def shoot(page: Page, theme: str, name: str) -> None:
-    page.goto(f"{DASHBOARD}/?theme={theme}")
-    page.wait_for_selector("#share-chart .scatterlayer")
+def shoot(page: Page, path: str, drawn: str, theme: str, name: str) -> None:
+    page.goto(f"{DASHBOARD}/{path}?theme={theme}")
+    page.wait_for_selector(drawn)
+    page.wait_for_load_state("networkidle")
     page.wait_for_timeout(1000)
     page.screenshot(path=IMAGES / name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -105,6 +106,9 @@ class Services:
             **environment,
             **{f"{name.upper()}_URL": url for name, url in self.urls.items()},
         }
+        if environment.get("RUNOFF_OPERATOR_KEY"):
+            # The router asks for keys then: the dashboard has one of its own, which may read.
+            self._environment.setdefault("RUNOFF_DASHBOARD_KEY", secrets.token_urlsafe(32))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._http = urllib3.PoolManager(retries=False, timeout=2.0)
 

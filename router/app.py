@@ -11,7 +11,8 @@
 | `GET /openapi.json`, `/docs` | all of this as an OpenAPI document, and a page that shows it |
 
 Those of the ledger are found under `/v1` as well. The experiment's own addresses are in
-`router/experiment_api.py`.
+`router/experiment_api.py`, what those ask who watch in `router/inspection.py` and `router/drift.py`, and what
+the services tell of their models in `router/services_api.py`.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ from router import (
     about,
     answers,
     database,
+    drift,
     experiment,
     experiment_api,
     exports,
+    inspection,
     openapi,
     outcomes,
     privacy,
+    services_api,
     verdict_api,
 )
 from router.controllers import Runner, Sums
@@ -167,6 +171,9 @@ def create_app() -> Flask:
     app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
+    app.register_blueprint(inspection.blueprint(parts.following, parts.fold, parts.guard, _admit))
+    app.register_blueprint(services_api.blueprint(parts.following, parts.router.upstream, _admit))
+    app.register_blueprint(drift.blueprint(parts.router, parts.ledger, parts.fold, _admit))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")
     # A worker knows the experiment from the start, also where the database is away when it is asked first.

@@ -17,7 +17,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -258,6 +258,34 @@ class Fold:
         for variant, bin_, requests in map(tuple, database.read(self._engine, query)):
             found[variant][bin_] = int(requests)
         return found
+
+    def scored(self, experiment: str, tag: str | None = None) -> dict[str, Counter[int]]:
+        """How many answers fell into each of SCORE_BINS bins of probability, by variant."""
+        found: dict[str, Counter[int]] = defaultdict(Counter)
+        query = (
+            sa.select(scores.c.variant, scores.c.bin, sa.func.sum(scores.c.requests))
+            .where(_total(scores, experiment), _of(scores, tag))
+            .group_by(scores.c.variant, scores.c.bin)
+        )
+        for variant, bin_, requests in map(tuple, database.read(self._engine, query)):
+            # A probability of exactly 1 is of the last bin.
+            found[variant][min(bin_, SCORE_BINS - 1)] += int(requests)
+        return found
+
+    def last_hour(self, experiment: str, now: datetime, tag: str | None = None) -> float:
+        """About how many requests came in the hour before `now`.
+
+        Sums are by the hour of the clock: of the one that ended meanwhile, the part that is not older.
+        """
+        hours = [stamp(now - timedelta(hours=1))[:13], stamp(now)[:13]]
+        query = (
+            sa.select(sums.c.hour, sa.func.sum(sums.c.requests))
+            .where(sums.c.experiment == experiment, sums.c.hour.in_(hours), _of(sums, tag))
+            .group_by(sums.c.hour)
+        )
+        found = {hour: int(count) for hour, count in map(tuple, database.read(self._engine, query))}
+        gone = (now.minute * 60 + now.second) / 3600
+        return found.get(hours[1], 0) + (1 - gone) * found.get(hours[0], 0)
 
     def labelled(self, experiment: str, tag: str | None = None) -> dict[str, int]:
         """Of how many answered requests the outcome is known, by variant."""

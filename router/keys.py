@@ -31,6 +31,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 # The operator's key from the environment, as the model services take it.
 OPERATOR_KEY = "RUNOFF_OPERATOR_KEY"
+# The dashboard's key from the environment, which may read.
+DASHBOARD_KEY = "RUNOFF_DASHBOARD_KEY"
 PREFIX = "runoff_"
 # A burst that a key with a rate may send at once, as seconds of that rate.
 BURST_SECONDS = 2.0
@@ -157,9 +159,12 @@ class Guard:
         self._valid: dict[str, Key] | None = None
         self._open = False
         self._buckets: dict[str, Bucket] = {}
-        self._own: dict[str, Key] = {}
-        if key := environment.get(OPERATOR_KEY):
-            self._own = {digest(key): Key(OPERATOR_KEY, "operator", None, "", None)}
+        scopes: dict[str, Scope] = {DASHBOARD_KEY: "read", OPERATOR_KEY: "operator"}
+        self._own = {
+            digest(key): Key(name, scope, None, "", None)
+            for name, scope in scopes.items()
+            if (key := environment.get(name))
+        }
 
     @property
     def is_open(self) -> bool:

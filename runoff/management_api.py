@@ -67,13 +67,28 @@ class History(TypedDict):
 
 
 class VersionSummary(TypedDict):
-    """A version, in a line."""
+    """A version, in a line; `size` is that of the model's file, in bytes."""
 
     version: str
     created: str
     digest: str | None
     algorithm: str | None
     metrics: dict[str, Any]
+    parameters: dict[str, Any]
+    trained_at: str | None
+    data_digest: str | None
+    size: int | None
+
+
+class Spreads(TypedDict):
+    """How the columns and the model's probabilities were spread in training, over `rows` rows.
+
+    Of each column `counts`, by `values` or between `edges`, and how many were `missing`.
+    """
+
+    rows: int
+    features: dict[str, dict[str, Any]]
+    prediction: dict[str, Any]
 
 
 class Versions(TypedDict):
@@ -148,7 +163,7 @@ def blueprint(management: Management) -> Blueprint:
     @describe(NotFound, tag="versions", answer=VersionDetails, statuses=(200, 304))
     def version(model: str, version: str) -> Response:
         """One version: its training record, what it takes, the digests of its files."""
-        return _cached(jsonify(details(_found(model, version))))
+        return _cached(jsonify(details(_found(management, model, version))))
 
     @api.get("/v1/models/<model>/versions/<version>/card")
     @describe(
@@ -169,7 +184,17 @@ def blueprint(management: Management) -> Blueprint:
         if chosen is None:
             raise NotAcceptable("a card is answered as text/html or text/markdown")
         form: Any = forms[chosen]
-        return _cached(Response(management.card(_found(model, version), form), mimetype=chosen))
+        return _cached(Response(management.card(_found(management, model, version), form), mimetype=chosen))
+
+    @api.get("/v1/models/<model>/versions/<version>/reference")
+    @describe(NotFound, tag="versions", answer=Spreads, statuses=(200, 304))
+    def reference(model: str, version: str) -> Response:
+        """How its training data were spread: what live traffic is compared with."""
+        found = _found(management, model, version)
+        spreads = management.store.reference(found)
+        if spreads is None:
+            raise NotFound(f"{model} {found.id} was stored without examples, and so without their spread")
+        return _cached(jsonify(spreads))
 
     @api.get("/v1/models/<model>/diff")
     @describe(
@@ -182,7 +207,9 @@ def blueprint(management: Management) -> Blueprint:
         """What tells two versions apart: what of training, metrics, importance and schema differs."""
         if "from" not in request.args:
             raise Malformed("the query must hold from, the id of a version")
-        before, after = (_found(model, request.args.get(name, "newest")) for name in ("from", "to"))
+        before, after = (
+            _found(management, model, request.args.get(name, "newest")) for name in ("from", "to")
+        )
         told: Any = management.diff(before, after).to_json()
         return told  # type: ignore[no-any-return]
 
@@ -203,6 +230,13 @@ def blueprint(management: Management) -> Blueprint:
             "releases": [_told(release) for release in management.history(model)],
         }
 
+    _add_changes(api, management)
+    return api
+
+
+def _add_changes(api: Blueprint, management: Management) -> None:
+    """The addresses under which what is served is changed."""
+
     @api.post("/v1/models/<model>/releases")
     @describe(
         *CHANGES,
@@ -215,7 +249,7 @@ def blueprint(management: Management) -> Blueprint:
         """Let a service serve a version from now on, after a self-test."""
         _authorize()
         asked = _texts("version", "reason", "by")
-        chosen = _found(model, asked["version"])
+        chosen = _found(management, model, asked["version"])
         return _done(lambda: management.release(model, chosen, by=asked["by"], reason=asked["reason"]))
 
     @api.post("/v1/models/<model>/rollback")
@@ -241,13 +275,12 @@ def blueprint(management: Management) -> Blueprint:
             lambda: management.swap(asked["one"], asked["other"], by=asked["by"], reason=asked["reason"])
         )
 
-    def _found(model: str, wanted: str) -> ModelVersion:
-        try:
-            return management.version(model, wanted)
-        except NoSuchVersion as error:
-            raise NotFound(str(error)) from None
 
-    return api
+def _found(management: Management, model: str, wanted: str) -> ModelVersion:
+    try:
+        return management.version(model, wanted)
+    except NoSuchVersion as error:
+        raise NotFound(str(error)) from None
 
 
 def summary(version: ModelVersion) -> VersionSummary:
@@ -258,6 +291,10 @@ def summary(version: ModelVersion) -> VersionSummary:
         "digest": version.digest,
         "algorithm": version.record.get("algorithm"),
         "metrics": version.record.get("metrics", {}),
+        "parameters": version.record.get("parameters", {}),
+        "trained_at": version.record.get("trained_at"),
+        "data_digest": version.record.get("data_digest"),
+        "size": version.size,
     }
 
 

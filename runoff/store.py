@@ -85,6 +85,7 @@ class ModelVersion:
     `digest` is the SHA-256 of the joblib file as recorded when it was written; a pin that another tool
     wrote has None. `files` holds those of the files beside it that serve the model. `record` is the training
     record: library, algorithm, parameters, metrics, … `untranslated` says why there is no `model.onnx`.
+    `size` is that of the joblib file, in bytes.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ModelVersion:
     python_version: tuple[int | str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     untranslated: str | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -477,6 +479,7 @@ def _described(name: str, version_id: str, meta: Meta) -> ModelVersion:
         python_version=tuple(vetiver.get("python_version") or ()),
         files=ours.get("files", {}),
         untranslated=ours.get("untranslated", "it was stored without examples"),
+        size=meta.file_size if isinstance(meta.file_size, int) else None,
     )
 
 

@@ -136,6 +136,7 @@ def test_on_a_phone_everything_stands_in_one_column_that_fits(
     page.set_viewport_size({"width": 390, "height": 844})
     opens(page, house)
     expect(page.locator("#charts")).to_be_visible()
+    expect(page.locator("#tile-requests")).to_be_visible()
 
     boxes = [card.bounding_box() for card in page.locator(".card:visible").all()]
     assert len(boxes) >= 8
@@ -171,6 +172,7 @@ def test_no_chart_offers_to_upload_itself(house: House, page: Page, client: dict
     house.router.asks(client)
     opens(page, house)
     expect(page.locator("#charts")).to_be_visible()
+    expect(page.locator(".modebar-btn").first).to_be_attached()
     titles = page.locator(".modebar-btn").evaluate_all("all => all.map(each => each.dataset.title || '')")
     assert any("Zoom" in title for title in titles)
     assert not [title for title in titles if re.search("cloud|plotly|edit", title, re.IGNORECASE)]

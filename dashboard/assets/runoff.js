@@ -1,4 +1,4 @@
-// What the browser decides by itself; the rest is in dashboard/app.py.
+// What the browser decides by itself; the rest is in dashboard/*.py.
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.runoff = (() => {
   // After this long without news the page says so; milliseconds.
@@ -19,24 +19,40 @@ window.dash_clientside.runoff = (() => {
     if (silence) silence.hidden = waiting === null || now - waiting < PATIENCE;
   }, 1000);
 
+  const one = (value, known, usual) => (known.includes(value) ? value : usual);
+
   return {
-    // The address holds the state: ?traffic=real&theme=dark. It sets the controls, and they set it.
-    address(search, traffic, clicks, look) {
+    // The address holds the state: ?range=15m&traffic=real&theme=dark. It sets the controls, and they set it.
+    address(search, pathname, traffic, range, clicks, look, links) {
       const query = new URLSearchParams(search || "");
       const trigger = (window.dash_clientside.callback_context.triggered[0] || {}).prop_id || "";
       const byDefault = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-      if (trigger.startsWith("traffic.") && look) {
-        if (traffic === "all") query.delete("traffic");
-        else query.set("traffic", traffic);
+      for (const [name, value] of [["traffic", traffic], ["range", range]]) {
+        if (trigger.startsWith(name + ".") && look) {
+          if (value === "all") query.delete(name);
+          else query.set(name, value);
+        }
       }
       if (trigger.startsWith("theme-button.") && look) {
         query.set("theme", look.theme === "dark" ? "light" : "dark");
       }
-      const known = ["real", "simulation"].includes(query.get("traffic")) ? query.get("traffic") : "all";
-      const theme = ["light", "dark"].includes(query.get("theme")) ? query.get("theme") : byDefault;
+      const tag = one(query.get("traffic"), ["real", "simulation"], "all");
+      const shown = one(query.get("range"), ["15m", "1h", "24h"], "all");
+      const theme = one(query.get("theme"), ["light", "dark"], byDefault);
       const narrow = matchMedia("(max-width: 768px)").matches;
-      const text = query.toString();
-      return [text ? "?" + text : "", known, { theme, narrow }, theme];
+      const text = query.toString() ? "?" + query : "";
+      const here = (pathname || "").split("/").pop();
+      // What a page keeps in the address for itself stays behind.
+      const shared = new URLSearchParams([...query].filter(([name]) => ["traffic", "range", "theme"].includes(name)));
+      const rest = shared.toString() ? "?" + shared : "";
+      document.querySelectorAll("nav a").forEach((link, i) => {
+        if (links[i].page === here) link.setAttribute("aria-current", "page");
+        else link.removeAttribute("aria-current");
+        if (links[i].page === here) document.title = `${link.textContent} – Runoff`;
+      });
+      const same = look && look.theme === theme && look.narrow === narrow;
+      const seen = same ? window.dash_clientside.no_update : { theme, narrow };
+      return [text, tag, shown, seen, theme, links.map((link) => `./${link.page}${rest}`)];
     },
 
     // A tab that nobody sees, or that is paused, asks for nothing; and none asks twice at a time.

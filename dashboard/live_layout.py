@@ -8,18 +8,9 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from dashboard.charts import GRAPH_CONFIG
-from dashboard.pieces import kind_title, notice
+from dashboard import pieces
+from dashboard.pieces import chart, kind_title
 from dashboard.simulation import KINDS, MAX_CONCURRENCY, MAX_QUERIES, MAX_SEED, Order
-
-# How often the router is asked for what is new, milliseconds.
-PERIOD = 2000
-
-TRAFFIC = [
-    {"value": "all", "label": "All traffic"},
-    {"value": "real", "label": "Real"},
-    {"value": "simulation", "label": "Simulated"},
-]
 
 # The grid takes its colours from the style sheet, and so follows the theme by itself.
 GRID_THEME = (
@@ -30,86 +21,18 @@ GRID_THEME = (
 )
 
 
-def layout() -> dmc.MantineProvider:
-    """The page as it is first sent: everything in its place, and nothing known yet."""
-    order = Order()
-    return dmc.MantineProvider(
-        id="provider",
-        defaultColorScheme="auto",
-        theme={"fontFamily": "system-ui, sans-serif", "defaultRadius": "md"},
-        children=[
-            dcc.Location(id="url", refresh=False),
-            dcc.Interval(id="interval", interval=PERIOD),
-            # What the browser knows: when it asks and was answered, how it looks, up to where it is drawn.
-            *(dcc.Store(id=name) for name in ("tick", "answered", "look", "drawn", "commanded")),
-            html.A("Skip to the content", href="#content", className="skip-link"),
-            html.Header(_header(), className="top"),
-            html.Main(
-                id="content",
-                className="page",
-                children=[
-                    html.H1(id="summary", children="Live traffic"),
-                    html.Div(id="troubles", **{"aria-live": "polite"}),  # type: ignore[arg-type]
-                    _silence(),
-                    html.Div(
-                        id="tiles", className="tiles", children=[dmc.Skeleton(height=124) for _ in range(5)]
-                    ),
-                    html.Div(className="columns", children=[_simulation(order), _results()]),
-                ],
-            ),
-        ],
-    )
-
-
-def _header() -> html.Div:
+def layout() -> html.Div:
+    """The page as it is first shown: everything in its place, and nothing known yet."""
     return html.Div(
-        className="top-bar",
-        children=[
-            html.Div(
-                className="brand", children=[html.Strong("Runoff"), html.Span(id="experiment", children="…")]
-            ),
-            html.Div(id="variants", className="variants"),
-            html.Div(
-                className="controls",
-                children=[
-                    html.Span(id="as-of", className="as-of", children="Loading …"),
-                    dmc.Switch(id="live", checked=True, label="Live", size="sm"),
-                    dmc.SegmentedControl(
-                        id="traffic",
-                        value="all",
-                        data=TRAFFIC,
-                        size="sm",
-                        **{"aria-label": "which traffic to show"},
-                    ),
-                    dmc.Button(
-                        # The style sheet shows the one that is not on.
-                        [
-                            html.Span("Dark theme", className="when-light"),
-                            html.Span("Light theme", className="when-dark"),
-                        ],
-                        id="theme-button",
-                        variant="default",
-                        size="compact-md",
-                        fz="sm",
-                        fw=500,
-                    ),
-                ],
-            ),
-        ],
-    )
-
-
-def _silence() -> html.Div:
-    """Shown by the browser itself when this very server does not answer."""
-    return html.Div(
-        id="silence",
-        hidden=True,
-        role="alert",
-        children=notice(
-            "The dashboard does not answer",
-            "Its server may have stopped. What stands below is what was known before; "
-            "the page asks again by itself.",
-        ),
+        [
+            # Up to where it is drawn, and when somebody sent something.
+            dcc.Store(id="drawn"),
+            dcc.Store(id="commanded"),
+            html.H1(id="summary", children="Live traffic"),
+            html.Div(id="tiles", className="tiles", children=[dmc.Skeleton(height=124) for _ in range(5)]),
+            html.Div(className="columns", children=[_simulation(Order()), _results()]),
+            _one_request(),
+        ]
     )
 
 
@@ -122,16 +45,20 @@ def _results() -> html.Div:
                 id="charts",
                 className="loading",
                 children=[
-                    _chart(
+                    chart(
                         "requests",
                         "Each request, and who answered it",
                         html.A("View as table", href="#log", className="more"),
                     ),
-                    _chart(
-                        "share",
-                        "Is the traffic split as configured?",
-                        html.Details([html.Summary("View as table"), html.Div(id="share-table")]),
+                    chart("share", "Is the traffic split as configured?"),
+                    html.Div(
+                        [
+                            chart("scores", "Do both answer alike?", height=240),
+                            chart("latency", "How long does an answer take?", height=240),
+                        ],
+                        className="pair",
                     ),
+                    chart("rate", "How busy is it?", height=200),
                     _log(),
                 ],
             ),
@@ -199,32 +126,16 @@ def _number(name: str, label: str, value: int, bounds: tuple[int, int], step: in
     )
 
 
-def _chart(name: str, title: str, table: Any) -> html.Section:
-    return html.Section(
-        className="card",
-        children=[
-            html.H2(title),
-            html.P(id=f"{name}-summary", className="note"),
-            dcc.Graph(
-                id=f"{name}-chart",
-                config=GRAPH_CONFIG,
-                figure={},
-                responsive=True,
-                className="chart",
-                style={"height": 280},
-            ),
-            table,
-        ],
-    )
-
-
 def _log() -> html.Section:
     return html.Section(
         id="log",
         className="card",
         children=[
             html.H2("The last 200 requests"),
-            html.P("Newest first.", className="note"),
+            html.P(
+                "Newest first. A row opens what was asked and answered (with the keyboard: Space).",
+                className="note",
+            ),
             dag.AgGrid(
                 id="grid",
                 columnDefs=_columns(),
@@ -235,6 +146,7 @@ def _log() -> html.Section:
                     "theme": {"function": GRID_THEME},
                     "animateRows": False,
                     "enableCellTextSelection": True,
+                    "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},
                 },
                 style={"height": 360},
             ),
@@ -267,11 +179,15 @@ def _columns() -> list[dict[str, Any]]:
 
 
 def _empty() -> html.Section:
-    return html.Section(
-        className="card empty",
-        children=[
-            html.H2("No requests yet"),
-            html.P(id="empty-reason"),
-            dmc.Button("Send 100 sample requests", id="sample", className="primary"),
-        ],
+    action = dmc.Button("Send 100 sample requests", id="sample", className="primary")
+    return pieces.empty("No requests yet", html.Span(id="empty-reason"), action)
+
+
+def _one_request() -> dmc.Modal:
+    return dmc.Modal(
+        id="request",
+        title="One request",
+        size="lg",
+        closeButtonProps={"aria-label": "Close"},
+        children=html.Div(id="request-told"),
     )

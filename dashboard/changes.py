@@ -1,0 +1,242 @@
+"""What changes of an experiment would do, and how they are undone; pure functions on the router's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dashboard.acting import Proposal, proposal
+
+Answer = dict[str, Any]
+Weights = Mapping[str, float]
+
+EXPERIMENT = "/v1/experiment"
+# Differences shown of a document: the rest is counted.
+MOST_DIFFERENCES = 12
+
+
+def shares(document: Answer) -> dict[str, float] | None:
+    """The shares that a document begins with; None where its mode sets them by itself."""
+    weights = {each["name"]: each.get("weight") or 0.0 for each in document["variants"]}
+    total = sum(weights.values())
+    if document["mode"] != "split" or not total:
+        return None
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def champion(document: Answer) -> str | None:
+    """The name of the champion, None where there is none."""
+    return next((each["name"] for each in document["variants"] if each["role"] == "champion"), None)
+
+
+def percent(share: float) -> str:
+    """A share as people write it, exact to a tenth of a percentage point."""
+    return f"{100 * share:.1f}".rstrip("0").rstrip(".") + "%"
+
+
+def told(before: Weights, after: Weights, per_hour: int) -> list[str]:
+    """What other weights mean: a line for each variant, those that get more first.
+
+    Args:
+        before: the shares in force, by variant.
+        after: those that are proposed.
+        per_hour: requests that came in the last hour.
+    """
+    lines = []
+    for name in sorted(after, key=lambda name: before.get(name, 0) - after[name]):
+        old, new = before.get(name, 0.0), after[name]
+        count = round(abs(new - old) * per_hour)
+        if abs(new - old) < 1e-9:  # noqa: PLR2004
+            effect = "as before"
+        elif not per_hour:
+            effect = "nothing came in the last hour"
+        else:
+            effect = f"about {count:,} {'more' if new > old else 'fewer'} requests an hour"
+        lines.append(f"{name} {percent(old)} → {percent(new)}: {effect}")
+    return lines
+
+
+def ramp(state: Answer, variant: str, share: float, per_hour: int) -> Proposal:
+    """Give a variant another share; the others share the rest in proportion."""
+    weights = state["weights"]
+    others = {name: weight for name, weight in weights.items() if name != variant}
+    total = sum(others.values())
+    after = {variant: share} | {
+        name: (1 - share) * (weight / total if total else 1 / len(others)) for name, weight in others.items()
+    }
+    return proposal(
+        f"Ramp {variant} to {percent(share)}",
+        told(weights, after, per_hour),
+        "POST",
+        f"{EXPERIMENT}/ramp",
+        {"variant": variant, "share": share},
+        version=state["version"],
+    )
+
+
+def pause(state: Answer, document: Answer, per_hour: int) -> Proposal:
+    """Send all to the champion."""
+    first = champion(document)
+    after = {name: float(name == first) for name in state["weights"]}
+    lines = told(state["weights"], after, per_hour) if first else []
+    return proposal(
+        "Pause the experiment",
+        [*lines, "While it is paused, nothing counts for the verdict."],
+        "POST",
+        f"{EXPERIMENT}/pause",
+        {},
+        version=state["version"],
+    )
+
+
+def resume(state: Answer, before: Weights | None, per_hour: int) -> Proposal:
+    """End a pause, with the weights of before, where they are known."""
+    lines = (
+        told(state["weights"], before, per_hour) if before else ["The weights of before are in force again."]
+    )
+    return proposal(
+        "Resume the experiment", lines, "POST", f"{EXPERIMENT}/resume", {}, version=state["version"]
+    )
+
+
+def promote(state: Answer, document: Answer, variant: str, per_hour: int) -> Proposal:
+    """Make a variant the champion, with all of the traffic."""
+    after = {name: float(name == variant) for name in state["weights"]}
+    old = champion(document)
+    return proposal(
+        f"Promote {variant}",
+        [
+            f"{variant} becomes the champion"
+            + (f", {old} a challenger." if old not in (None, variant) else "."),
+            *(told(state["weights"], after, per_hour) if document["mode"] != "shadow" else []),
+        ],
+        "POST",
+        f"{EXPERIMENT}/promote",
+        {"variant": variant},
+        version=state["version"],
+    )
+
+
+def replace(state: Answer, old: Answer, new: Answer, per_hour: int, title: str | None = None) -> Proposal:
+    """Make another document the next version."""
+    lines = [f"{name}: {short(before)} → {short(after)}" for name, before, after in differences(old, new)]
+    more = len(lines) - MOST_DIFFERENCES
+    after = shares(new) if isinstance(new.get("variants"), list) and _is_whole(new) else None
+    moved = told(state["weights"], after, per_hour) if after and after != state["weights"] else []
+    return proposal(
+        title or f"Set version {state['version'] + 1} of the document",
+        [
+            *moved,
+            *(lines[:MOST_DIFFERENCES] or ["Nothing in the document is different."]),
+            *([f"and {more} more differences"] if more > 0 else []),
+        ],
+        "PUT",
+        EXPERIMENT,
+        new,
+        version=state["version"],
+        in_query=True,
+    )
+
+
+def undo(entries: Sequence[Answer], state: Answer, per_hour: int) -> Proposal | None:
+    """What takes the newest entry of the audit back; None where nothing was before it.
+
+    Args:
+        entries: of the audit, oldest first.
+        state: in force.
+        per_hour: requests that came in the last hour.
+    """
+    documents = [entry["document"] for entry in entries if entry["document"]]
+    if not documents:
+        return None
+    # Weights that were carried along with a new document go back with it.
+    *earlier, last = entries[:-1] if entries[-1]["action"] == "carry" else entries
+    before = _weights_before(earlier, last)
+    taken_back: Proposal | None = None
+    if last["action"] == "pause":
+        taken_back = resume(state, before, per_hour)
+    elif last["action"] == "resume":
+        taken_back = pause(state, documents[-1], per_hour)
+    elif last["document"] is None and before:
+        taken_back = _ramp_back(state, before, champion(documents[-1]), per_hour)
+    elif last["document"] and len(documents) > 1:
+        taken_back = replace(state, documents[-1], documents[-2], per_hour, "Set the document of before")
+    if taken_back is None:
+        return None
+    title = taken_back["title"]
+    return taken_back | {"title": f"Undo: {title[0].lower()}{title[1:]}"}
+
+
+def _ramp_back(state: Answer, before: Weights, first: str | None, per_hour: int) -> Proposal | None:
+    """Give the variant whose share has changed most its share of before; the champion takes the rest."""
+    others = [name for name in before if name != first and name in state["weights"]]
+    moved = max(others, key=lambda name: abs(before[name] - state["weights"][name]), default=None)
+    return ramp(state, moved, before[moved], per_hour) if moved else None
+
+
+def _weights_before(earlier: Sequence[Answer], last: Answer) -> Weights | None:
+    """The weights in force before an entry, but for those of a pause."""
+    for entry in reversed(earlier):
+        if entry["version"] != last["version"] or entry["action"] == "pause":
+            continue
+        return entry["weights"] or (shares(entry["document"]) if entry["document"] else None)
+    return None
+
+
+def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """What is different in two documents: where, before, after; variants and guardrails go by their name."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        (name, before.get(name), after.get(name))
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _flat(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        for number, each in enumerate(value):
+            yield from _flat(each, f"{name} {each.get('name', number)}")
+    else:
+        yield name, value
+
+
+def _is_whole(document: Answer) -> bool:
+    """Whether its variants can be read; the router checks the rest."""
+    return "mode" in document and all(
+        isinstance(each, dict)
+        and isinstance(each.get("name"), str)
+        and isinstance(each.get("weight", 0) or 0, int | float)
+        for each in document["variants"]
+    )
+
+
+def short(value: Any) -> str:
+    """A value of a document in a few letters."""
+    text = "none" if value in (None, []) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"  # noqa: PLR2004
+
+
+def figure(told: Any) -> float | None:
+    """The number of a metric, which may have an interval around it; None where there is none."""
+    if isinstance(told, dict):
+        told = told.get("value", told.get("mean"))
+    return float(told) if isinstance(told, int | float) else None
+
+
+def with_interval(told: Any) -> str:
+    """A metric in words, with its interval, where it has one."""
+    value = figure(told)
+    if value is None:
+        return "–"
+    if isinstance(told, dict) and "lower" in told and "upper" in told:
+        return f"{value:.3f} ({told['lower']:.3f} to {told['upper']:.3f})"
+    return f"{value:.3f}"
+
+
+def number(value: Any) -> str:
+    """A value of a record in a few letters."""
+    return f"{value:.4g}" if isinstance(value, float) else short(value)

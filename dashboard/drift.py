@@ -1,0 +1,406 @@
+"""The page of drift and calibration: what is asked now, beside what the model was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import dash_mantine_components as dmc
+import numpy as np
+import plotly.graph_objects as go
+from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+
+from dashboard import pieces
+from dashboard.charts import INK, SOFT, Stats
+from dashboard.router_client import RouterClient, RouterDown
+from dashboard.shell import VIEW, View
+from dashboard.spreads import looks, style
+from verdict.drift import proportion_interval, psi, psi_limit
+
+PATH, TITLE = "drift", "Drift"
+
+ROWS = 2000
+# Asked anew so many ticks after the last time.
+SELDOM = 15
+# Fewer rows say nothing of a spread.
+LEAST_ROWS = 50
+# The limits that are usual, whatever the number of rows.
+USUAL_LIMITS = (0.1, 0.25)
+PREDICTION = "prediction"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far one thing has moved since training, and what chance alone explains."""
+
+    name: str
+    psi: float
+    limit: float
+
+    @property
+    def drifted(self) -> bool:
+        return self.psi > self.limit
+
+
+def layout() -> html.Div:
+    """The page before anything is known."""
+    return html.Div(
+        [
+            dcc.Store(id="drift-seen"),
+            html.H1("Drift and calibration", id="drift-summary"),
+            dmc.SegmentedControl(
+                id="drift-variant", data=[], value=None, size="sm", mb="md", **{"aria-label": "variant"}
+            ),
+            html.Div(id="drift-empty", hidden=True),
+            html.Div(
+                id="drift-charts",
+                className="loading",
+                children=html.Div(
+                    className="pair tall",
+                    children=[
+                        pieces.chart("psi", "What has moved since training?", height=560),
+                        html.Div(
+                            className="stack",
+                            children=[
+                                html.Div(
+                                    [
+                                        dmc.Select(
+                                            id="feature",
+                                            label="Look at",
+                                            data=[],
+                                            allowDeselect=False,
+                                            mb="sm",
+                                        ),
+                                        pieces.chart("overlay", "Training and now", height=300),
+                                    ]
+                                ),
+                                pieces.chart(
+                                    "reliability", "Do probabilities mean what they say?", height=260
+                                ),
+                            ],
+                        ),
+                    ],
+                ),
+            ),
+        ]
+    )
+
+
+OUTPUTS = {
+    "seen": Output("drift-seen", "data"),
+    "summary": Output("drift-summary", "children"),
+    "variants": Output("drift-variant", "data"),
+    "variant": Output("drift-variant", "value"),
+    "not_empty": Output("drift-empty", "hidden"),
+    "why_empty": Output("drift-empty", "children"),
+    "no_charts": Output("drift-charts", "hidden"),
+    "charts_class": Output("drift-charts", "className"),
+    "features": Output("feature", "data"),
+    "feature": Output("feature", "value"),
+    **{
+        f"{name}_{what}": Output(f"{name}-{what}", prop)
+        for name in ("psi", "overlay", "reliability")
+        for what, prop in (("chart", "figure"), ("summary", "children"), ("table", "children"))
+    },
+}
+
+
+def register(app: Dash, router: RouterClient) -> None:
+    """Let the page live."""
+
+    @app.callback(
+        OUTPUTS,
+        Input("tick", "data"),
+        *VIEW,
+        Input("drift-variant", "value"),
+        Input("feature", "value"),
+        State("drift-seen", "data"),
+    )
+    def refresh(
+        _tick: Any, look: Any, traffic: str, range_: str, variant: str | None, feature: str | None, seen: Any
+    ) -> dict[str, Any]:
+        nothing = dict.fromkeys(OUTPUTS, no_update)
+        count = (seen or 0) + 1
+        if ctx.triggered_id == "tick" and seen is not None and count % SELDOM:
+            return nothing | {"seen": count}
+        view = View.of(look, traffic, range_)
+        try:
+            variants = router.stats(None)["variants"]
+        except RouterDown:
+            return nothing
+        names = [each["name"] for each in variants]
+        chosen = variant if variant and variant in names else names[0]
+        told = nothing | {"seen": count, "variants": names, "variant": chosen}
+        try:
+            drift = router.drift(chosen, ROWS, view.tag, view.start)
+        except RouterDown as error:
+            return told | _nothing("Nothing can be compared", f"{str(error)[0].upper()}{str(error)[1:]}.")
+        if drift["rows"] < LEAST_ROWS:
+            why = f"{chosen} answered {drift['rows']} requests in this range; {LEAST_ROWS} are needed."
+            return told | _nothing("Too little to compare", why)
+        role = variants[names.index(chosen)]["role"]
+        return told | _told(drift, feature, role, [each["role"] for each in variants], view.theme)
+
+
+def _nothing(title: str, reason: str) -> dict[str, Any]:
+    action = html.A("Send some on the live page", href="./", className="more")
+    return {
+        "summary": title,
+        "not_empty": False,
+        "why_empty": pieces.empty(title, reason, action),
+        "no_charts": True,
+    }
+
+
+def moved(drift: Stats) -> list[Moved]:
+    """How far each feature and the probabilities have moved, the farthest beyond chance first.
+
+    The level is shared among all of them, so that by chance one in twenty looks finds anything at all.
+    """
+    compared = drift["features"] | {PREDICTION: drift[PREDICTION]}
+    found = []
+    for name, each in compared.items():
+        reference, live = _counts(each)
+        bins = int(np.count_nonzero(np.add(reference, live)))
+        if not sum(live) or bins < 2:  # noqa: PLR2004
+            continue
+        limit = psi_limit(bins, sum(reference), sum(live), 0.05 / len(compared))
+        found.append(Moved(name, psi(reference, live), limit))
+    return sorted(found, key=lambda each: each.psi / each.limit, reverse=True)
+
+
+def _counts(each: Stats) -> tuple[list[int], list[int]]:
+    """The counts of training and of now, with what was missing, and what training never saw."""
+    before, now = each["missing"]
+    return [*each["reference"], before, 0], [*each["live"], now, each["other"]]
+
+
+def _told(drift: Stats, feature: str | None, role: str, roles: list[str], theme: str) -> dict[str, Any]:
+    found = moved(drift)
+    names = [each.name for each in found]
+    feature = feature if feature in names else names[0]
+    look = looks(roles, theme)[roles.index(role)]
+    compared = (drift["features"] | {PREDICTION: drift[PREDICTION]})[feature]
+    drifted = [each for each in found if each.drifted]
+    calibration = [each for each in drift["calibration"] if each["count"]]
+    return {
+        "summary": _summary(drift, drifted),
+        "not_empty": True,
+        "no_charts": False,
+        "charts_class": "",
+        "features": names,
+        "feature": feature,
+        "psi_chart": psi_figure(found, look, theme),
+        "psi_summary": _psi_summary(drift, drifted),
+        "psi_table": pieces.table(
+            ("What", "PSI", "By chance up to", ""),
+            [
+                (
+                    each.name,
+                    f"{each.psi:.3f}",
+                    f"{each.limit:.3f}",
+                    "▲ more than chance" if each.drifted else "within chance",
+                )
+                for each in found
+            ],
+        ),
+        "overlay_chart": overlay_figure(compared, look, theme),
+        "overlay_summary": _overlay_summary(feature, next(each for each in found if each.name == feature)),
+        "overlay_table": pieces.table(
+            ("Value", "Training", "Now"),
+            [
+                (label, f"{a:.1%}", f"{b:.1%}")
+                for label, a, b in zip(_labels(compared), *_shares(compared), strict=True)
+            ],
+        ),
+        "reliability_chart": reliability_figure(calibration, look, theme),
+        "reliability_summary": _reliability_summary(drift, calibration),
+        "reliability_table": pieces.table(
+            ("Probability", "Requests", "Said on average", "Came true", "From", "To"),
+            [_reliability_row(each) for each in calibration],
+        ),
+    }
+
+
+def _summary(drift: Stats, drifted: list[Moved]) -> str:
+    what = f"{drift['variant']}: in the newest {drift['rows']:,} requests"
+    if not drifted:
+        return f"{what} nothing has moved more than chance explains"
+    names = ", ".join(each.name for each in drifted[:3])
+    more = f" and {len(drifted) - 3} more" if len(drifted) > 3 else ""  # noqa: PLR2004
+    return f"{what} ▲ {names}{more} moved away from training"
+
+
+def _psi_summary(drift: Stats, drifted: list[Moved]) -> str:
+    return (
+        f"{len(drifted)} of {len(drift['features']) + 1} are beyond what chance explains in "
+        f"{drift['rows']:,} requests against {drift['reference_rows']:,} clients of training "
+        f"({drift['model']} {drift['version']}). The grey bands are that of chance, for this many rows."
+    )
+
+
+def _overlay_summary(feature: str, each: Moved) -> str:
+    way = "more than" if each.drifted else "no more than"
+    return f"{feature} moved by a PSI of {each.psi:.3f}, {way} the {each.limit:.3f} that chance explains."
+
+
+def _reliability_summary(drift: Stats, bins: list[Stats]) -> str:
+    if not bins:
+        return f"No outcome is known yet: labelled 0 of {drift['rows']:,}."
+    total = sum(each["count"] for each in bins)
+    said = sum(each["sum_p"] for each in bins) / total
+    true = sum(each["positives"] for each in bins) / total
+    off = [each for each in bins if not _covers(each)]
+    verdict = f"▲ {len(off)} of {len(bins)} bins are off" if off else "every bin is within its interval"
+    expected = f"Of {total:,} labelled requests {said:.1%} were expected to come true"
+    return f"{expected}, and {true:.1%} did; {verdict}."
+
+
+def _covers(each: Stats) -> bool:
+    lower, upper = proportion_interval(each["positives"], each["count"])
+    return bool(lower <= each["sum_p"] / each["count"] <= upper)
+
+
+def _reliability_row(each: Stats) -> tuple[str, ...]:
+    lower, upper = proportion_interval(each["positives"], each["count"])
+    return (
+        f"{each['lower']:.1f} to {each['upper']:.1f}",
+        f"{each['count']:,}",
+        f"{each['sum_p'] / each['count']:.3f}",
+        f"{each['positives'] / each['count']:.3f}",
+        f"{float(lower):.3f}",
+        f"{float(upper):.3f}",
+    )
+
+
+def psi_figure(found: list[Moved], look: dict[str, Any], theme: str) -> go.Figure:
+    """A bar for each feature, on the band of what chance explains."""
+    names = [each.name for each in found][::-1]
+    values = [each.psi for each in found][::-1]
+    limits = [each.limit for each in found][::-1]
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=limits,
+        orientation="h",
+        width=0.9,
+        marker={"color": SOFT[theme], "opacity": 0.22},
+        name="by chance",
+        hovertemplate="%{y}: by chance up to %{x:.3f}<extra></extra>",
+    )
+    figure.add_bar(
+        y=names,
+        x=values,
+        orientation="h",
+        width=0.45,
+        marker={
+            "color": [
+                look["color"] if value > limit else SOFT[theme]
+                for value, limit in zip(values, limits, strict=True)
+            ],
+            "line": {"width": 0},
+        },
+        text=["▲" if value > limit else "" for value, limit in zip(values, limits, strict=True)],
+        textposition="outside",
+        cliponaxis=False,
+        name="PSI",
+        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+    )
+    style(figure, theme)
+    top = max([*values, *limits, 0.05]) * 1.1
+    for limit in USUAL_LIMITS:
+        if limit < top:
+            figure.add_vline(x=limit, line={"width": 1, "dash": "dot", "color": SOFT[theme]})
+            figure.add_annotation(
+                x=limit,
+                y=1,
+                yref="paper",
+                yanchor="bottom",
+                text=f"{limit:g}",
+                showarrow=False,
+                font={"size": 11, "color": SOFT[theme]},
+            )
+    figure.update_layout(barmode="overlay", showlegend=False, margin={"l": 96, "t": 22})
+    figure.update_xaxes(title="population stability index", range=[0, top])
+    figure.update_yaxes(title=None, showgrid=False, tickfont={"size": 11})
+    return figure
+
+
+def overlay_figure(compared: Stats, look: dict[str, Any], theme: str) -> go.Figure:
+    """The shares of the bins in training, as bars, and now, as marks with a line."""
+    labels, (before, now) = _labels(compared), _shares(compared)
+    figure = go.Figure()
+    figure.add_bar(x=labels, y=before, name="training", marker={"color": SOFT[theme], "opacity": 0.45})
+    figure.add_scatter(
+        x=labels,
+        y=now,
+        name="now",
+        mode="lines+markers",
+        line={"color": look["color"], "width": 2, "dash": look["dash"]},
+        marker={"symbol": look["symbol"], "size": 8},
+    )
+    style(figure, theme)
+    figure.update_layout(showlegend=True, bargap=0.1)
+    figure.update_xaxes(type="category", tickfont={"size": 10}, automargin=True)
+    figure.update_yaxes(title="share", tickformat=".0%", rangemode="tozero")
+    return figure
+
+
+def _labels(compared: Stats) -> list[str]:
+    if compared["values"] is not None:
+        named = [str(value) for value in compared["values"]]
+    else:
+        edges = compared["edges"]
+        named = [f"{a:.6g} to {b:.6g}" for a, b in pairwise(edges)]
+    missing = ["missing"] if any(compared["missing"]) else []
+    return [*named, *missing, *(["other"] if compared["other"] else [])]
+
+
+def _shares(compared: Stats) -> tuple[list[float], list[float]]:
+    before, now = [*compared["reference"]], [*compared["live"]]
+    if any(compared["missing"]):
+        before.append(compared["missing"][0])
+        now.append(compared["missing"][1])
+    if compared["other"]:
+        before.append(0)
+        now.append(compared["other"])
+    return [each / max(sum(before), 1) for each in before], [each / max(sum(now), 1) for each in now]
+
+
+def reliability_figure(bins: list[Stats], look: dict[str, Any], theme: str) -> go.Figure:
+    """What came true against what was said, with exact 95% intervals; on the diagonal they agree."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        line={"width": 1, "dash": "dash", "color": SOFT[theme]},
+        hoverinfo="skip",
+    )
+    said = [each["sum_p"] / each["count"] for each in bins]
+    true = [each["positives"] / each["count"] for each in bins]
+    edges = [proportion_interval(each["positives"], each["count"]) for each in bins]
+    figure.add_scatter(
+        x=said,
+        y=true,
+        mode="markers+text",
+        marker={"color": look["color"], "symbol": look["symbol"], "size": 9},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [float(upper) - y for (_, upper), y in zip(edges, true, strict=True)],
+            "arrayminus": [y - float(lower) for (lower, _), y in zip(edges, true, strict=True)],
+            "color": look["color"],
+            "thickness": 1.5,
+        },
+        text=[f"{each['count']:,}" for each in bins],
+        textposition="middle right",
+        textfont={"size": 11, "color": INK[theme]},
+        hovertemplate="said %{x:.3f}, came true %{y:.3f} of %{text}<extra></extra>",
+    )
+    style(figure, theme)
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(title="said", range=[0, 1])
+    figure.update_yaxes(title="came true", range=[0, 1.06])
+    return figure

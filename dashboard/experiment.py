@@ -1,0 +1,361 @@
+"""The page of the experiment: what is in force, how it is changed, and who changed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash.development.base_component import Component
+
+from dashboard import acting, changes, charts, pieces
+from dashboard.changes import Answer, percent
+from dashboard.router_client import RouterClient, RouterDown
+
+PATH, TITLE = "experiment", "Experiment"
+
+MAX_ENTRIES = 50
+
+# What the audit calls an action, in words.
+ACTIONS = {
+    "configure": "Read from the configuration file",
+    "set": "Document set",
+    "promote": "Promoted",
+    "pause": "Paused",
+    "resume": "Resumed",
+    "ramp": "Ramped",
+    "carry": "Weights carried over",
+    "step": "Canary went a step on",
+    "regress": "Canary went back",
+    "update": "Bandit updated",
+}
+MODES = {
+    "split": "each variant gets its share of the traffic",
+    "shadow": "the champion answers, challengers score the same requests unseen",
+    "canary": "a challenger is ramped up by steps while its gates hold",
+    "bandit": "each variant gets the probability that it is the best",
+}
+
+BUTTONS = ("ramp", "pause", "promote", "edit", "undo")
+
+
+def layout() -> html.Div:
+    """The page before anything is known."""
+    return html.Div(
+        [
+            dcc.Store(id="experiment-seen"),
+            html.H1("Experiment", id="experiment-summary"),
+            html.Div(
+                className="columns wide",
+                children=[
+                    html.Div(
+                        className="stack",
+                        children=[
+                            html.Div(pieces.skeletons(180), id="in-force", className="card"),
+                            acting.panel(),
+                            _controls(),
+                        ],
+                    ),
+                    html.Section(
+                        className="card",
+                        children=[
+                            html.H2("What was done"),
+                            html.P(
+                                "Newest first. Nothing is ever taken out of it: an undo is a further entry.",
+                                className="note",
+                            ),
+                            dmc.Button(
+                                "Undo the newest", id="undo", variant="default", disabled=True, mt="xs"
+                            ),
+                            html.Ol(
+                                [html.Li(each) for each in pieces.skeletons(60, 60, 60)],
+                                id="timeline",
+                                className="timeline",
+                            ),
+                        ],
+                    ),
+                ],
+            ),
+        ]
+    )
+
+
+def _controls() -> html.Section:
+    return html.Section(
+        className="card",
+        children=[
+            html.H2("Change it"),
+            html.P(
+                "Each button shows what would change first, and asks for a reason. The router decides.",
+                className="note",
+            ),
+            html.Div(
+                className="control-row",
+                children=[
+                    dmc.Select(id="ramp-variant", label="Variant", data=[], allowDeselect=False),
+                    dmc.NumberInput(
+                        id="ramp-share",
+                        label="Share, %",
+                        value=50,
+                        min=0,
+                        max=100,
+                        step=5,
+                        decimalScale=1,
+                        hideControls=True,
+                    ),
+                    dmc.Button("Ramp …", id="ramp", variant="default", disabled=True),
+                ],
+            ),
+            html.Div(
+                className="control-row",
+                children=[
+                    dmc.Select(id="promote-variant", label="Champion", data=[], allowDeselect=False),
+                    dmc.Button("Promote …", id="promote", variant="default", disabled=True),
+                    dmc.Button("Pause …", id="pause", variant="default", disabled=True),
+                ],
+            ),
+            html.Details(
+                [
+                    html.Summary("Mode, weights, guardrails, ramp: the whole document"),
+                    dmc.Textarea(
+                        id="document",
+                        label="Document, JSON",
+                        description="Its fields are described in docs/experiment.md.",
+                        autosize=True,
+                        minRows=8,
+                        maxRows=24,
+                        spellCheck=False,
+                        className="code",
+                    ),
+                    dmc.Button("Set …", id="edit", variant="default", disabled=True, mt="xs"),
+                ]
+            ),
+            html.Div(id="proposal-trouble", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+        ],
+    )
+
+
+def register(app: Dash, router: RouterClient) -> None:
+    """Let the page live."""
+    _show(app, router)
+    _propose(app, router)
+
+    @app.callback(*(Output(name, "disabled") for name in BUTTONS), Input("may-act", "data"))
+    def allow(may: bool | None) -> list[bool]:
+        return [not may] * len(BUTTONS)
+
+
+def _show(app: Dash, router: RouterClient) -> None:
+    @app.callback(
+        Output("experiment-summary", "children"),
+        Output("in-force", "children"),
+        Output("timeline", "children"),
+        Output("ramp-variant", "data"),
+        Output("ramp-variant", "value"),
+        Output("promote-variant", "data"),
+        Output("promote-variant", "value"),
+        Output("pause", "children"),
+        Output("document", "value"),
+        Output("experiment-seen", "data"),
+        Input("tick", "data"),
+        Input("changed", "data"),
+        State("experiment-seen", "data"),
+        State("ramp-variant", "value"),
+        State("promote-variant", "value"),
+    )
+    def refresh(
+        _tick: Any, _changed: Any, seen: list[int] | None, ramped: str | None, promoted: str | None
+    ) -> tuple[Any, ...]:
+        nothing = (no_update,) * 10
+        try:
+            stats = router.stats(None)
+            now = [stats["version"], stats["allocation"]]
+            if ctx.triggered_id == "tick" and seen == now:
+                return nothing
+            state, document = router.state(), router.experiment()
+            entries = router.audit(MAX_ENTRIES)
+        except RouterDown:
+            return nothing
+        names = [each["name"] for each in document["variants"]]
+        first = changes.champion(document)
+        others = [name for name in names if name != first] or names
+        return (
+            _summary(state),
+            _in_force(state, document),
+            _timeline(entries),
+            names,
+            ramped if ramped in names else others[0],
+            names,
+            promoted if promoted in names else others[0],
+            "Resume …" if state["paused"] else "Pause …",
+            json.dumps(document, indent=2),
+            [state["version"], state["allocation"]],
+        )
+
+
+def _propose(app: Dash, router: RouterClient) -> None:
+    @app.callback(
+        Output("proposal", "data"),
+        Output("proposal-trouble", "children"),
+        *(Input(name, "n_clicks") for name in BUTTONS),
+        State("ramp-variant", "value"),
+        State("ramp-share", "value"),
+        State("promote-variant", "value"),
+        State("document", "value"),
+        prevent_initial_call=True,
+    )
+    def propose(*given: Any) -> tuple[Any, Any]:
+        *clicks, variant, share, promoted, text = given
+        if not any(clicks):
+            return no_update, no_update
+        try:
+            state, document = router.state(), router.experiment()
+            per_hour = router.distributions(None)["requests_last_hour"]
+            entries = router.audit(MAX_ENTRIES)
+        except RouterDown as error:
+            return no_update, pieces.notice("Nothing can be proposed now", f"The router: {error}.")
+        proposed: Any = no_update
+        trouble: Any = []
+        match ctx.triggered_id:
+            case "ramp" if isinstance(share, int | float):
+                proposed = changes.ramp(state, variant, min(max(share / 100, 0), 1), per_hour)
+            case "pause" if state["paused"]:
+                proposed = changes.resume(state, _before_pause(entries), per_hour)
+            case "pause":
+                proposed = changes.pause(state, document, per_hour)
+            case "promote":
+                proposed = changes.promote(state, document, promoted, per_hour)
+            case "edit":
+                proposed, trouble = _edited(state, document, text, per_hour)
+            case "undo":
+                proposed = changes.undo(entries, state, per_hour) or no_update
+                if proposed is no_update:
+                    trouble = pieces.notice("Nothing can be undone", "There was nothing before this.")
+        return proposed, trouble
+
+
+def _edited(state: Answer, document: Answer, text: str, per_hour: int) -> tuple[Any, Any]:
+    try:
+        new = json.loads(text or "")
+    except ValueError as error:
+        return no_update, pieces.notice("The document is not JSON", f"{error}.")
+    if not isinstance(new, dict):
+        return no_update, pieces.notice("The document is no object", "It begins with a brace.")
+    return changes.replace(state, document, new, per_hour), []
+
+
+def _before_pause(entries: Sequence[Answer]) -> Any:
+    for entry in reversed(entries):
+        if entry["action"] != "pause":
+            return entry["weights"] or changes.shares(entry["document"])
+    return None
+
+
+def _weights(weights: changes.Weights) -> str:
+    return ", ".join(f"{name} {percent(share)}" for name, share in sorted(weights.items()))
+
+
+def _summary(state: Answer) -> str:
+    what = "Paused, all goes to the champion" if state["paused"] else f"{state['mode'].capitalize()}"
+    return f"{what}: {_weights(state['weights'])}"
+
+
+def _in_force(state: Answer, document: Answer) -> list[Component]:
+    roles = {each["name"]: each["role"] for each in document["variants"]}
+    places = dict(zip(roles, charts.places(list(roles.values())), strict=True))
+    bars = html.Div(
+        [
+            html.I(className=f"share-{places[name]}", style={"width": f"{100 * share}%"})
+            for name, share in state["weights"].items()
+        ],
+        className="weights",
+        **{"aria-hidden": "true"},  # type: ignore[arg-type]
+    )
+    rows = [
+        ([pieces.mark(places[name]), name], roles[name], percent(share))
+        for name, share in state["weights"].items()
+    ]
+    return [
+        html.H2("In force"),
+        html.P(
+            f"Version {state['version']}, since {_time(state['since'])}, by {state['by']}: "
+            f"“{state['reason']}”.",
+            className="note",
+        ),
+        bars,
+        pieces.table(("Variant", "Role", "Share"), rows),
+        html.Dl(
+            [part for name, value in _facts(document) for part in (html.Dt(name), html.Dd(value))],
+            className="facts",
+        ),
+    ]
+
+
+def _facts(document: Answer) -> list[tuple[str, str]]:
+    mode = document["mode"]
+    facts = [("Mode", f"{mode}: {MODES[mode]}")]
+    if mode == "canary":
+        canary, gates = document["canary"], document["canary"]["gates"]
+        facts += [
+            ("Ramp", " → ".join(map(percent, canary["steps"]))),
+            ("Each step", f"{canary['hold']}, and {canary['min_requests']:,} requests of each"),
+            (
+                "Gates",
+                f"errors at most {percent(gates['max_error_rate_difference'])} more, "
+                f"latency at most {gates['max_latency_ratio']:g} times the champion's",
+            ),
+        ]
+    rails = [
+        f"{each['name']} ({each['metric']}, margin {each['margin']:g})" for each in document["guardrails"]
+    ]
+    facts += [
+        ("Guardrails", "; ".join(rails) or "none"),
+        ("Unit", f"{document['unit']}, by the salt {document['salt']}"),
+        ("Outcomes count", "at once" if document["maturity"] == "PT0S" else f"after {document['maturity']}"),
+        (
+            "Where one fails",
+            f"{document['fallback']} answers" if document["fallback"] else "the caller is told",
+        ),
+    ]
+    return facts
+
+
+def _timeline(entries: Sequence[Answer]) -> list[html.Li]:
+    items = []
+    document: Answer | None = None
+    for entry in entries:
+        lines: list[Any] = []
+        if entry["document"]:
+            if document:
+                lines = [
+                    html.Li(f"{name}: {changes.short(old)} → {changes.short(new)}")
+                    for name, old, new in changes.differences(document, entry["document"])[:6]
+                ]
+            document = entry["document"]
+        if entry["weights"]:
+            lines.append(html.Li(_weights(entry["weights"])))
+        items.append(
+            html.Li(
+                [
+                    html.Div(
+                        [
+                            html.B(ACTIONS.get(entry["action"], entry["action"])),
+                            f" by {entry['by']}: “{entry['reason']}”",
+                        ]
+                    ),
+                    html.Div(
+                        f"{_time(entry['time'])}, version {entry['version']}"
+                        + (f".{entry['allocation']}" if entry["allocation"] else ""),
+                        className="note",
+                    ),
+                    *([html.Ul(lines)] if lines else []),
+                ]
+            )
+        )
+    return items[::-1]
+
+
+def _time(text: str) -> str:
+    return f"{text[:10]} {text[11:19]} UTC"

@@ -1,0 +1,178 @@
+"""The page of the verdict: which model stays, and what that rests on."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash.development.base_component import Component
+from flask import Response, request
+
+from dashboard import pieces, report
+from dashboard import verdict_words as words
+from dashboard.charts import GRAPH_CONFIG, Stats
+from dashboard.router_client import RouterClient, RouterDown
+from dashboard.shell import TRAFFIC, VIEW, View
+from runoff import web
+from runoff.problems import NotFound, Unavailable
+
+PATH, TITLE = "verdict", "Verdict"
+
+# Asked anew so many ticks after the last time.
+SELDOM = 5
+PNG = GRAPH_CONFIG | {"toImageButtonOptions": {"format": "png", "scale": 2, "filename": "verdict"}}
+DECISIONS = {
+    "keep": "● Keep",
+    "promote": "▲ Promote",
+    "equivalent": "= Equivalent",
+    "keep collecting": "… Keep collecting",
+    "don't trust": "▲ Don't trust this",
+}
+
+
+def layout() -> html.Div:
+    """The page before anything is known."""
+    return html.Div(
+        [
+            dcc.Store(id="verdict-seen"),
+            html.H1("Verdict", id="verdict-sentence", className="spoken", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+            html.Div(pieces.skeletons(60, 120, 300), id="verdict"),
+        ]
+    )
+
+
+def register(app: Dash, router: RouterClient) -> None:
+    """Let the page live."""
+
+    @app.callback(
+        Output("verdict-sentence", "children"),
+        Output("verdict", "children"),
+        Output("verdict-seen", "data"),
+        Input("tick", "data"),
+        *VIEW,
+        State("verdict-seen", "data"),
+    )
+    def refresh(_tick: Any, look: Any, traffic: str, range_: str, seen: Any) -> tuple[Any, Any, Any]:
+        count, before = (seen[0] + 1, seen[1]) if seen else (0, None)
+        if ctx.triggered_id == "tick" and count % SELDOM:
+            return no_update, no_update, [count, before]
+        view = View.of(look, traffic, range_)
+        try:
+            told, mixed = router.verdict(view.tag), _mixed(router, view.tag)
+        except RouterDown as error:
+            if error.status is None and seen:
+                return no_update, no_update, no_update
+            reason = f"The router says: {error}."
+            return "No verdict yet", pieces.empty("There is no verdict", reason), [count, None]
+        # What stands is left alone where nothing is new: somebody may be reading it.
+        now = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed]).encode())
+        if now == before:
+            return no_update, no_update, [count, before]
+        return told["sentence"], _told(told, view, mixed=mixed), [count, now]
+
+    def exported() -> Response:
+        """The verdict as one HTML file."""
+        traffic = request.args.get("traffic", "all")
+        try:
+            tag = None if traffic not in TRAFFIC or traffic == "all" else traffic
+            told, mixed = router.verdict(tag), _mixed(router, tag)
+        except RouterDown as error:
+            problem = NotFound if error.status == NotFound.status else Unavailable
+            return web.answer_problem(problem(str(error)))
+        name = f"verdict-{words.safe(told['experiment'])}-{told['as_of'][:10]}.html"
+        disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(report.render(told, mixed=mixed), mimetype="text/html", headers=disposition)
+
+    app.server.add_url_rule("/verdict-report", "verdict-report", exported)
+
+
+def _mixed(router: RouterClient, tag: str | None) -> bool:
+    """Whether real and simulated traffic are judged together; raises RouterDown."""
+    return tag is None and len(router.stats(None)["tags"]) > 1
+
+
+def _told(told: Stats, view: View, *, mixed: bool) -> list[Component]:
+    return [
+        html.P(
+            [html.B(DECISIONS[told["decision"]]), f"  {words.basis(told, mixed=mixed)}"], id="verdict-basis"
+        ),
+        html.P(told["estimand"], className="note"),
+        html.P(
+            html.A(
+                "Export as one HTML file",
+                href=f"./verdict-report?traffic={view.tag or 'all'}",
+                className="more",
+                download="",
+            )
+        ),
+        html.Section(
+            [
+                html.H2("Can this be trusted?"),
+                html.Ul(
+                    [
+                        html.Li([html.B(f"{name}: {state}"), html.Span(seen)])
+                        for name, state, seen in words.checks(told)
+                    ],
+                    className="checks",
+                ),
+            ],
+            className="card",
+        ),
+        *(
+            part
+            for number, each in enumerate(told["comparisons"])
+            for part in _compared(told, each, number, view)
+        ),
+        *([_card("Between groups", words.gaps(told))] if told["gaps"] else []),
+    ]
+
+
+def _compared(told: Stats, each: Stats, number: int, view: View) -> list[Component]:
+    return [
+        _card(f"{told['champion']} and {each['challenger']}", words.figures(told, each), grey=5),
+        html.Section(
+            [
+                html.H2("How sure is it, as outcomes come in?"),
+                html.P(words.funnel_summary(told, each), className="note"),
+                html.Div(
+                    dcc.Graph(
+                        id=f"funnel-{number}",
+                        config=PNG,
+                        figure=words.funnel(told, each, words.role_list(told), view.theme),
+                        responsive=True,
+                        style={"height": 340},
+                    ),
+                    style={"minHeight": 340},
+                ),
+                html.Details(
+                    [
+                        html.Summary("View as table"),
+                        html.Div(pieces.table(*words.funnel_table(each)), tabIndex="0"),
+                    ]
+                ),
+            ],
+            className="card",
+        ),
+        _card("Guardrails", words.guardrails(each))
+        if each["guardrails"]
+        else html.Section(
+            [html.H2("Guardrails"), html.P("The experiment declares none.", className="note")],
+            className="card",
+        ),
+        *([_card("Parts of the traffic", words.segments(each))] if each["segments"] else []),
+    ]
+
+
+def _card(title: str, content: words.Table, grey: int | None = None) -> html.Section:
+    """A card with a table, of which one column is greyed: it is beside the point."""
+    head, rows = content
+    shown = [
+        [html.Span(cell, className="beside") if number == grey else cell for number, cell in enumerate(row)]
+        for row in rows
+    ]
+    return html.Section(
+        [html.H2(title), html.Div(pieces.table(head, shown), className="scroll", tabIndex="0")],
+        className="card",
+    )

@@ -1,0 +1,132 @@
+"""What those who watch a router ask besides `/stats`: who they are, and how its answers are spread.
+
+| address | what it tells |
+| --- | --- |
+| `GET /v1/key` | what the key may do that is sent along |
+| `GET /v1/distributions` | scores and latencies of each variant in bins, and how busy the last hour was |
+
+All of it is read from sums: it costs the same however many rows there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from flask import Blueprint, request
+from typing_extensions import TypedDict
+
+from router.experiments import Following
+from router.fold import GROWTH, Fold
+from router.front import checked_tag
+from router.keys import SCOPES, Guard, Scope
+from router.labelling import SCORE_BINS
+from runoff.operations import describe
+from runoff.problems import Forbidden, Malformed, Unauthorized
+
+# So many of the fold's bins of latencies, of one per cent each, make one here.
+COARSER = 10
+
+
+class KeyDetails(TypedDict):
+    """A key by its name and scope; `needed` says whether this router asks for keys at all."""
+
+    name: str
+    scope: Scope
+    needed: bool
+
+
+class Spread(TypedDict):
+    """Counts in bins: bin i holds what is from `edges[i]` up to `edges[i + 1]`."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class VariantSpread(TypedDict):
+    """How the answers of a variant are spread: probabilities, and milliseconds."""
+
+    name: str
+    scores: Spread
+    latency_ms: Spread
+
+
+class Distributions(TypedDict):
+    """How the answers of each variant are spread, and how many requests came in the last hour, about."""
+
+    experiment: str
+    requests_last_hour: int
+    variants: list[VariantSpread]
+
+
+def blueprint(following: Following, fold: Fold, guard: Guard, admit: Callable[[Scope], object]) -> Blueprint:
+    """The addresses above.
+
+    Args:
+        following: the experiment in force.
+        fold: the sums over the ledger.
+        guard: knows the keys.
+        admit: raises where the caller's key does not open a scope.
+    """
+    api = Blueprint("inspection", __name__)
+
+    @api.get("/v1/key")
+    @describe(Unauthorized, tag="service")
+    def key() -> KeyDetails:
+        """What the key may do that is sent along."""
+        for scope in SCOPES:
+            with suppress(Forbidden):
+                found = guard.admit(request.headers.get("Authorization"), scope)
+                return {"name": found.name, "scope": found.scope, "needed": not guard.is_open}
+        raise AssertionError("a key has one of the scopes")
+
+    @api.get("/v1/distributions")
+    @describe(Malformed, Unauthorized, Forbidden, tag="experiment", query={"tag": {"type": "string"}})
+    def distributions() -> Distributions:
+        """How scores and latencies of each variant are spread."""
+        admit("read")
+        tag = checked_tag(request.args.get("tag"), "tag")
+        document = following.now().document
+        latency = fold.latency(document.name, tag)
+        scores = fold.scored(document.name, tag)
+        now = datetime.now(UTC)
+        return {
+            "experiment": document.name,
+            "requests_last_hour": round(fold.last_hour(document.name, now, tag)),
+            "variants": [
+                {
+                    "name": each.name,
+                    "scores": _spread(scores.get(each.name, {}), lambda bin_: bin_ / SCORE_BINS),
+                    "latency_ms": _spread(
+                        _coarser(latency.get(each.name, {})), lambda bin_: _grown(bin_ * COARSER)
+                    ),
+                }
+                for each in document.variants
+            ],
+        }
+
+    return api
+
+
+def _coarser(bins: Mapping[int, int]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for bin_, count in bins.items():
+        found[bin_ // COARSER] = found.get(bin_ // COARSER, 0) + count
+    return found
+
+
+def _grown(bin_: int) -> float:
+    """The least latency of a bin, in ms."""
+    return float(f"{math.exp(bin_ * GROWTH):.4g}")
+
+
+def _spread(bins: Mapping[int, int], edge: Callable[[int], float]) -> Spread:
+    if not bins:
+        return {"edges": [], "counts": []}
+    numbers = range(min(bins), max(bins) + 1)
+    return {
+        "edges": [edge(number) for number in (*numbers, numbers.stop)],
+        "counts": [bins.get(number, 0) for number in numbers],
+    }

@@ -1,0 +1,428 @@
+"""The dashboard's pages as readers and operators see them: a real browser, real services, REST beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import CI, House, Reply, running, until
+from traffic.clients import profile
+from verdict.drift import psi
+
+KEY = "an-operator's-key-of-these-tests"
+PAGES = ("", "verdict", "drift", "models", "experiment")
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+# Who reads a chart's data, not its pixels.
+PSI_BARS = """() => {
+    const bars = document.querySelector("#psi-chart .js-plotly-plot")?.data?.[1];
+    return bars && Object.fromEntries(Array.from(bars.y, (name, i) => [name, bars.x[i]])); }"""
+
+
+@pytest.fixture(scope="module")
+def keyed(
+    board: Path, clients: list[dict[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[House]:
+    """A house whose router asks for keys, with 160 requests on record, half of them with outcomes."""
+    var = tmp_path_factory.mktemp("keyed")
+    own = shutil.copytree(board, var / "models")
+    with running(var, own, RUNOFF_OPERATOR_KEY=KEY) as house:
+        told = [asks(house, client) for client in clients[:160]]
+        outcomes = [
+            {"id": reply.headers["X-Request-ID"], "outcome": int(number % 5 == 0)}
+            for number, reply in enumerate(told[:80])
+        ]
+        body = json.dumps(outcomes).encode()
+        assert house.router.sends(body, "/v1/outcomes", Authorization=f"Bearer {KEY}").status == 200
+        yield house
+
+
+def asks(house: House, client: dict[str, int]) -> Reply:
+    return house.router.asks(client, Authorization=f"Bearer {KEY}")
+
+
+def rest(house: House, path: str) -> Any:
+    """What the router's REST API says to an operator."""
+    reply = house.router.sends(b"", path, "GET", Authorization=f"Bearer {KEY}")
+    assert reply.status == 200, reply.body
+    return reply.json
+
+
+def opens(page: Page, house: House, path: str = "") -> None:
+    page.goto(f"{house.dashboard_url}/{path}")
+    expect(page.locator("#as-of")).to_contain_text("As of")
+
+
+def types_in(page: Page, key: str) -> None:
+    page.get_by_label("Operator's key", exact=True).fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
+def barriers(page: Page) -> list[Any]:
+    """What axe finds that is serious or critical, with its places; not in the charts' drawings."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        assert not CI, "axe-playwright-python is not there"
+        pytest.skip("axe-playwright-python is not there: it brings axe-core for the tests")
+    page.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    return [
+        (each["id"], [node["target"] for node in each["nodes"]])
+        for each in page.evaluate(
+            "axe.run({exclude: ['.main-svg'], rules: {'target-size': {enabled: true}}})"
+        )["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "live")
+def test_a_page_is_free_of_barriers_and_fits_in_both_themes_on_desktop_and_phone(
+    keyed: House, page: Page, path: str
+) -> None:
+    for width, height in WIDTHS.values():
+        page.set_viewport_size({"width": width, "height": height})
+        for theme in ("light", "dark"):
+            opens(page, keyed, f"{path}?theme={theme}")
+            expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", theme)
+            expect(page.locator("main .mantine-Skeleton-root")).to_have_count(0)
+            if not path:
+                # The grid is not drawn before somebody may see it.
+                page.locator("#grid").scroll_into_view_if_needed()
+                expect(page.locator("#grid .ag-cell").first).to_be_visible()
+            assert barriers(page) == [], (width, theme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps_it_too(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed)
+    page.get_by_text("15m", exact=True).click()
+    page.get_by_role("button", name="Dark theme").click()
+    expect(page).to_have_url(re.compile(r"/\?range=15m&theme=dark$"))
+
+    page.get_by_role("link", name="Models", exact=True).click()
+    expect(page).to_have_url(re.compile(r"/models\?range=15m&theme=dark$"))
+    expect(page.get_by_role("heading", name="Versions", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Models", exact=True)).to_have_attribute("aria-current", "page")
+    expect(page).to_have_title("Models – Runoff")
+
+    page.reload()
+    expect(page.get_by_role("heading", name="Versions", exact=True)).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", "dark")
+    expect(page.get_by_role("radio", name="15m")).to_be_checked()
+
+
+def test_an_address_that_is_no_page_is_not_found(keyed: House) -> None:
+    assert keyed.dashboard.gets("/no-such-page").status == 404
+    assert keyed.dashboard.gets("/models/deeper").status == 404
+
+
+def test_a_row_of_the_record_opens_what_was_asked_and_answered(keyed: House, page: Page) -> None:
+    opens(page, keyed)
+    newest = rest(keyed, "/v1/predictions?last=1")["predictions"][0]
+    page.locator(f"#grid [row-id='{newest['id']}'] [col-id='variant']").click()
+
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(newest["id"])
+    asked, answered = (dialog.locator("pre").nth(number).inner_text() for number in (0, 1))
+    assert json.loads(asked) == newest["features"]
+    assert json.loads(answered)["prediction"] == newest["prediction"]
+    expect(dialog.locator("#curl")).to_contain_text(f"curl -s {keyed.router_url}/predict")
+
+    assert barriers(page) == []
+    page.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+
+
+def test_without_a_key_or_with_one_that_reads_one_sees_all_and_cannot_act_and_is_told_why(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "experiment")
+    expect(page.locator("#may-act-why")).to_contain_text(
+        "You can look, but not act: the router takes an operator"
+    )
+    expect(page.locator("#experiment-summary")).to_have_text("Split: A 80%, B 20%")
+    for name in ("Ramp …", "Pause …", "Promote …", "Undo the newest"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+
+    types_in(page, "no-such-key")
+    expect(page.locator("#may-act-why")).to_contain_text("this key is not known here")
+    expect(page.get_by_role("button", name="Ramp …")).to_be_disabled()
+
+
+def test_an_operator_ramps_sees_the_difference_first_gives_a_reason_and_undoes_it(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    expect(page.locator("#may-act-why")).to_contain_text("You can act")
+    # The key is in this tab alone.
+    assert KEY not in page.url
+    assert KEY not in page.evaluate("JSON.stringify(localStorage)")
+    assert KEY in page.evaluate("Object.values(sessionStorage).map(each => JSON.parse(each)).join()")
+
+    per_hour = rest(keyed, "/v1/distributions")["requests_last_hour"]
+    page.get_by_role("button", name="Ramp …").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(f"B 20% → 50%: about {round(0.3 * per_hour)} more requests an hour")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_contain_text("A reason is needed")
+    assert barriers(page) == []
+    assert rest(keyed, "/v1/experiment/state")["weights"] == {"A": 0.8, "B": 0.2}
+
+    dialog.get_by_label("Reason").fill("B looks good")
+    dialog.get_by_label("Your name").fill("ada")
+    dialog.get_by_role("button", name="Confirm").click()
+
+    expect(page.locator("#experiment-summary")).to_have_text("Split: A 50%, B 50%")
+    state = rest(keyed, "/v1/experiment/state")
+    assert state["weights"] == {"A": 0.5, "B": 0.5}
+    assert state["reason"] == "B looks good"
+    assert state["by"].startswith("ada (")
+    expect(page.locator("#timeline > li").first).to_contain_text("“B looks good”")
+    expect(page.locator("#variants")).to_contain_text("B challenger 50%")
+
+    page.get_by_role("button", name="Undo the newest").click()
+    expect(dialog).to_contain_text("Undo: ramp B to 20%")
+    dialog.get_by_label("Reason").fill("it was not")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(page.locator("#experiment-summary")).to_have_text("Split: A 80%, B 20%")
+    weights = rest(keyed, "/v1/experiment/state")["weights"]
+    assert weights == {"A": pytest.approx(0.8), "B": pytest.approx(0.2)}
+    assert [each["reason"] for each in rest(keyed, "/v1/audit")["entries"]][-2:] == [
+        "B looks good",
+        "it was not",
+    ]
+
+    # After a reload it may act still, and nothing of the key is on the server's disk.
+    page.reload()
+    expect(page.locator("#may-act-why")).to_contain_text("You can act")
+    kept = [each for each in keyed.var.rglob("*") if each.is_file() and KEY.encode() in each.read_bytes()]
+    assert kept == []
+
+
+def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set_back(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+
+    def confirms(button: str, said: str) -> None:
+        page.get_by_role("button", name=button).click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text(said)
+        dialog.get_by_label("Reason").fill("to see")
+        dialog.get_by_role("button", name="Confirm").click()
+        expect(dialog).to_be_hidden()
+
+    confirms("Pause …", "B 20% → 0%")
+    expect(page.locator("#status")).to_contain_text("Paused")
+    assert rest(keyed, "/v1/experiment/state")["paused"]
+    confirms("Resume …", "B 0% → 20%")
+    expect(page.locator("#status")).to_contain_text("Running")
+    assert not rest(keyed, "/v1/experiment/state")["paused"]
+
+    before = rest(keyed, "/v1/experiment")
+    page.get_by_text("the whole document").click()
+    field = page.get_by_label("Document, JSON")
+    field.fill(json.dumps(before | {"fallback": "A"}))
+    confirms("Set …", "fallback: none → A")
+    until(lambda: rest(keyed, "/v1/experiment")["fallback"] == "A", "the document is set")
+    expect(page.locator("#timeline")).to_contain_text("fallback: none → A")
+    # The router refuses what breaks a rule, and says which; nothing is changed.
+    field.fill(json.dumps(before | {"mode": "roulette"}))
+    page.get_by_role("button", name="Set …").click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("to see")
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The router did not do it")
+    expect(page.get_by_role("dialog")).to_contain_text("mode")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
+    confirms("Undo the newest", "fallback: A → none")
+    until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
+
+
+def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to_do(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    page.get_by_role("button", name="Promote …").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("B becomes the champion, A a challenger.")
+    # Meanwhile somebody else sets another version.
+    version = rest(keyed, "/v1/experiment/state")["version"]
+    document = json.dumps(rest(keyed, "/v1/experiment")).encode()
+    elsewhere = keyed.router.sends(
+        document,
+        "/v1/experiment?reason=meanwhile",
+        "PUT",
+        Authorization=f"Bearer {KEY}",
+        If_Match=f'"{version}"',
+    )
+    assert elsewhere.status == 200
+
+    dialog.get_by_label("Reason").fill("B has won")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_contain_text("Somebody changed the experiment meanwhile")
+    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
+    assert roles == {"A": "champion", "B": "challenger"}
+
+
+def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: House, page: Page) -> None:
+    opens(page, keyed, "models")
+    for variant in ("A", "B"):
+        [version] = rest(keyed, f"/v1/variants/{variant}/versions")["versions"]
+        row = page.locator("#versions tr", has_text=version["version"])
+        auc = version["metrics"]["roc_auc"]
+        expect(row).to_contain_text(f"{auc['value']:.3f} ({auc['lower']:.3f} to {auc['upper']:.3f})")
+        expect(row).to_contain_text(f"{version['metrics']['brier']['value']:.3f}")
+        expect(row).to_contain_text(version["digest"][:8])
+        expect(row).to_contain_text("live")
+        expect(row).to_contain_text(version["algorithm"])
+        card = keyed.dashboard.gets(f"/cards/{variant}/{version['version']}")
+        assert version["digest"] in card.body.decode()
+        assert card.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+    expect(page.locator("#comparison")).to_contain_text("roc_auc")
+    page.get_by_text("Importance of the factors").click()
+    expect(page.locator("#comparison")).to_contain_text("PAY_0")
+
+
+def test_an_operator_releases_a_version_and_what_cannot_be_rolled_back_is_told(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "models")
+    expect(page.get_by_role("button", name="Release …")).to_be_disabled()
+    types_in(page, KEY)
+    page.get_by_role("button", name="Release …").click()
+    dialog = page.get_by_role("dialog")
+    [version] = rest(keyed, "/v1/variants/A/versions")["versions"]
+    expect(dialog).to_contain_text(f"A serves {version['version']}")
+    dialog.get_by_label("Reason").fill("the one we trust")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+
+    release = rest(keyed, "/v1/variants/A/releases")["releases"][-1]
+    assert (release["reason"], release["by"]) == ("the one we trust", "RUNOFF_OPERATOR_KEY")
+    expect(page.locator("#releases > li").first).to_contain_text("“the one we trust”")
+
+    page.get_by_role("button", name="Roll back …").click()
+    dialog.get_by_label("Reason").fill("to see")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_contain_text("The router did not do it")
+    expect(dialog).to_contain_text("nothing was released to 'model-a' before")
+
+
+def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
+    keyed: House, page: Page
+) -> None:
+    for client in profile("7-9 months late", 120, seed=3):
+        asks(keyed, client)
+    opens(page, keyed, "drift")
+    expect(page.locator("#drift-summary")).to_contain_text("moved away from training")
+    drift = rest(keyed, "/v1/drift?variant=A")
+    spread = drift["features"]["PAY_0"]
+    expected = psi([*spread["reference"], 0, 0], [*spread["live"], spread["missing"][1], spread["other"]])
+    assert page.evaluate(PSI_BARS)["PAY_0"] == pytest.approx(expected)
+    expect(page.locator("#psi-table")).to_contain_text("▲ more than chance")
+    expect(page.locator("#reliability-summary")).to_contain_text(
+        f"Of {drift['labelled']:,} labelled requests"
+    )
+    page.locator("#reliability-table").locator("..").locator("summary").click()
+    counts = [each["count"] for each in drift["calibration"] if each["count"]]
+    shown = page.locator("#reliability-table tbody tr td:nth-child(2)").all_inner_texts()
+    assert [int(each.replace(",", "")) for each in shown] == counts
+
+    # Of simulated traffic there is none: the page says so, and offers one thing to do.
+    page.get_by_text("Simulated", exact=True).click()
+    expect(page.locator("#drift-empty")).to_contain_text("A answered 0 requests in this range")
+    expect(page.locator("#drift-charts")).to_be_hidden()
+
+
+def test_the_verdict_is_the_routers_down_to_the_figures_and_says_what_it_rests_on(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "verdict?traffic=real")
+    told = rest(keyed, "/v1/verdict?tag=real")
+    expect(page.locator("h1")).to_have_text(told["sentence"])
+    expect(page.locator("#verdict-basis")).to_contain_text(
+        f"Labelled {told['labelled']:,} of {told['requests']:,} requests of real traffic."
+    )
+    for check in told["checks"]:
+        expect(page.locator(".checks")).to_contain_text(check["seen"])
+    [compared] = told["comparisons"]
+    points = [point for point in compared["history"] if point["difference"] is not None]
+    expect(page.locator("#funnel-0 .scatterlayer")).to_be_visible()
+    drawn = page.evaluate(
+        "document.querySelector('#funnel-0 .js-plotly-plot').data.map(each => Array.from(each.y))"
+    )
+    ends = [[point["interval"][end] for point in points] for end in ("upper", "lower")]
+    assert drawn[0] == pytest.approx(ends[0])
+    assert drawn[1] == pytest.approx(ends[1])
+    assert drawn[2] == pytest.approx([point["difference"] for point in points])
+    brier = next(row for row in compared["rows"] if row["metric"] == "brier")
+    row = page.locator("tr", has_text="Brier score")
+    expect(row).to_contain_text(f"{brier['champion']:.4g}")
+
+    # Where nothing was asked, there is nothing to judge, and no accuracy is spoken of.
+    page.get_by_text("Simulated", exact=True).click()
+    expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=simulation")["sentence"])
+    expect(page.locator("#verdict-basis")).to_contain_text("Labelled 0 of 0 requests of simulated traffic.")
+    expect(page.locator("#verdict-basis")).to_contain_text("Without outcomes nothing is said of accuracy.")
+
+
+def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_network(
+    keyed: House, page: Page, tmp_path: Path
+) -> None:
+    opens(page, keyed, "verdict?traffic=real")
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Export as one HTML file").click()
+    file = tmp_path / downloading.value.suggested_filename
+    downloading.value.save_as(file)
+    assert re.fullmatch(r"verdict-credit-default-[0-9-]{10}\.html", file.name)
+
+    page.context.set_offline(True)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=real")["sentence"])
+    expect(page.locator(".js-plotly-plot .scatterlayer")).to_be_visible()
+    assert [url for url in asked if url.startswith("http")] == []
+    with page.expect_download() as picture:
+        page.locator(".js-plotly-plot").hover()
+        page.locator(".modebar-btn[data-title*='png' i]").click()
+    assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed: House, page: Page) -> None:
+    keyed.services.kill("model_b")
+    try:
+        opens(page, keyed, "models")
+        expect(page.locator("#models-troubles")).to_contain_text("The service of B tells no versions")
+        expect(page.locator("#versions")).to_contain_text("gradient-boosted trees")
+    finally:
+        keyed.services.start_one("model_b")
+        keyed.services.wait_ready("model_b")
+
+
+def test_while_the_router_is_away_a_page_shows_what_was_known_and_comes_back(
+    keyed: House, page: Page
+) -> None:
+    opens(page, keyed, "experiment")
+    expect(page.locator("#experiment-summary")).to_contain_text("Split")
+    keyed.services.kill("router")
+    try:
+        expect(page.locator("#troubles")).to_contain_text("The router does not answer")
+        expect(page.locator("#status")).to_contain_text("Router down")
+        expect(page.locator("#experiment-summary")).to_contain_text("Split")
+    finally:
+        keyed.services.start_one("router")
+        keyed.services.wait_ready("router")
+    expect(page.locator("#troubles")).to_be_empty(timeout=60_000)
+    expect(page.locator("#status")).to_contain_text("Running")
