@@ -44,6 +44,7 @@ from router import (
     inspection,
     openapi,
     outcomes,
+    planning,
     privacy,
     services_api,
     verdict_api,
@@ -169,6 +170,7 @@ def create_app() -> Flask:
         experiment_api.blueprint(parts.experiments, _admit, parts.following.look, parts.guards.doubts)
     )
     app.register_blueprint(about.blueprint(parts.router, _admit))
+    app.register_blueprint(planning.blueprint(parts.following, parts.verdicts, _admit))
     app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
     app.register_blueprint(inspection.blueprint(parts.following, parts.fold, parts.guard, _admit))

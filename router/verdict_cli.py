@@ -1,8 +1,11 @@
-"""`runoff verdict`: which model stays, from a shell, by the router's REST API."""
+"""`runoff verdict` and `runoff plan`: which model stays, and when that can be known, from a shell."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import click
@@ -10,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from router.cli import KEY, URL, Router
-from runoff.cli import as_json, examples, say_json
+from runoff.cli import as_json, examples, say_json, say_table
 
 
 @click.command(
@@ -43,5 +46,77 @@ def verdict(*, url: str, tag: str, replay: str | None, markdown: bool, wants_jso
     return Console().print(Markdown(page))
 
 
+@click.command(
+    epilog=examples(
+        "runoff plan --difference 0.001",
+        "runoff plan --difference 0.001 --per-day 5000 --labelled 0.9 --variance 0.04 --pair-variance 0.0004",
+        "runoff plan --difference 0.001 --figure plan.html",
+    )
+)
+@click.option(
+    "--url", envvar=URL, default="http://127.0.0.1:8000", show_default=True, help=f"The router. [env: {URL}]"
+)
+@click.option(
+    "--difference", type=float, required=True, help="What is worth finding, in units of the metric."
+)
+@click.option("--metric", type=click.Choice(["brier", "log-loss", "profit"]), help="Default: what decides.")
+@click.option("--power", type=float, default=0.8, show_default=True, help="The probability to find it.")
+@click.option("--share", type=float, default=0.5, show_default=True, help="The challenger's, in a split.")
+@click.option("--tag", default="real", show_default=True, help="Of which traffic; all for any.")
+@click.option("--per-day", type=float, help="Requests a day. Default: what was seen.")
+@click.option("--labelled", type=float, help="The share whose outcome becomes known. Default: what was seen.")
+@click.option("--variance", type=float, help="Of a variant's score on a request. Default: what was seen.")
+@click.option("--pair-variance", type=float, help="Of the difference on a request. Default: what was seen.")
+@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, in one HTML file.")
+@as_json
+def plan(*, url: str, figure: Path | None, wants_json: bool, **asked: Any) -> None:
+    """Say how many outcomes, and days, a decision takes by each design.
+
+    Shadow compares both models on the same requests, and mostly takes far fewer. What is not given is taken
+    from the traffic and the outcomes that were seen.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    told = Router(url, os.environ.get(KEY)).get(f"plan?{urlencode(given)}")
+    if figure:
+        _draw(told, figure)
+    if wants_json:
+        return say_json(told)
+    click.echo(
+        f"To find a difference of {told['difference']:g} in {told['metric']} with probability"
+        f" {told['power']:g},"
+        f" at {told['per_day']:,.0f} requests a day of which {told['labelled']:.0%} get an outcome:"
+    )
+    say_table(
+        ("design", "outcomes for one look", "days", "on average, looking always", "days"),
+        [
+            (
+                *(each["design"], f"{each['fixed']:,}", f"{each['days_fixed']:,.1f}"),
+                *(f"{each['expected']:,}", f"{each['days_expected']:,.1f}"),
+            )
+            for each in told["designs"]
+        ],
+    )
+    for missing in told["missing"]:
+        click.echo(missing)
+    return None
+
+
+def _draw(told: Any, file: Path) -> None:
+    """The chance of having decided, by days, for each design."""
+    from plotly import graph_objects  # noqa: PLC0415 (it takes its time, and most do not ask for it)
+
+    drawing = graph_objects.Figure()
+    for each, dash in zip(told["designs"], ("solid", "dash", "dot"), strict=False):
+        _, days, chances = zip(*each["chances"], strict=True)
+        drawing.add_scatter(x=days, y=chances, name=each["design"], line={"dash": dash})
+    drawing.update_layout(
+        title=f"When is a difference of {told['difference']:g} in {told['metric']} found?",
+        xaxis={"title": "days", "type": "log"},
+        yaxis={"title": "chance of having decided", "range": [0, 1], "tickformat": ".0%"},
+        template="simple_white",
+    )
+    drawing.write_html(file, include_plotlyjs=True, config={"showSendToCloud": False})
+
+
 if __name__ == "__main__":
-    verdict(prog_name="runoff verdict")
+    {"verdict": verdict, "plan": plan}[sys.argv.pop(1)](prog_name="runoff")

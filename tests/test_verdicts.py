@@ -419,10 +419,31 @@ def test_the_verdict_is_told_over_rest_and_from_a_shell(
         assert ask_verdict(house, "?replay=nobody").status == 404
         assert ask_verdict(house, "?tag=NO").status == 400
 
-        def runoff(*words: str) -> str:
-            command = [sys.executable, "-m", "router.verdict_cli", "--url", house.router_url, *words]
+        def runoff(what: str, *words: str) -> str:
+            command = [sys.executable, "-m", "router.verdict_cli", what, "--url", house.router_url, *words]
             return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-        assert json.loads(runoff("--json"))["labelled"] == told["labelled"]
-        assert told["sentence"][:40] in runoff("--markdown")
-        assert "Brier score" in runoff()
+        assert json.loads(runoff("verdict", "--json"))["labelled"] == told["labelled"]
+        assert told["sentence"][:40] in runoff("verdict", "--markdown")
+        assert "Brier score" in runoff("verdict")
+
+        figure = tmp_path / "plan.html"
+        planned = json.loads(runoff("plan", "--difference", "0.01", "--figure", str(figure), "--json"))
+        schema = document["paths"]["/v1/plan"]["get"]["responses"]["200"]["content"]["application/json"]
+        Draft202012Validator({**schema["schema"], "components": document["components"]}).validate(planned)
+        by_design = {each["design"]: each for each in planned["designs"]}
+        assert set(by_design) == {"shadow", "split", "bandit"}
+        assert by_design["shadow"]["fixed"] < by_design["split"]["fixed"]
+        assert by_design["split"]["fixed"] == pytest.approx(4 * 7.849 * planned["variance"] / 1e-4, rel=1e-3)
+        assert planned["labelled"] == 1
+        assert "plotly" in figure.read_text(encoding="utf-8")
+        assert "outcomes for one look" in runoff("plan", "--difference", "0.01")
+        wrong = house.router.gets("/v1/plan?difference=0").json
+        assert (wrong["status"], wrong["errors"][0]["pointer"]) == (400, "/difference")
+        assert (
+            "there are no requests yet" in house.router.gets("/v1/plan?difference=1&tag=none").json["detail"]
+        )
+        given = "difference=0.01&tag=none&per_day=1000&labelled=0.5&variance=0.04"
+        assert [each["design"] for each in house.router.gets(f"/v1/plan?{given}").json["designs"]] == [
+            *("split", "bandit"),
+        ]
