@@ -1,0 +1,93 @@
+"""`runoff selftest`: whether the experiment as it is configured would be judged rightly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+from rich.progress import Progress
+
+from router.experiment import ExperimentError, load
+from router.verdicts import roles, rules
+from runoff.cli import as_json, console, examples, say_json, say_table
+from verdict import selftest as selftests
+from verdict.selftest import CHALLENGER, CHAMPION, Experiment, Result
+
+
+@click.command(
+    epilog=examples(
+        "runoff selftest", "runoff selftest --config experiment.toml --streams 400 --outcomes 20000"
+    )
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The document. Default: that of the router.",
+)
+@click.option("--streams", type=click.IntRange(1), default=50, show_default=True, help="Lives in each world.")
+@click.option("--outcomes", type=click.IntRange(100), help="Of each life. Default: planned_outcomes.")
+@click.option(
+    "--better",
+    type=click.FloatRange(0.5, 1),
+    default=0.76,
+    show_default=True,
+    help="AUC of a better challenger, where the champion's is 0.731.",
+)
+@click.option("--seed", type=int, default=1, show_default=True)
+@as_json
+def selftest(
+    *, config: Path | None, streams: int, outcomes: int | None, better: float, seed: int, wants_json: bool
+) -> None:
+    """Simulate the configured experiment, and say how often it would be judged wrongly.
+
+    Clients, scores and outcomes are simulated; the sums, the trust checks, the guardrails and the decision
+    are the real ones. A wrong decision at any look counts. Of the same quality at most alpha of the lives
+    should ever name a winner.
+    """
+    try:
+        document = load(config)
+    except (ExperimentError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    who, declared = roles(document), rules(document)
+    if not who.challengers:
+        raise click.ClickException("there is no challenger")
+    shares = document.shares
+    share = shares[who.challengers[0]] / (shares[who.challengers[0]] + shares[who.champion])
+    share = share if 0 < share < 1 else 0.5
+    thresholds = {
+        CHAMPION: document.decision.threshold(who.champion),
+        CHALLENGER: document.decision.threshold(who.challengers[0]),
+    }
+    declared = replace(declared, thresholds=thresholds, segments=(), sensitive=())
+    experiment = Experiment(declared, who.design, share, outcomes or declared.n_star)
+    results: list[Result] = []
+    with Progress(console=console, transient=True, disable=wants_json) as progress:
+        for scenario in selftests.scenarios(better):
+            task = progress.add_task(scenario.name, total=streams)
+            lives = []
+            for each in selftests.tried(experiment, scenario, streams, seed):
+                lives.append(each)
+                progress.advance(task)
+            results.append(lives[-1])
+    if wants_json:
+        return say_json([asdict(each) | {"interval": each.interval} for each in results])
+    say_table(
+        ("world", "lives", "wrong", "at most (95 %)", "as hoped"),
+        [
+            (
+                *(each.scenario, str(each.streams), f"{each.wrong / each.streams:.1%}"),
+                f"{each.interval[1]:.1%}",
+                f"{each.right / each.streams:.1%} {each.hoped}" if each.hoped else "",
+            )
+            for each in results
+        ],
+    )
+    late = next(each for each in results if each.scenario == "late outcomes")
+    if not document.maturity and late.interval[0] > document.decision.alpha:
+        click.echo("Declare a maturity: outcomes that come late would name a winner where there is none.")
+    return None
+
+
+if __name__ == "__main__":
+    selftest(prog_name="runoff selftest")

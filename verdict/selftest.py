@@ -1,0 +1,212 @@
+"""Would this experiment be judged rightly? It is simulated as it is configured, by the code that judges.
+
+Each stream is one life of the experiment, looked at again and again. Clients and scores are those of
+`verdict/simulate.py`: what is told is how often the rules as declared name a winner, not how good a model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import beta
+
+from verdict import guardrails, money
+from verdict.decision import judge
+from verdict.evidence import Arm, Decisions, Design, Evidence, Pairs, Period, Rules
+from verdict.moments import Moments
+from verdict.simulate import Credit, Delays, Rows, delay, score
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+LOOKS = 8
+# Of a broken challenger's answers, those that fail.
+BROKEN = 0.2
+SAME = Credit()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A world in which the experiment runs.
+
+    Attributes:
+        name: of the world.
+        wrong: the decisions that are wrong in it; of the others `right` is the one that is hoped for.
+        right: see there.
+        credit: the clients and both models.
+        errors: the share of the challenger's answers that fail.
+        late: whether outcomes become known late, those of defaults first.
+    """
+
+    name: str
+    wrong: tuple[str, ...]
+    right: str | None
+    credit: Credit = SAME
+    errors: float = 0.0
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """How many of some streams ever had a wrong decision, or at last the right one."""
+
+    scenario: str
+    streams: int
+    wrong: int
+    right: int
+    hoped: str | None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the probability of a wrong decision, at 95 % (Clopper & Pearson 1934)."""
+        return clopper_pearson(self.wrong, self.streams)
+
+
+def scenarios(better: float) -> tuple[Scenario, ...]:
+    """The worlds that are tried: `better` is the challenger's AUC where it is the better one."""
+    return (
+        Scenario("the same quality", ("promote", "keep"), None),
+        Scenario("a better challenger", ("keep",), "promote", replace(SAME, challenger=better)),
+        Scenario("late outcomes", ("promote", "keep"), None, late=True),
+        Scenario("a drifting base rate", ("promote", "keep"), None, replace(SAME, drift=1.0)),
+        Scenario("a broken challenger", ("promote",), "keep", errors=BROKEN),
+    )
+
+
+def clopper_pearson(hits: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """The exact interval of a share (Clopper & Pearson, Biometrika 1934)."""
+    lower = 0.0 if hits == 0 else float(beta.ppf(alpha / 2, hits, n - hits + 1))
+    upper = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
+    return lower, upper
+
+
+def tried(experiment: Experiment, scenario: Scenario, streams: int, seed: int = 1) -> Iterator[Result]:
+    """Let an experiment live some times in a world; the result so far after each."""
+    rng = np.random.default_rng(seed)
+    wrong = right = 0
+    for stream in range(1, streams + 1):
+        seen = [experiment.decided(evidence) for evidence in experiment.lives(scenario, rng)]
+        wrong += any(each in scenario.wrong for each in seen)
+        right += seen[-1] == scenario.right
+        yield Result(scenario.name, stream, wrong, right, scenario.right)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as it is configured.
+
+    Attributes:
+        rules: as declared; thresholds are those of the names "champion" and "challenger".
+        design: of a bandit the split at its beginning is simulated.
+        share: the challenger's.
+        outcomes: of each life.
+    """
+
+    rules: Rules
+    design: Design
+    share: float
+    outcomes: int
+
+    def decided(self, evidence: Evidence) -> str:
+        """The decision; "keep" also where a guardrail would send a canary back."""
+        found = guardrails.results(evidence, CHALLENGER, self.rules)
+        if any(each.state == "breached" for each in found):
+            return "keep"
+        return judge(evidence, self.rules).decision
+
+    def lives(self, scenario: Scenario, rng: np.random.Generator) -> Iterator[Evidence]:
+        """What is known at each look of one life."""
+        batch = max(self.outcomes // LOOKS, 1)
+        paired = self.design == "shadow"
+        evidence = Evidence(
+            "shadow" if paired else "split", CHAMPION, (CHALLENGER,), pairs={} if paired else None
+        )
+        delays = Delays()
+        for look in range(LOOKS):
+            rows = scenario.credit.draw(rng, (batch,), look / LOOKS)
+            known = np.ones(batch, bool)
+            if scenario.late and self.rules.maturity == 0:
+                # What has come by the end of the life: of the last requests the early outcomes alone.
+                left = (LOOKS - look) * (delays.paid + 1) / LOOKS
+                known = delay(rng, rows.outcome, delays) <= left
+            failed = rng.random(batch) < scenario.errors
+            mine = rng.random(batch) < self.share
+            added = self._pairs(rows, known, ~failed) if paired else self._arms(rows, known, ~failed, mine)
+            evidence = evidence + replace(added, first=float(look), last=float(look + 1))
+            yield evidence
+
+    def _pairs(self, rows: Rows, known: Any, answered: Any) -> Evidence:
+        """What a batch adds where both score each request."""
+        everybody = np.ones(len(known), bool)
+        arms = {
+            CHAMPION: self._arm(CHAMPION, rows.champion, rows.outcome, known, everybody),
+            CHALLENGER: self._arm(CHALLENGER, rows.challenger, rows.outcome, known, answered),
+        }
+        one, other, y = (each[known & answered] for each in rows)
+        costs, profit = self.rules.costs, None
+        if costs:
+            a, b = one >= self._threshold(CHAMPION), other >= self._threshold(CHALLENGER)
+            cells = [(i, j, k) for i in (True, False) for j in (True, False) for k in (0, 1)]
+            counts = {(i, j, k): int(((a == i) & (b == j) & (y == k)).sum()) for i, j, k in cells}
+            profit = money.paired(costs, counts)
+        pairs = Pairs(
+            mature=int(answered.sum()),
+            labelled=len(y),
+            brier=_sums(score("brier", one, y) - score("brier", other, y)),
+            log_loss=_sums(score("log-loss", one, y) - score("log-loss", other, y)),
+            profit=profit,
+            max_gap=float(np.abs(one - other).max(initial=0.0)),
+        )
+        return Evidence("shadow", CHAMPION, (CHALLENGER,), arms, {CHALLENGER: pairs})
+
+    def _arms(self, rows: Rows, known: Any, answered: Any, mine: Any) -> Evidence:
+        """What a batch adds where each request has one answer."""
+        asked = {CHAMPION: ~mine, CHALLENGER: mine}
+        scores = {CHAMPION: rows.champion, CHALLENGER: rows.challenger}
+        arms = {}
+        for name, which in asked.items():
+            has = answered[which] | (name == CHAMPION)
+            arms[name] = self._arm(name, scores[name][which], rows.outcome[which], known[which], has)
+        period = Period(
+            {CHAMPION: 1 - self.share, CHALLENGER: self.share},
+            {name: arm.requests for name, arm in arms.items()},
+            {name: arm.labelled for name, arm in arms.items()},
+            {name: arm.errors for name, arm in arms.items()},
+        )
+        return Evidence("split", CHAMPION, (CHALLENGER,), arms, periods=(period,))
+
+    def _arm(self, name: str, scores: Any, outcomes: Any, known: Any, answered: Any) -> Arm:
+        """The sums of a variant over what it was asked."""
+        p, y = scores[known & answered], outcomes[known & answered]
+        decisions = _decided(p, y, self._threshold(name))
+        return Arm(
+            requests=len(scores),
+            errors=len(scores) - int(answered.sum()),
+            mature=int(answered.sum()),
+            labelled=len(p),
+            positives=int(y.sum()),
+            brier=_sums(score("brier", p, y)),
+            log_loss=_sums(score("log-loss", p, y)),
+            calibration=_sums(y - p),
+            profit=money.moments(self.rules.costs, decisions) if self.rules.costs else None,
+            decisions=decisions,
+        )
+
+    def _threshold(self, name: str) -> float:
+        return self.rules.thresholds.get(name, 0.5)
+
+
+def _decided(p: Any, y: Any, threshold: float) -> Decisions:
+    flagged = p >= threshold
+    counts: Mapping[str, Any] = {
+        "tp": flagged & (y == 1),
+        "fp": flagged & (y == 0),
+        "tn": ~flagged & (y == 0),
+        "fn": ~flagged & (y == 1),
+    }
+    return Decisions(len(p), int(flagged.sum()), **{name: int(each.sum()) for name, each in counts.items()})
+
+
+def _sums(values: Any) -> Moments:
+    return Moments(len(values), float(values.sum()), float((values * values).sum()))
