@@ -35,6 +35,7 @@ def proposal(
     *,
     version: int | None = None,
     in_query: bool = False,
+    override: bool = False,
 ) -> Proposal:
     """A change to be confirmed.
 
@@ -46,6 +47,7 @@ def proposal(
         body: of the request, without the reason.
         version: of the experiment, by the look of which it is proposed.
         in_query: whether the reason goes into the query, not into the body.
+        override: whether the router may have doubts, which a typed word overrides.
     """
     return {
         "title": title,
@@ -55,6 +57,7 @@ def proposal(
         "body": body,
         "version": version,
         "in_query": in_query,
+        "override": override,
         # The same for each attempt at this change.
         "key": str(uuid.uuid4()),
     }
@@ -111,6 +114,16 @@ def _dialog() -> dmc.Modal:
                     **{"data-autofocus": True},
                 ),
                 dmc.TextInput(id="by", label="Your name", description="Beside that of the key, if you like."),
+                html.Div(
+                    id="override-row",
+                    hidden=True,
+                    children=dmc.TextInput(
+                        id="override",
+                        label="Override",
+                        description="Only against doubts of the evidence: the variant's name, typed.",
+                        autoComplete="off",
+                    ),
+                ),
                 html.Div(id="confirm-trouble", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 dmc.Group(
                     justify="flex-end",
@@ -153,8 +166,8 @@ def _know_the_key(app: Dash, router: RouterClient) -> None:
         State("may-act-why", "children"),
     )
     def judge(key: str | None, _tick: Any, may: bool | None, why: Any) -> tuple[Any, Any]:
-        # Once it was told it need not be asked again with each tick.
-        if ctx.triggered_id == "tick" and may is not None:
+        # Once it was told it need not be asked again with each tick; a key that was refused may be a new one.
+        if ctx.triggered_id == "tick" and may is not None and (may or not key):
             return no_update, no_update
         now, told = _may_act(router, key)
         return (no_update if now == may else now), (no_update if told == why else told)
@@ -187,11 +200,14 @@ def _confirm(app: Dash, router: RouterClient) -> None:
         Output("reason", "value"),
         Output("acted", "children"),
         Output("changed", "data"),
+        Output("override-row", "hidden"),
+        Output("override", "value"),
         Input("proposal", "data"),
         Input("confirm-yes", "n_clicks"),
         Input("confirm-no", "n_clicks"),
         State("reason", "value"),
         State("by", "value"),
+        State("override", "value"),
         State("operator-key", "data"),
         prevent_initial_call=True,
     )
@@ -201,28 +217,32 @@ def _confirm(app: Dash, router: RouterClient) -> None:
         _no: int | None,
         reason: str | None,
         by: str | None,
+        override: str | None,
         key: str | None,
     ) -> tuple[Any, ...]:
-        nothing = (no_update,) * 7
+        nothing = (no_update,) * 9
         if proposed is None or ctx.triggered_id == "confirm-no":
             return (False, *nothing[1:])
         if ctx.triggered_id == "proposal":
-            return True, proposed["title"], _differences(proposed), [], "", [], no_update
+            opened: tuple[Any, ...] = (True, proposed["title"], _differences(proposed), [], "", [], no_update)
+            return (*opened, not proposed["override"], "")
         reason = (reason or "").strip()
         if not reason or len(reason) > MAX_REASON:
             trouble = notice("A reason is needed", f"Say why, in at most {MAX_REASON} letters.")
             return (*nothing[:3], trouble, *nothing[4:])
         try:
-            _ask(router, proposed, reason, (by or "").strip()[:MAX_BY], key)
+            _ask(router, proposed, reason, (by or "").strip()[:MAX_BY], (override or "").strip(), key)
         except RouterDown as error:
             return (*nothing[:3], _refused(error), *nothing[4:])
         told = f"“{reason}”. It stands in the audit, and can be undone."
         done = notice(f"Done: {proposed['title']}", told, well=True)
-        return False, no_update, no_update, [], "", done, [proposed["key"], yes]
+        return False, no_update, no_update, [], "", done, [proposed["key"], yes], no_update, ""
 
 
-def _ask(router: RouterClient, proposed: Proposal, reason: str, by: str, key: str | None) -> None:
-    why = {"reason": reason} | ({"by": by} if by else {})
+def _ask(
+    router: RouterClient, proposed: Proposal, reason: str, by: str, override: str, key: str | None
+) -> None:
+    why = {"reason": reason} | ({"by": by} if by else {}) | ({"override": override} if override else {})
     path, body = proposed["path"], proposed["body"]
     router.change(
         proposed["method"],

@@ -114,6 +114,7 @@ def promote(state: Answer, document: Answer, variant: str, per_hour: int) -> Pro
         f"{EXPERIMENT}/promote",
         {"variant": variant},
         version=state["version"],
+        override=True,
     )
 
 

@@ -271,7 +271,8 @@ def blueprint(
         """
         caller = authorize("operator")
         asked = _valid(Promotion, web.json_body(), Invalid)
-        against = [] if asked.override == asked.variant else doubts(_in_force(experiments), asked.variant)
+        current = _expected(experiments)
+        against = [] if asked.override == asked.variant else doubts(current, asked.variant)
         if against:
             raise Conflict(
                 f"the evidence has doubts: {'; '.join(against)}. To promote it all the same send its name"

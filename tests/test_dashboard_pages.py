@@ -61,8 +61,16 @@ def opens(page: Page, house: House, path: str = "") -> None:
 
 
 def types_in(page: Page, key: str) -> None:
-    page.get_by_label("Operator's key", exact=True).fill(key)
-    page.get_by_role("button", name="Use this key").click()
+    field = page.get_by_label("Operator's key", exact=True)
+
+    def is_taken() -> bool:
+        # A page that is not alive yet takes nothing: one types it in again.
+        field.fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        page.wait_for_timeout(500)
+        return field.input_value() == ""
+
+    until(is_taken, "the key is taken")
 
 
 def barriers(page: Page) -> list[Any]:
@@ -271,6 +279,30 @@ def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to
     dialog.get_by_label("Reason").fill("B has won")
     dialog.get_by_role("button", name="Confirm").click()
     expect(dialog).to_contain_text("Somebody changed the experiment meanwhile")
+    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
+    assert roles == {"A": "champion", "B": "challenger"}
+
+
+def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: House, page: Page) -> None:
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    page.get_by_role("button", name="Promote …").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("I like it")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_contain_text("the evidence has doubts")
+    assert rest(keyed, "/v1/experiment")["variants"][0]["role"] == "champion"
+    dialog.get_by_label("Override").fill("B")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
+    assert roles == {"A": "challenger", "B": "champion"}
+    page.get_by_role("button", name="Undo the newest").click()
+    expect(dialog).to_be_visible()
+    expect(dialog.get_by_label("Override")).to_be_hidden()
+    dialog.get_by_label("Reason").fill("as before")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
     roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
     assert roles == {"A": "champion", "B": "challenger"}
 
