@@ -283,30 +283,6 @@ def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to
     assert roles == {"A": "champion", "B": "challenger"}
 
 
-def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: House, page: Page) -> None:
-    opens(page, keyed, "experiment")
-    types_in(page, KEY)
-    page.get_by_role("button", name="Promote …").click()
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_label("Reason").fill("I like it")
-    dialog.get_by_role("button", name="Confirm").click()
-    expect(dialog).to_contain_text("the evidence has doubts")
-    assert rest(keyed, "/v1/experiment")["variants"][0]["role"] == "champion"
-    dialog.get_by_label("Override").fill("B")
-    dialog.get_by_role("button", name="Confirm").click()
-    expect(dialog).to_be_hidden()
-    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
-    assert roles == {"A": "challenger", "B": "champion"}
-    page.get_by_role("button", name="Undo the newest").click()
-    expect(dialog).to_be_visible()
-    expect(dialog.get_by_label("Override")).to_be_hidden()
-    dialog.get_by_label("Reason").fill("as before")
-    dialog.get_by_role("button", name="Confirm").click()
-    expect(dialog).to_be_hidden()
-    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
-    assert roles == {"A": "champion", "B": "challenger"}
-
-
 def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: House, page: Page) -> None:
     opens(page, keyed, "models")
     for variant in ("A", "B"):
@@ -430,6 +406,31 @@ def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_netw
         page.locator(".js-plotly-plot").hover()
         page.locator(".modebar-btn[data-title*='png' i]").click()
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: House, page: Page) -> None:
+    # After those who look at the verdict: with another champion evidence begins anew.
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    page.get_by_role("button", name="Promote …").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("I like it")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_contain_text("the evidence has doubts")
+    assert rest(keyed, "/v1/experiment")["variants"][0]["role"] == "champion"
+    dialog.get_by_label("Override").fill("B")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
+    assert roles == {"A": "challenger", "B": "champion"}
+    page.get_by_role("button", name="Undo the newest").click()
+    expect(dialog).to_be_visible()
+    expect(dialog.get_by_label("Override")).to_be_hidden()
+    dialog.get_by_label("Reason").fill("as before")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+    roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
+    assert roles == {"A": "champion", "B": "challenger"}
 
 
 def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed: House, page: Page) -> None:
