@@ -9,15 +9,12 @@ import logging
 import threading
 from dataclasses import dataclass, field, replace
 
-from traffic.clients import PROFILES, Record, held_out, profile
-from traffic.send import send
+from traffic.clients import HELD_OUT, KINDS
+from traffic.plan import MAX_SEED, TAG, Plan
+from traffic.send import Sender, Sent, send_now
 
-TAG = "simulation"
-HELD_OUT = "held-out clients"
-KINDS = (HELD_OUT, *PROFILES)
 MAX_QUERIES = 2000
 MAX_CONCURRENCY = 16
-MAX_SEED = 999_999
 
 log = logging.getLogger(__name__)
 
@@ -79,19 +76,11 @@ class Simulator:
 
     def _run(self, order: Order) -> None:
         try:
-            for sent in send(
-                _records(order),
-                self.router_url,
-                concurrency=order.concurrency,
-                tag=TAG,
-                stop=self._stop,
-            ):
-                self.progress = replace(
-                    self.progress,
-                    done=self.progress.done + 1,
-                    failed=self.progress.failed + (sent.problem is not None),
-                    problem=self.progress.problem or sent.problem,
-                )
+            plan = Plan.model_validate({"kind": order.kind, "seed": order.seed})
+            sender = Sender(
+                self.router_url, tag=TAG, max_in_flight=order.concurrency, waits=True, stop=self._stop
+            )
+            send_now(plan.at_once(order.queries), sender, self._count)
         except Exception as error:
             # Nobody waits for this thread: what ends it must be said on the page.
             log.exception("the simulation broke off")
@@ -104,8 +93,10 @@ class Simulator:
                 stopped=self._stop.is_set() and self.progress.done < order.queries,
             )
 
-
-def _records(order: Order) -> list[Record]:
-    if order.kind == HELD_OUT:
-        return list(held_out(order.queries, order.seed))
-    return list(profile(order.kind, order.queries, order.seed))
+    def _count(self, sent: Sent) -> None:
+        self.progress = replace(
+            self.progress,
+            done=self.progress.done + 1,
+            failed=self.progress.failed + (sent.problem is not None),
+            problem=self.progress.problem or sent.problem,
+        )

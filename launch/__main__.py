@@ -22,14 +22,14 @@ from router import experiment
 from runoff.management import Management
 from runoff.store import Store, StoreError
 from traffic.clients import held_out
-from traffic.send import Sent, send
+from traffic.plan import TAG, Plan
+from traffic.send import Sender, Sent, send_now
 from verdict.split import share_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BURST = 500
 CONCURRENCY = 4
 SEED = 2009
-TAG = "simulation"
 ALL_WELL = 200
 
 # What can be wrong without a fault of ours; its message is all that is said.
@@ -118,9 +118,13 @@ def _burst(voice: Voice, services: Services) -> bool:
     began = time.perf_counter()
     replies: list[Sent] = []
     with voice.progress(f"Sending {BURST} held-out clients", BURST) as advance:
-        for reply in send(held_out(BURST, seed=SEED), url, concurrency=CONCURRENCY, tag=TAG, stop=None):
+
+        def on_sent(reply: Sent) -> None:
             replies.append(reply)
             advance(len(replies))
+
+        sender = Sender(url, tag=TAG, max_in_flight=CONCURRENCY, waits=True)
+        send_now(Plan(seed=SEED).at_once(BURST), sender, on_sent)
     seconds = time.perf_counter() - began
     answered = [reply for reply in replies if reply.status == ALL_WELL]
     voice.say(

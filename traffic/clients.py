@@ -1,14 +1,22 @@
-"""Who asks: real clients that no model was trained on, as they are or with another payment history."""
+"""Who asks: real clients that no model was trained on, as they are or with another payment history.
+
+Each has the outcome that the data set knows of. A client whose history is replaced keeps it: what the models
+are told then says something else of default than it did in training, as it does when a population drifts.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from data import credit
 
 Record = dict[str, int]
+
+HELD_OUT = "held-out clients"
 
 # The payment histories of the classic simulation: the codes of the six payment columns are drawn from
 # these (−1 paid duly, 0 revolving credit, n ≥ 1 months late).
@@ -17,37 +25,54 @@ PROFILES: dict[str, tuple[int, ...]] = {
     "2-4 months late": (2, 3, 4),
     "7-9 months late": (7, 8, 9),
 }
+KINDS = (HELD_OUT, *PROFILES)
+
+# What may happen to everybody from a moment on.
+DRIFTS: dict[str, Callable[[Record], Record]] = {
+    "two-months-late": lambda record: record | dict.fromkeys(credit.PAYMENTS, 2),
+    "half-limits": lambda record: record | {"LIMIT_BAL": max(1, record["LIMIT_BAL"] // 2)},
+}
+
+
+@dataclass(frozen=True)
+class Client:
+    """A held-out client: their number among these, what a model is told, and if they defaulted (0 or 1)."""
+
+    number: int
+    record: Record
+    outcome: int
+
+
+def population(kind: str, seed: int) -> Iterator[Client]:
+    """Clients in random order without end; once each has come, they come again in another order.
+
+    Args:
+        kind: one of KINDS.
+        seed: the same seed gives the same clients, and the same histories.
+
+    Raises:
+        KeyError: there is no such kind.
+    """
+    codes = None if kind == HELD_OUT else PROFILES[kind]
+    order, histories = random.Random(seed), random.Random(f"{kind} {seed}")
+    clients = _held_out_clients()
+    while True:
+        for number in order.sample(range(len(clients)), len(clients)):
+            client = clients[number]
+            drawn = {name: histories.choice(codes) for name in credit.PAYMENTS} if codes else {}
+            yield Client(number, client.record | drawn, client.outcome)
 
 
 def held_out(count: int, seed: int) -> Iterator[Record]:
-    """Held-out clients in random order; once each has come, they come again.
-
-    Args:
-        count: how many records.
-        seed: the same seed gives the same records.
-    """
-    rng = random.Random(seed)
-    clients = _held_out_clients()
-    while count > 0:
-        for number in rng.sample(range(len(clients)), min(count, len(clients))):
-            yield dict(clients[number])
-        count -= len(clients)
-
-
-def profile(kind: str, count: int, seed: int) -> Iterator[Record]:
-    """Held-out clients whose payment history is replaced by one of PROFILES.
-
-    Raises:
-        KeyError: there is no such profile.
-    """
-    codes = PROFILES[kind]
-    rng = random.Random(seed)
-    for client in held_out(count, seed):
-        yield client | {name: rng.choice(codes) for name in credit.PAYMENTS}
+    """The records of so many held-out clients."""
+    return (client.record for client in islice(population(HELD_OUT, seed), count))
 
 
 @cache
-def _held_out_clients() -> list[Record]:
+def _held_out_clients() -> list[Client]:
     _, frame = credit.split(credit.load())
     rows = frame[list(credit.FEATURES)].to_dict("records")
-    return [{str(name): value for name, value in row.items()} for row in rows]
+    return [
+        Client(number, {str(name): value for name, value in row.items()}, outcome)
+        for number, (row, outcome) in enumerate(zip(rows, frame[credit.TARGET].tolist(), strict=True))
+    ]
