@@ -10,7 +10,9 @@ from dash import dcc, html
 
 from dashboard import pieces
 from dashboard.pieces import chart, kind_title
-from dashboard.simulation import KINDS, MAX_CONCURRENCY, MAX_QUERIES, MAX_SEED, Order
+from dashboard.simulation import MAX_CONCURRENCY, MAX_QUERIES, Order
+from traffic.clients import KINDS
+from traffic.plan import MAX_SEED
 
 # The grid takes its colours from the style sheet, and so follows the theme by itself.
 GRID_THEME = (

@@ -9,7 +9,8 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from dashboard.charts import GRAPH_CONFIG, Stats, followed, places
-from dashboard.simulation import HELD_OUT, Progress
+from dashboard.simulation import Progress
+from traffic.clients import HELD_OUT
 
 # The share tile's strip shows this many percentage points on either side of the configured share.
 STRIP_REACH = 0.15

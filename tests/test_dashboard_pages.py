@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import CI, House, Reply, running, until
-from traffic.clients import profile
+from traffic.clients import population
 from verdict.drift import psi
 
 KEY = "an-operator's-key-of-these-tests"
@@ -330,8 +331,8 @@ def test_an_operator_releases_a_version_and_what_cannot_be_rolled_back_is_told(
 def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
     keyed: House, page: Page
 ) -> None:
-    for client in profile("7-9 months late", 120, seed=3):
-        asks(keyed, client)
+    for client in islice(population("7-9 months late", seed=3), 120):
+        asks(keyed, client.record)
     opens(page, keyed, "drift")
     expect(page.locator("#drift-summary")).to_contain_text("moved away from training")
     drift = rest(keyed, "/v1/drift?variant=A")
