@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dash import Dash, Input, Output, Patch, State, ctx, dcc, html, no_update
+from dash import Dash, Input, Output, Patch, State, dcc, html, no_update
 
-from dashboard import charts, live_layout, pieces, spreads
+from dashboard import charts, live_layout, pieces, sending, spreads
 from dashboard.charts import Points, Stats
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.shell import VIEW, View
-from dashboard.simulation import Order, Simulator
+from dashboard.simulation import Simulator
 
 PATH, TITLE = "", "Live traffic"
 layout = live_layout.layout
@@ -60,47 +60,9 @@ OUTPUTS = {
 
 def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
     """Let the page live."""
-    _take_commands(app, simulator)
+    sending.register(app, router, simulator)
     _keep_up(app, router, simulator)
     _show_one(app, router)
-
-
-def _take_commands(app: Dash, simulator: Simulator) -> None:
-    @app.callback(
-        Output("commanded", "data"),
-        Input("send", "n_clicks"),
-        Input("stop", "n_clicks"),
-        Input("sample", "n_clicks"),
-        State("kind", "value"),
-        State("queries", "value"),
-        State("concurrency", "value"),
-        State("seed", "value"),
-        prevent_initial_call=True,
-    )
-    def command(
-        send: int | None,
-        stop: int | None,
-        sample: int | None,
-        kind: str,
-        queries: Any,
-        concurrency: Any,
-        seed: Any,
-    ) -> list[int | None]:
-        usual = Order()
-        if ctx.triggered_id == "stop":
-            simulator.stop()
-        elif ctx.triggered_id == "sample":
-            simulator.start(usual)
-        else:
-            simulator.start(
-                Order(
-                    kind,
-                    _whole(queries, usual.queries),
-                    _whole(concurrency, usual.concurrency),
-                    _whole(seed, usual.seed),
-                )
-            )
-        return [send, stop, sample]
 
 
 def _keep_up(app: Dash, router: RouterClient, simulator: Simulator) -> None:
@@ -117,7 +79,7 @@ def _keep_up(app: Dash, router: RouterClient, simulator: Simulator) -> None:
         run = simulator.progress
         view = View.of(look, traffic, range_)
         news: News = dict.fromkeys(OUTPUTS, no_update) | {
-            "progress": pieces.progress(run),
+            "progress": sending.told(simulator.order, run),
             "cannot_send": run.running,
             "cannot_stop": not run.running,
         }
@@ -292,11 +254,6 @@ def _repainted(drawn: News, theme: str) -> News:
     requests, share = Patch(), Patch()
     charts.paint(requests, share, [role for _, role, _ in drawn["scene"]["variants"]], theme)
     return {"requests_chart": requests, "share_chart": share, "drawn": drawn | {"theme": theme}}
-
-
-def _whole(value: Any, usual: int) -> int:
-    """What an input field holds: a number, or nothing or a piece of one while somebody types."""
-    return int(value) if isinstance(value, int | float) else usual
 
 
 def _came(stats: Stats) -> list[Any]:

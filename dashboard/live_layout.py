@@ -8,11 +8,9 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from dashboard import pieces
-from dashboard.pieces import chart, kind_title
-from dashboard.simulation import MAX_CONCURRENCY, MAX_QUERIES, Order
-from traffic.clients import KINDS
-from traffic.plan import MAX_SEED
+from dashboard import pieces, sending
+from dashboard.pieces import chart
+from dashboard.simulation import Wish
 
 # The grid takes its colours from the style sheet, and so follows the theme by itself.
 GRID_THEME = (
@@ -32,7 +30,7 @@ def layout() -> html.Div:
             dcc.Store(id="commanded"),
             html.H1(id="summary", children="Live traffic"),
             html.Div(id="tiles", className="tiles", children=[dmc.Skeleton(height=124) for _ in range(5)]),
-            html.Div(className="columns", children=[_simulation(Order()), _results()]),
+            html.Div(className="columns", children=[sending.card(Wish()), _results()]),
             _one_request(),
         ]
     )
@@ -65,66 +63,6 @@ def _results() -> html.Div:
                 ],
             ),
         ],
-    )
-
-
-def _simulation(order: Order) -> html.Section:
-    return html.Section(
-        className="card simulation",
-        **{"aria-label": "Simulation"},  # type: ignore[arg-type]
-        children=dmc.Stack(
-            gap="sm",
-            children=[
-                html.H2("Simulate traffic"),
-                dmc.Select(
-                    id="kind",
-                    label="Who asks",
-                    data=[{"value": kind, "label": kind_title(kind)} for kind in KINDS],
-                    value=order.kind,
-                    allowDeselect=False,
-                ),
-                _number(
-                    "queries", f"Queries, up to {MAX_QUERIES:,}", order.queries, (1, MAX_QUERIES), step=50
-                ),
-                dmc.Group(
-                    grow=True,
-                    gap="sm",
-                    children=[
-                        _number("concurrency", "At once", order.concurrency, (1, MAX_CONCURRENCY)),
-                        _number("seed", "Seed", order.seed, (0, MAX_SEED)),
-                    ],
-                ),
-                dmc.Group(
-                    grow=True,
-                    gap="sm",
-                    mt=4,
-                    children=[
-                        dmc.Button("Send", id="send", className="primary"),
-                        dmc.Button("Stop", id="stop", variant="default", disabled=True),
-                    ],
-                ),
-                html.Div(id="progress", **{"aria-live": "polite"}),  # type: ignore[arg-type]
-                html.P(
-                    "Each query goes through the router to a model, and is tagged as simulated. "
-                    "Opening this page sends nothing.",
-                    className="note",
-                ),
-            ],
-        ),
-    )
-
-
-def _number(name: str, label: str, value: int, bounds: tuple[int, int], step: int = 1) -> dmc.NumberInput:
-    least, most = bounds
-    return dmc.NumberInput(
-        id=name,
-        label=label,
-        value=value,
-        min=least,
-        max=most,
-        step=step,
-        allowDecimal=False,
-        hideControls=True,
     )
 
 

@@ -9,7 +9,6 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from dashboard.charts import GRAPH_CONFIG, Stats, followed, places
-from dashboard.simulation import Progress
 from traffic.clients import HELD_OUT
 
 # The share tile's strip shows this many percentage points on either side of the configured share.
@@ -266,30 +265,6 @@ def why_empty(stats: Stats, tag: str | None) -> str:
     if on_record:
         return f"The router has {on_record:,} requests on record, none of them {_kind(tag)}."
     return "The router has nothing on record. Send some traffic, and it will show here."
-
-
-def progress(run: Progress) -> list[Any]:
-    """How far the simulation is."""
-    if run.order is None:
-        return []
-    total = run.order.queries
-    state = "Sending" if run.running else "Stopped" if run.stopped else "Sent"
-    text = f"{state}: {run.done:,} of {total:,}"
-    if run.failed:
-        text += f", {run.failed:,} failed"
-    bar = dmc.Progress(
-        value=100 * run.done / total,
-        animated=run.running,
-        color="var(--ink)",
-        mb=6,
-        **{"aria-label": "queries sent"},
-    )
-    notes = [html.P(text, id="progress-text", className="note")]
-    if run.running:
-        notes.append(html.P(kind_title(run.order.kind), className="note"))
-    if run.problem:
-        notes.append(html.P(f"First failure: {run.problem}", className="note"))
-    return [bar, *notes]
 
 
 def failing(stats: Stats) -> list[html.Div]:

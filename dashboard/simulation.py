@@ -1,102 +1,118 @@
-"""The classic simulation: a bounded number of queries, sent in the background, one run at a time.
+"""The simulation that the live page runs: in the background, one at a time, and within bounds.
 
-The run lives in the server, so that a tab that is reloaded, and any other tab, finds it again.
+It lives in the server, so that a tab that is reloaded, and any other tab, finds it again.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
-from traffic.clients import HELD_OUT, KINDS
-from traffic.plan import MAX_SEED, TAG, Plan
-from traffic.send import Sender, Sent, send_now
+from traffic.clients import DRIFTS, HELD_OUT, KINDS
+from traffic.faults import FAULTS, Break
+from traffic.plan import MAX_SEED, Plan, Shape
+from traffic.simulation import Late, Order, Progress, Simulation
 
 MAX_QUERIES = 2000
 MAX_CONCURRENCY = 16
+MAX_RATE = 100
+MAX_SECONDS = 3600
+MAX_LATE = 600
 
-log = logging.getLogger(__name__)
+# Queries that come as soon as others are answered, or a stream of the traffic's shapes.
+QUERIES = "queries"
+Pace = Literal["queries", "steady", "bursts", "ramp"]
+NONE = "none"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to send. Numbers beyond the bounds are brought within them."""
+class Wish:
+    """What somebody asks for by the page's form. What is beyond the bounds is brought within them.
+
+    `late` is after how many seconds outcomes are told in the mean, None for never. Drift and faults begin
+    with the first request of queries, and at half time of a stream.
+    """
 
     kind: str = HELD_OUT
+    pace: str = QUERIES
     queries: int = 100
     concurrency: int = 4
+    rate: int = 10
+    seconds: int = 60
     seed: int = 1
+    late: int | None = None
+    drift: str = NONE
+    fault: str = NONE
 
-    def bounded(self) -> Order:
+    def bounded(self) -> Wish:
         return replace(
             self,
             kind=self.kind if self.kind in KINDS else HELD_OUT,
+            pace=self.pace if self.pace in get_args(Pace) else QUERIES,
             queries=min(max(self.queries, 1), MAX_QUERIES),
             concurrency=min(max(self.concurrency, 1), MAX_CONCURRENCY),
+            rate=min(max(self.rate, 1), MAX_RATE),
+            seconds=min(max(self.seconds, 1), MAX_SECONDS),
             seed=min(max(self.seed, 0), MAX_SEED),
+            late=None if self.late is None else min(max(self.late, 0), MAX_LATE),
+            drift=self.drift if self.drift in DRIFTS else NONE,
+            fault=self.fault if self.fault in FAULTS else NONE,
         )
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the run of an order is. `problem` is the first thing that went wrong."""
-
-    order: Order | None = None
-    done: int = 0
-    failed: int = 0
-    running: bool = False
-    stopped: bool = False
-    problem: str | None = None
+    def order(self, challenger: str | None) -> Order:
+        """What is sent for it; `challenger` is the variant that breaks, if one does."""
+        it = self.bounded()
+        shape = get_args(Shape)
+        streams = it.pace in shape
+        half = it.seconds / 2 if streams else 0.0
+        plan = {
+            "kind": it.kind,
+            "seed": it.seed,
+            "rate": it.rate,
+            "seconds": it.seconds,
+            "shape": it.pace if streams else "steady",
+            "drift": None if it.drift == NONE else it.drift,
+            "drift_at": half,
+        }
+        broken = {"variant": challenger, "fault": it.fault, "at": half}
+        return Order(
+            plan=Plan.model_validate(plan),
+            queries=None if streams else it.queries,
+            at_once=it.concurrency,
+            outcomes=None if it.late is None else Late(mean=it.late),
+            broken=None if challenger is None or it.fault == NONE else Break.model_validate(broken),
+        )
 
 
 @dataclass
 class Simulator:
-    """Runs one order at a time against a router."""
+    """Runs one simulation at a time against a router."""
 
     router_url: str
-    progress: Progress = field(default_factory=Progress)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _now: Simulation | None = None
 
-    def start(self, order: Order) -> bool:
+    @property
+    def order(self) -> Order | None:
+        """What was ordered last; None before the first time."""
+        return self._now.order if self._now else None
+
+    @property
+    def progress(self) -> Progress:
+        """How far that is."""
+        return self._now.progress if self._now else Progress()
+
+    def start(self, order: Order, key: str | None = None) -> bool:
         """Start a run in the background; false, and nothing is done, while another one runs."""
-        order = order.bounded()
         with self._lock:
             if self.progress.running:
                 return False
-            self.progress = Progress(order, running=True)
-            self._stop.clear()
-        threading.Thread(target=self._run, args=(order,), name="simulation", daemon=True).start()
+            self._now = Simulation(order, self.router_url, key)
+        threading.Thread(target=self._now.run, name="simulation", daemon=True).start()
         return True
 
     def stop(self) -> None:
-        """Send no further query; those under way are still waited for."""
-        self._stop.set()
-
-    def _run(self, order: Order) -> None:
-        try:
-            plan = Plan.model_validate({"kind": order.kind, "seed": order.seed})
-            sender = Sender(
-                self.router_url, tag=TAG, max_in_flight=order.concurrency, waits=True, stop=self._stop
-            )
-            send_now(plan.at_once(order.queries), sender, self._count)
-        except Exception as error:
-            # Nobody waits for this thread: what ends it must be said on the page.
-            log.exception("the simulation broke off")
-            self.progress = replace(self.progress, problem=f"the run broke off: {type(error).__name__}")
-            self._stop.set()
-        finally:
-            self.progress = replace(
-                self.progress,
-                running=False,
-                stopped=self._stop.is_set() and self.progress.done < order.queries,
-            )
-
-    def _count(self, sent: Sent) -> None:
-        self.progress = replace(
-            self.progress,
-            done=self.progress.done + 1,
-            failed=self.progress.failed + (sent.problem is not None),
-            problem=self.progress.problem or sent.problem,
-        )
+        """Send nothing further; what is under way is still waited for."""
+        if self._now:
+            self._now.stop()

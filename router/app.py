@@ -384,6 +384,8 @@ def _stands(
     mine = sum((each for key, each in counts.items() if key[2] == variant.name), NOTHING)
     period = {key[2]: each.requests for key, each in counts.items() if key[:2] == tuple(current.place)}
     k, n = period.get(variant.name, 0), sum(period.values())
+    # What its service failed at before it was another one says nothing of this one.
+    asked = any(key[2] == variant.name and key[0] >= current.series for key in counts)
     configured = current.weights[variant.name]
     lower, upper = share_interval(k, n, configured)
     return {
@@ -401,7 +403,7 @@ def _stands(
         "answered": mine.answered,
         "refused": mine.refused,
         "failed": mine.failed,
-        "failing": standing["problem"] if standing else None,
+        "failing": standing["problem"] if standing and asked else None,
         "mean_prediction": mine.mean_prediction,
         "latency_ms": (
             {name: latency.quantile(share) for name, share in QUANTILES.items()} if latency else None

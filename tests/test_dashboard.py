@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from data.credit import PAYMENTS
-from tests.conftest import PATIENCE, House
+from tests.conftest import PATIENCE, House, until
 from traffic.clients import PROFILES
 
 # All bars of the request chart as [request id, probability], and the crosses of what was not answered.
@@ -75,6 +75,60 @@ def test_clients_of_a_payment_profile_come_to_the_record_with_that_payment_histo
     assert len(rows) == 25
     codes = {row["features"][name] for row in rows for name in PAYMENTS}
     assert codes <= set(PROFILES["7-9 months late"])
+
+
+def test_a_stream_whose_outcomes_come_late_is_seen_to_come_true_on_the_verdict_page(
+    own_house: House, page: Page
+) -> None:
+    opens(page, own_house)
+    page.get_by_role("textbox", name="How they come").click()
+    page.get_by_role("option", name="A steady stream").click()
+    expect(page.get_by_role("textbox", name="Queries")).to_be_hidden()
+    page.get_by_role("textbox", name="Per second").fill("40")
+    page.get_by_role("textbox", name="Seconds").fill("4")
+    page.get_by_text("Outcomes, drift, faults, seed").click()
+    page.get_by_role("textbox", name="Tell true outcomes").fill("1")
+    page.get_by_role("textbox", name="What happens to those who ask").click()
+    page.get_by_role("option", name="All pay two months late").click()
+    page.get_by_role("button", name="Send", exact=True).click()
+
+    expect(page.locator("#progress-text")).to_have_text(re.compile(r"Sent: \d+ in 4 s$"))
+    expect(page.locator("#progress-outcomes")).to_have_text(re.compile(r"^Outcomes: \d+ told$"))
+    rows = own_house.record()
+    sent = int(page.locator("#progress-text").inner_text().split()[1])
+    told = int(page.locator("#progress-outcomes").inner_text().split()[1])
+    assert sent == told == len(rows) > 60
+    # At half time, and in the order in which they were sent.
+    late = [set(row["features"][name] for name in PAYMENTS) == {2} for row in sorted(rows, key=number)]
+    assert not any(late[:10])
+    assert all(late[-10:])
+
+    page.get_by_role("link", name="Verdict", exact=True).click()
+    page.get_by_text("Simulated", exact=True).click()
+    expect(page.locator("#verdict-basis")).to_contain_text(
+        f"Labelled {told:,} of {sent:,} requests of simulated"
+    )
+
+
+def test_a_challenger_that_is_to_break_breaks_and_is_mended(own_house: House, page: Page) -> None:
+    opens(page, own_house)
+    before = own_house.router.gets("/v1/experiment").json
+    page.get_by_text("Outcomes, drift, faults, seed").click()
+    page.get_by_role("textbox", name="What happens to the challenger").click()
+    page.get_by_role("option", name="Fails every other time").click()
+    page.get_by_role("button", name="Send", exact=True).click()
+
+    expect(page.locator("#progress-text")).to_have_text(re.compile(r"Sent: 100 of 100, \d+ failed"))
+    expect(page.locator("#progress")).to_contain_text("this variant is broken on purpose")
+    failed = own_house.stats()["variants"]["B"]["failed"]
+    assert failed == int(page.locator("#progress-text").inner_text().split()[-2])
+    until(lambda: own_house.router.gets("/v1/experiment").json == before, "B is mended")
+    expect(page.locator("#troubles")).to_be_empty()
+
+
+def number(row: dict[str, Any]) -> int:
+    """Which of its run a request was."""
+    return int(row["id"].rpartition("-")[2])
 
 
 def test_a_run_is_found_again_after_a_reload_and_can_be_stopped(house: House, page: Page) -> None:

@@ -460,3 +460,23 @@ def test_while_the_router_is_away_a_page_shows_what_was_known_and_comes_back(
         keyed.services.wait_ready("router")
     expect(page.locator("#troubles")).to_be_empty(timeout=60_000)
     expect(page.locator("#status")).to_contain_text("Running")
+
+
+def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
+    keyed: House, page: Page
+) -> None:
+    start = rest(keyed, "/v1/stats")["cursor"]
+    opens(page, keyed)
+    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10, 10 failed")
+    expect(page.locator("#progress")).to_contain_text("the router asks for a key")
+    assert rest(keyed, "/v1/stats")["cursor"] == start
+
+    page.get_by_role("link", name="Experiment", exact=True).click()
+    types_in(page, KEY)
+    page.get_by_role("link", name="Live traffic", exact=True).click()
+    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10")
+    assert rest(keyed, "/v1/stats")["cursor"] == start + 10

@@ -1,0 +1,263 @@
+"""The card by which simulated traffic is sent: who asks, how they come, and what happens to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, ctx, html
+
+from dashboard.pieces import kind_title
+from dashboard.router_client import RouterClient, RouterDown
+from dashboard.simulation import (
+    MAX_CONCURRENCY,
+    MAX_LATE,
+    MAX_QUERIES,
+    MAX_RATE,
+    MAX_SECONDS,
+    NONE,
+    QUERIES,
+    Simulator,
+    Wish,
+)
+from traffic.clients import KINDS
+from traffic.plan import MAX_SEED
+from traffic.simulation import Order, Progress
+
+PACES = {
+    QUERIES: "Some queries, one after the other",
+    "steady": "A steady stream",
+    "bursts": "Bursts",
+    "ramp": "A ramp, slow at first",
+}
+DRIFTS = {
+    NONE: "Nothing",
+    "two-months-late": "All pay two months late",
+    "half-limits": "All limits are halved",
+}
+FAULTS = {
+    NONE: "Nothing",
+    "errors": "Fails every other time",
+    "slow": "Answers 0.3 s late",
+    "upside-down": "Says 1 − p for p",
+}
+
+
+def card(usual: Wish) -> html.Section:
+    """The form, filled in with what is usual."""
+    return html.Section(
+        className="card simulation",
+        **{"aria-label": "Simulation"},  # type: ignore[arg-type]
+        children=dmc.Stack(
+            gap="sm",
+            children=[
+                html.H2("Simulate traffic"),
+                _select("kind", "Who asks", {kind: kind_title(kind) for kind in KINDS}, usual.kind),
+                _select("pace", "How they come", PACES, usual.pace),
+                html.Div(
+                    id="of-queries",
+                    className="two",
+                    children=[
+                        _number("queries", "Queries", usual.queries, (1, MAX_QUERIES), step=50),
+                        _number("concurrency", "At once", usual.concurrency, (1, MAX_CONCURRENCY)),
+                    ],
+                ),
+                html.Div(
+                    id="of-streams",
+                    hidden=True,
+                    className="two",
+                    children=[
+                        _number("per-second", "Per second", usual.rate, (1, MAX_RATE)),
+                        _number("seconds", "Seconds", usual.seconds, (1, MAX_SECONDS), step=30),
+                    ],
+                ),
+                _more(usual),
+                dmc.Group(
+                    grow=True,
+                    gap="sm",
+                    mt=4,
+                    children=[
+                        dmc.Button("Send", id="send", className="primary"),
+                        dmc.Button("Stop", id="stop", variant="default", disabled=True),
+                    ],
+                ),
+                html.Div(id="progress", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+                html.P(
+                    "Each query goes through the router to a model, and is tagged as simulated. "
+                    "Opening this page sends nothing. A router with keys takes the operator's: "
+                    "type it in on the page Experiment.",
+                    className="note",
+                ),
+            ],
+        ),
+    )
+
+
+def _more(usual: Wish) -> html.Details:
+    return html.Details(
+        [
+            html.Summary("Outcomes, drift, faults, seed"),
+            dmc.Stack(
+                gap="sm",
+                mt=6,
+                children=[
+                    dmc.NumberInput(
+                        id="late",
+                        label="Tell true outcomes after, s",
+                        description="In the mean; empty: never. The verdict rests on them.",
+                        value=usual.late,
+                        min=0,
+                        max=MAX_LATE,
+                        allowDecimal=False,
+                        hideControls=True,
+                    ),
+                    _select("drift", "What happens to those who ask", DRIFTS, usual.drift),
+                    _select(
+                        "fault",
+                        "What happens to the challenger",
+                        FAULTS,
+                        usual.fault,
+                        "A change of the experiment, taken back at the end: the evidence begins anew.",
+                    ),
+                    html.P(
+                        "A stream drifts and breaks at half time, queries from the first.", className="note"
+                    ),
+                    _number("seed", "Seed", usual.seed, (0, MAX_SEED)),
+                ],
+            ),
+        ]
+    )
+
+
+def _select(
+    name: str, label: str, options: dict[str, str], value: str, description: str | None = None
+) -> dmc.Select:
+    data = [{"value": each, "label": title} for each, title in options.items()]
+    return dmc.Select(
+        id=name, label=label, description=description, data=data, value=value, allowDeselect=False
+    )
+
+
+def _number(name: str, label: str, value: int, bounds: tuple[int, int], step: int = 1) -> dmc.NumberInput:
+    least, most = bounds
+    return dmc.NumberInput(
+        id=name,
+        label=f"{label} ≤ {most:,}",
+        value=value,
+        min=least,
+        max=most,
+        step=step,
+        allowDecimal=False,
+        hideControls=True,
+    )
+
+
+def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
+    """Let the form live: what it shows follows how requests come, and its buttons send and stop."""
+
+    @app.callback(Output("of-queries", "hidden"), Output("of-streams", "hidden"), Input("pace", "value"))
+    def follow(pace: str) -> tuple[bool, bool]:
+        return pace != QUERIES, pace == QUERIES
+
+    @app.callback(
+        Output("commanded", "data"),
+        Input("send", "n_clicks"),
+        Input("stop", "n_clicks"),
+        Input("sample", "n_clicks"),
+        {
+            "kind": State("kind", "value"),
+            "pace": State("pace", "value"),
+            "drift": State("drift", "value"),
+            "fault": State("fault", "value"),
+        },
+        {
+            "queries": State("queries", "value"),
+            "concurrency": State("concurrency", "value"),
+            "rate": State("per-second", "value"),
+            "seconds": State("seconds", "value"),
+            "seed": State("seed", "value"),
+        },
+        State("late", "value"),
+        State("operator-key", "data"),
+        prevent_initial_call=True,
+    )
+    def command(
+        send: int | None,
+        stop: int | None,
+        sample: int | None,
+        chosen: dict[str, Any],
+        counts: dict[str, Any],
+        late: Any,
+        key: str | None,
+    ) -> list[int | None]:
+        if ctx.triggered_id == "stop":
+            simulator.stop()
+        elif ctx.triggered_id == "sample":
+            simulator.start(Wish().order(None), key)
+        else:
+            # A field may hold nothing or a piece of a number while somebody types.
+            numbers: dict[str, Any] = {
+                name: int(value) for name, value in counts.items() if isinstance(value, int | float)
+            }
+            late = int(late) if isinstance(late, int | float) else None
+            wish = Wish(**chosen, **numbers, late=late)
+            simulator.start(wish.order(_challenger(router)), key)
+        return [send, stop, sample]
+
+
+def _challenger(router: RouterClient) -> str | None:
+    """The first challenger; None where there is none, or nobody can tell."""
+    try:
+        variants = router.stats(None)["variants"]
+    except RouterDown:
+        return None
+    return next((str(each["name"]) for each in variants if each["role"] == "challenger"), None)
+
+
+def told(order: Order | None, run: Progress) -> list[Any]:
+    """How far the simulation is, and what went wrong first."""
+    if order is None:
+        return []
+    if order.queries:
+        done = run.done / order.queries
+        text = f"{run.done:,} of {order.queries:,}"
+    else:
+        whole = order.plan.seconds
+        done = min(1.0, run.seconds / whole)
+        text = f"{run.done:,} in {min(run.seconds, whole):.0f}"
+        text += f" of {whole:.0f} s" if run.sending or run.stopped else " s"
+    text = f"{'Sending' if run.sending else 'Stopped' if run.stopped else 'Sent'}: {text}"
+    if run.failed:
+        text += f", {run.failed:,} failed"
+    if run.not_sent:
+        text += f", {run.not_sent:,} not sent in time"
+    bar = dmc.Progress(
+        value=100 * done,
+        animated=run.sending,
+        color="var(--ink)",
+        mb=6,
+        **{"aria-label": "requests sent"},
+    )
+    notes = [html.P(text, id="progress-text", className="note")]
+    if order.outcomes:
+        to_come = f", {run.untold:,} to come" if run.untold else ""
+        notes.append(
+            html.P(f"Outcomes: {run.told:,} told{to_come}", id="progress-outcomes", className="note")
+        )
+    if run.sending:
+        notes.append(html.P(_going_on(order, run), className="note"))
+    if run.problem:
+        notes.append(html.P(f"First failure: {run.problem}", className="note"))
+    return [bar, *notes]
+
+
+def _going_on(order: Order, run: Progress) -> str:
+    """Who asks, and what has happened to them and to the challenger by now."""
+    words = [kind_title(order.plan.kind)]
+    if order.plan.drift and run.seconds >= order.plan.drift_at:
+        words.append(DRIFTS[order.plan.drift].lower())
+    if order.broken and run.seconds >= order.broken.at:
+        words.append(
+            f"{order.broken.variant} {FAULTS[order.broken.fault][0].lower()}{FAULTS[order.broken.fault][1:]}"
+        )
+    return "; ".join(words)

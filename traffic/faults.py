@@ -1,0 +1,201 @@
+"""A variant that is broken on purpose: a service that stands before a model's own, and spoils its answers.
+
+The router is told to look for the variant there, by a change of the experiment like any other: it stands in
+the audit, takes the operator's key where the router has keys, and is taken back at the end. Both changes let
+the evidence of the experiment begin anew, since another service answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+Fault = Literal["errors", "slow", "upside-down"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+ERROR_SHARE = 0.5
+SLOW_SECONDS = 0.3
+HERE = "127.0.0.1"
+MAX_BYTES = 64 * 1024**2
+TIMEOUT_SECONDS = 30.0
+OK = 200
+# Somebody else may change the experiment at the same moment.
+ATTEMPTS = 5
+STALE = 412
+# Of one connection, not of the message (RFC 9110 section 7.6.1), or said anew for what is passed on.
+NOT_PASSED_ON = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"} | {
+    "host",
+    "content-length",
+    "content-encoding",
+}
+
+
+class CannotBreak(Exception):
+    """The variant cannot be broken, or not be mended; the message says why, and what is to be done."""
+
+
+class Break(BaseModel):
+    """Which variant is to break, how, and how many seconds after the beginning.
+
+    With "errors" half of its answers are failures (status 500), "slow" ones come 0.3 s late, and
+    "upside-down" ones say 1 − p where its model says p.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: str
+    fault: Fault = "errors"
+    at: Annotated[float, Field(ge=0)] = 0.0
+
+
+@asynccontextmanager
+async def broken(wanted: Break, url: str, session: aiohttp.ClientSession, seed: int) -> AsyncIterator[None]:
+    """Let a variant of the router at `url` be broken within this context.
+
+    Args:
+        wanted: which one, how and when.
+        url: of the router, on this machine: it must reach a service of this process.
+        session: whose headers open the router.
+        seed: of which answers fail.
+
+    Raises:
+        CannotBreak: the router is elsewhere, has no such variant, or does not let us; or when the context
+            ends, it could not be mended.
+    """
+    if not _is_here(url):
+        raise CannotBreak(f"only a variant of a router on this machine can be broken, and {url} is elsewhere")
+    document, _ = await _experiment(session, url)
+    own = next((each["url"] for each in document["variants"] if each["name"] == wanted.variant), None)
+    if own is None:
+        names = ", ".join(each["name"] for each in document["variants"])
+        raise CannotBreak(f"there is no variant {wanted.variant}: there are {names}")
+    since = asyncio.Event()
+    runner = web.AppRunner(_spoiling(own, wanted.fault, since, random.Random(f"faults {seed}")))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, HERE, 0).start()
+        address = f"http://{HERE}:{runner.addresses[0][1]}"
+        why = (
+            f"simulation: {wanted.variant} is to break on purpose ({wanted.fault}); its own service is {own}"
+        )
+        await _move(session, url, wanted.variant, before=own, after=address, why=why)
+        timer = asyncio.get_running_loop().call_later(wanted.at, since.set)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            why = f"simulation: {wanted.variant} is mended, and answers from its own service"
+            await asyncio.shield(_move(session, url, wanted.variant, before=address, after=own, why=why))
+    finally:
+        await runner.cleanup()
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _experiment(session: aiohttp.ClientSession, url: str) -> tuple[dict[str, Any], str]:
+    """The experiment's document and its ETag."""
+    async with session.get(f"{url}/v1/experiment") as response:
+        document = await _told(response)
+        return document, response.headers["ETag"]
+
+
+async def _move(
+    session: aiohttp.ClientSession, url: str, variant: str, *, before: str, after: str, why: str
+) -> None:
+    """Let the router look for a variant at another address, if it looks for it at `before`."""
+    for _ in range(ATTEMPTS):
+        document, etag = await _experiment(session, url)
+        mine = [each for each in document["variants"] if (each["name"], each["url"]) == (variant, before)]
+        if not mine:
+            # Somebody decided otherwise meanwhile, and that stays.
+            return
+        mine[0]["url"] = after
+        headers = {"If-Match": etag}
+        async with session.put(
+            f"{url}/v1/experiment", params={"reason": why}, json=document, headers=headers
+        ) as response:
+            if response.status != STALE:
+                await _told(response)
+                return
+    raise CannotBreak(f"others change the experiment all the time; variant {variant} stays at {before}")
+
+
+async def _told(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    try:
+        told = await response.json()
+    except (aiohttp.ContentTypeError, ValueError):
+        raise CannotBreak(f"what answers at {response.url.origin()} is no router") from None
+    if response.status != OK:
+        raise CannotBreak(f"the router says: {told.get('detail', response.status)}")
+    return dict(told)
+
+
+def _spoiling(own: str, fault: Fault, since: asyncio.Event, rng: random.Random) -> web.Application:
+    """A service that answers as the one at `own` does, and spoils predictions once `since` is set."""
+    session = aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+    async def answer(request: web.Request) -> web.Response:
+        spoilt = since.is_set() and request.method == "POST" and request.path == "/predict"
+        if spoilt and fault == "errors" and rng.random() < ERROR_SHARE:
+            problem = {
+                "title": "Broken on purpose",
+                "status": 500,
+                "detail": "this variant is broken on purpose",
+            }
+            return web.json_response(problem, status=500, content_type="application/problem+json")
+        if spoilt and fault == "slow":
+            await asyncio.sleep(SLOW_SECONDS)
+        reply = await _ask(session, own, request)
+        if spoilt and fault == "upside-down" and reply.status == OK:
+            return _upside_down(reply)
+        return reply
+
+    app = web.Application(client_max_size=64 * 1024**2)
+
+    async def close(_: web.Application) -> None:
+        await session.close()
+
+    app = web.Application(client_max_size=MAX_BYTES)
+    app.router.add_route("*", "/{path:.*}", answer)
+    app.on_cleanup.append(close)
+    return app
+
+
+def _upside_down(reply: web.Response) -> web.Response:
+    assert isinstance(reply.body, bytes)
+    told = json.loads(reply.body)
+    told["prediction"] = 1 - told["prediction"]
+    headers = {name: value for name, value in reply.headers.items() if name.lower() not in NOT_PASSED_ON}
+    return web.Response(status=reply.status, headers=headers, body=json.dumps(told).encode())
+
+
+async def _ask(session: aiohttp.ClientSession, own: str, request: web.Request) -> web.Response:
+    """What a variant's own service answers; 502 where it does not."""
+    headers = {name: value for name, value in request.headers.items() if name.lower() not in NOT_PASSED_ON}
+    try:
+        async with session.request(
+            request.method, f"{own}{request.path_qs}", data=await request.read(), headers=headers
+        ) as response:
+            kept = {n: value for n, value in response.headers.items() if n.lower() not in NOT_PASSED_ON}
+            return web.Response(status=response.status, headers=kept, body=await response.read())
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        problem = {"title": "Bad gateway", "status": 502, "detail": f"{own} does not answer: {error}"}
+        return web.json_response(problem, status=502, content_type="application/problem+json")
