@@ -25,7 +25,7 @@ from traffic.plan import MAX_SEED
 from traffic.simulation import Order, Progress
 
 PACES = {
-    QUERIES: "Some queries, one after the other",
+    QUERIES: "A number of queries",
     "steady": "A steady stream",
     "bursts": "Bursts",
     "ramp": "A ramp, slow at first",

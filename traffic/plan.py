@@ -36,7 +36,7 @@ class Plan(BaseModel):
     """Which traffic. With the same plan come the same clients, as the same units, at the same moments.
 
     `rate` is in requests per second, times are in seconds. With `users` there are so many units, who come
-    again and again; without, each client is a unit.
+    again and again; without, each request is a unit of its own, though the data's clients come again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +70,6 @@ class Plan(BaseModel):
         changed = DRIFTS[self.drift] if self.drift else None
         for number, (at, client) in enumerate(zip(due, population(self.kind, self.seed), strict=False)):
             record = changed(client.record) if changed and at >= self.drift_at else client.record
-            unit = number % self.users if self.users else client.number
+            unit = number % self.users if self.users else number
             body = json.dumps(record, separators=(",", ":")).encode()
             yield Request(at, f"{run}-{number}", f"{self.seed}-{unit}", body, client.outcome)

@@ -76,7 +76,7 @@ NOT_BEFORE = click.FloatRange(0)
     "--users",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="So many units, who come again; else each client is one.",
+    help="So many units, who come again; else each request is one.",
 )
 @click.option(
     "--seed",
