@@ -36,9 +36,8 @@ DRIFTS: dict[str, Callable[[Record], Record]] = {
 
 @dataclass(frozen=True)
 class Client:
-    """A held-out client: their number among these, what a model is told, and if they defaulted (0 or 1)."""
+    """A held-out client: what a model is told of them, and if they defaulted (0 or 1)."""
 
-    number: int
     record: Record
     outcome: int
 
@@ -57,10 +56,9 @@ def population(kind: str, seed: int) -> Iterator[Client]:
     order, histories = random.Random(seed), random.Random(f"{kind} {seed}")
     clients = _held_out_clients()
     while True:
-        for number in order.sample(range(len(clients)), len(clients)):
-            client = clients[number]
+        for client in order.sample(clients, len(clients)):
             drawn = {name: histories.choice(codes) for name in credit.PAYMENTS} if codes else {}
-            yield Client(number, client.record | drawn, client.outcome)
+            yield Client(client.record | drawn, client.outcome)
 
 
 def held_out(count: int, seed: int) -> Iterator[Record]:
@@ -73,6 +71,6 @@ def _held_out_clients() -> list[Client]:
     _, frame = credit.split(credit.load())
     rows = frame[list(credit.FEATURES)].to_dict("records")
     return [
-        Client(number, {str(name): value for name, value in row.items()}, outcome)
-        for number, (row, outcome) in enumerate(zip(rows, frame[credit.TARGET].tolist(), strict=True))
+        Client({str(name): value for name, value in row.items()}, outcome)
+        for row, outcome in zip(rows, frame[credit.TARGET].tolist(), strict=True)
     ]
