@@ -59,6 +59,7 @@ from router.front import NOT_RECORDED, Front, checked_tag
 from router.guarding import Guards
 from router.keys import Guard, Key, Keys, Scope, must_have_keys
 from router.ledger import Ledger, reported, tagged
+from router.once import Once
 from router.outcomes import Outcomes, Report
 from router.periodic import Periodic
 from router.routing import Router
@@ -166,15 +167,16 @@ def create_app() -> Flask:
         ask.operation = openapi.prediction(address, parts.router)
         app.add_url_rule(address, f"ask {address}".replace(".", " "), ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
-    app.register_blueprint(
-        experiment_api.blueprint(parts.experiments, _admit, parts.following.look, parts.guards.doubts)
-    )
+    changes = experiment_api.blueprint(parts.experiments, _admit, parts.following.look, parts.guards.doubts)
+    services = services_api.blueprint(parts.following, parts.router.upstream, _admit)
+    once = Once(parts.engine, _admit)
+    for each in (changes, services):
+        app.register_blueprint(once.watch(each))
     app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(planning.blueprint(parts.following, parts.verdicts, _admit))
     app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
     app.register_blueprint(inspection.blueprint(parts.following, parts.fold, parts.guard, _admit))
-    app.register_blueprint(services_api.blueprint(parts.following, parts.router.upstream, _admit))
     app.register_blueprint(drift.blueprint(parts.router, parts.ledger, parts.fold, _admit))
     app.register_blueprint(api)
     app.register_blueprint(api, url_prefix="/v1", name="v1")

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from runoff.problems import Malformed
+
+MAX_KEY = 128
+
 
 class Record(NamedTuple):
     """One routed row, in the order of the table's columns; they are described there."""
@@ -84,3 +88,10 @@ class Entry:
                 for answer in self.side_answers
             ],
         )
+
+
+def checked_key(text: str | None) -> str | None:
+    """An Idempotency-Key, as a header tells it, if there is one; raises Malformed where it is none."""
+    if text is not None and not (0 < len(text) <= MAX_KEY and text.isprintable()):
+        raise Malformed(f"the header Idempotency-Key takes 1 to {MAX_KEY} letters")
+    return text

@@ -10,7 +10,8 @@
 
 Who changes something holds an operator's key, and names the version that it is a change of, `If-Match`: what
 was decided by the look of another version is refused (RFC 9110 section 13.1.1, RFC 6585 section 3). A change
-of the weights within a version, by a controller, say, does not hold an operator up.
+of the weights within a version, by a controller, say, does not hold an operator up. With an
+`Idempotency-Key` a change is made once: `router/once.py`.
 """
 
 from __future__ import annotations

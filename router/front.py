@@ -22,6 +22,7 @@ from werkzeug.wsgi import get_input_stream
 
 from router.database import DatabaseDown
 from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
+from router.entries import checked_key
 from router.keys import Guard
 from router.routing import JSON_LENGTH, PASSED_ON, Answered, Asked, Router, told
 from runoff import web
@@ -32,7 +33,6 @@ from runoff.web import MAX_BODY_BYTES, REQUEST_ID, new_request_id
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-MAX_KEY = 128
 MAX_UNIT = 256
 TAG = re.compile(r"[a-z0-9-]{1,40}")
 NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
@@ -122,9 +122,7 @@ class Front:
         forced = environ.get("HTTP_X_FORCE_VARIANT")
         if forced is not None:
             guard.admit(authorization, "operator")
-        key = environ.get("HTTP_IDEMPOTENCY_KEY")
-        if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-            raise Malformed(f"the header Idempotency-Key takes 1 to {MAX_KEY} letters")
+        key = checked_key(environ.get("HTTP_IDEMPOTENCY_KEY"))
         tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "the header X-Traffic-Tag")
         body, rows, batch = (b"", None, True) if form else _content(environ, dialect)
         passed_on = {name: value for name, cgi in PASSED_ON if (value := environ.get(cgi))}

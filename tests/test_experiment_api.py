@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,9 +22,11 @@ from router import database
 from router.experiment import read
 from router.experiment_api import blueprint
 from router.experiments import Experiments, Following
-from router.keys import Guard, Keys
+from router.keys import Guard, Key, Keys, Scope
+from router.once import Once
 from runoff import web
-from tests.conftest import served
+from tests.conftest import Reply, running, served
+from tests.databases import fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT: dict[str, Any] = {
@@ -38,8 +41,13 @@ WHY = {"reason": "so"}
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+
+
+@pytest.fixture
+def app(url: str) -> Iterator[Flask]:
+    engine = database.connect(url)
     database.migrate(engine)
     experiments = Experiments(engine)
     experiments.take_in(read(DOCUMENT))
@@ -48,15 +56,14 @@ def app(tmp_path: Path) -> Iterator[Flask]:
     guard.refresh()
     app = Flask(__name__)
     web.equip(app, checks={"experiment": following.check})
-    app.register_blueprint(
-        blueprint(
-            experiments,
-            lambda scope: guard.admit(request.headers.get("Authorization"), scope),
-            following.look,
-        )
-    )
+
+    def admit(scope: Scope) -> Key:
+        return guard.admit(request.headers.get("Authorization"), scope)
+
+    app.register_blueprint(Once(engine, admit).watch(blueprint(experiments, admit, following.look)))
     app.extensions["reader"] = Keys(engine).add("a reader", "read")
     app.extensions["following"] = following
+    app.extensions["guard"] = guard
     app.extensions["engine"] = engine
     guard.refresh()
     yield app
@@ -122,6 +129,90 @@ def test_a_change_names_the_version_that_it_is_a_change_of(asking: Asking) -> No
         assert problem["detail"] == 'version 2 is in force, not "1"'
         assert problem["version"] == 2
     told(asking.client.post("/v1/experiment/pause", json=WHY, headers=OPERATOR | {"If-Match": "*"}), 200)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with fresh(request.param, tmp_path) as found:
+        yield found
+
+
+class TestOnEachDatabase:
+    """What the database has to see to."""
+
+    @pytest.fixture
+    def url(self, anywhere: str) -> str:
+        return anywhere
+
+    def test_a_change_with_an_idempotency_key_is_made_once_however_often_it_is_asked_for(
+        self, app: Flask
+    ) -> None:
+        answers: list[TestResponse] = []
+
+        def ramps(share: float = 0.5, **headers: str) -> TestResponse:
+            sent = OPERATOR | {"If-Match": '"1"', "Idempotency-Key": "mine"} | headers
+            return app.test_client().post("/v1/experiment/ramp", json=WHY | {"share": share}, headers=sent)
+
+        at_once = [threading.Thread(target=lambda: answers.append(ramps())) for _ in range(6)]
+        for each in at_once:
+            each.start()
+        for each in at_once:
+            each.join()
+        answers.append(ramps())
+
+        # Who comes while it is being made is told so, and later gets the first answer.
+        assert {each.status_code for each in answers} <= {200, 409}
+        done = [each for each in answers if each.status_code == 200]
+        assert len({each.get_data() for each in done}) == 1
+        assert {each.headers["ETag"] for each in done} == {'"1"'}
+        assert sum("Idempotency-Replayed" in each.headers for each in done) == len(done) - 1
+        audit = told(Asking(app.test_client()).gets("audit"), 200)["entries"]
+        assert [each["action"] for each in audit] == ["configure", "ramp"]
+
+        # A later version does not hinder who only asks again; with the key of another it is another change.
+        told(Asking(app.test_client()).puts(DOCUMENT | {"maturity": "1d"}), 200)
+        assert ramps().get_data() == done[0].get_data()
+        assert "came with another change" in told(ramps(share=0.6), 409)["detail"]
+        reader = Keys(app.extensions["engine"]).add("another operator", "operator")
+        app.extensions["guard"].refresh()
+        told(ramps(Authorization=f"Bearer {reader}"), 412)
+
+
+def test_what_was_refused_may_be_asked_for_again_with_the_same_key(asking: Asking, app: Flask) -> None:
+    def pauses(version: int, **headers: str) -> TestResponse:
+        sent = OPERATOR | {"If-Match": f'"{version}"', "Idempotency-Key": "mine"} | headers
+        return asking.client.post("/v1/experiment/pause", json=WHY, headers=sent)
+
+    told(pauses(7), 412)
+    told(pauses(1, Authorization=f"Bearer {app.extensions['reader']}"), 403)
+    assert "Idempotency-Replayed" not in pauses(1).headers
+    assert "Idempotency-Replayed" in pauses(1).headers
+    assert "1 to 128 letters" in told(pauses(1, **{"Idempotency-Key": "k" * 129}), 400)["detail"]
+
+
+def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_knows_if_it_was(
+    board: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(board, tmp_path / "models")
+    with running(tmp_path, own, RUNOFF_OPERATOR_KEY="secret") as house:
+        key = {"Authorization": "Bearer secret"}
+
+        def releases(name: str) -> Reply:
+            body = json.dumps(WHY | {"version": "newest"}).encode()
+            return house.router.sends(body, "/v1/variants/B/releases", **key, Idempotency_Key=name)
+
+        first, again = releases("mine"), releases("mine")
+        assert (first.status, again.status) == (200, 200), first.body
+        assert again.body == first.body
+        assert again.headers["Idempotency-Replayed"] == "true"
+        made = house.router.sends(b"", "/v1/variants/B/releases", "GET", **key).json["releases"]
+        assert [each["reason"] for each in made] == ["so"]
+
+        house.services.kill("model_b")
+        assert releases("another").status >= 500
+        told = releases("another")
+        assert (told.status, told.json["title"]) == (409, "The request contradicts what is recorded")
+        assert "nobody knows what came of it" in told.json["detail"]
 
 
 def test_of_operators_who_looked_at_the_same_version_one_is_first(app: Flask) -> None:
