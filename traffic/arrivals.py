@@ -1,4 +1,4 @@
-"""When requests come: a Poisson process, whose rate is steady, in bursts, or a ramp.
+"""When requests come: as a Poisson process, whose rate is steady, in bursts, or a ramp; or evenly.
 
 Arrivals of a process with intensity λ(t) are those of a process of rate 1, put through the inverse of
 Λ(t) = ∫₀ᵗ λ (Çinlar, *Introduction to Stochastic Processes*, 1975, section 4.7).
@@ -29,11 +29,14 @@ def _ramp(expected: float, rate: float, seconds: float) -> float:
     return sqrt(2 * seconds * expected / rate)
 
 
+EVEN = "even"
+
 # Each takes Λ, a rate in requests per second and a length in seconds, and gives t.
 SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "steady": _steady,
     "bursts": _bursts,
     "ramp": _ramp,
+    EVEN: _steady,
 }
 
 
@@ -42,7 +45,8 @@ def arrivals(shape: str, rate: float, seconds: float, seed: int, ramp: float = 0
 
     Args:
         shape: one of SHAPES. "steady" has `rate` requests a second in the mean; so have "bursts", of which
-            five times as many come in the first second of each five; "ramp" grows from 0 to `rate`.
+            five times as many come in the first second of each five; "ramp" grows from 0 to `rate`. What is
+            "even" comes without chance, each 1/`rate` seconds after the one before.
         rate: requests per second, above 0.
         seconds: no request comes later.
         seed: the same seed gives the same arrivals.
@@ -52,7 +56,7 @@ def arrivals(shape: str, rate: float, seconds: float, seed: int, ramp: float = 0
     expected = 0.0
     rising = rate * ramp / 2
     while True:
-        expected += rng.expovariate(1.0)
+        expected += 1.0 if shape == EVEN else rng.expovariate(1.0)
         if expected < rising:
             at = _ramp(expected, rate, ramp)
         else:

@@ -168,8 +168,6 @@ def _spoiling(own: str, fault: Fault, since: asyncio.Event, rng: random.Random) 
             return _upside_down(reply)
         return reply
 
-    app = web.Application(client_max_size=64 * 1024**2)
-
     async def close(_: web.Application) -> None:
         await session.close()
 

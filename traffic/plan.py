@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from traffic.arrivals import arrivals
 from traffic.clients import DRIFTS, population
 
-Shape = Literal["steady", "bursts", "ramp"]
+Shape = Literal["steady", "bursts", "ramp", "even"]
 Kind = Literal["held-out clients", "on time", "2-4 months late", "7-9 months late"]
 Drift = Literal["two-months-late", "half-limits"]
 TAG = "simulation"

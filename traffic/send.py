@@ -31,6 +31,7 @@ ALL_WELL = 200
 
 # Kinds of what goes wrong. An answer of another status than 200 is of the kind "status <code>".
 NOT_SENT = "not sent in time"
+STILL_WAITING = "its user still waited"
 TIMED_OUT = "no answer in time"
 UNCONNECTED = "no connection"
 BROKEN = "the connection broke"
@@ -68,6 +69,8 @@ class Sender:
         max_in_flight: how many requests may be under way; one that is due beyond that is not sent.
         waits: send it when there is room, instead, and count from then: a closed loop, for those who want a
             number of requests and no rate.
+        in_turn: a unit asks nothing while it waits for an answer, as people do; what was due meanwhile is not
+            sent.
         timeout: seconds that each waits for its whole answer.
         stop: when it is set, no further request is sent; those under way are still waited for.
     """
@@ -78,6 +81,7 @@ class Sender:
     unit_header: str = "X-Unit-ID"
     max_in_flight: int = MAX_IN_FLIGHT
     waits: bool = False
+    in_turn: bool = False
     timeout: float = TIMEOUT_SECONDS
     stop: threading.Event = field(default_factory=threading.Event)
     under_way: int = field(default=0, init=False)
@@ -97,6 +101,14 @@ class Sender:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 
+    async def learn_unit_header(self, session: aiohttp.ClientSession) -> None:
+        """Take the header by which a router's experiment knows units; keep ours where none tells."""
+        try:
+            async with session.get(f"{self.url}/v1/experiment") as response:
+                self.unit_header = str((await response.json())["unit"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
+            return
+
     async def send(
         self, requests: Iterable[Request], session: aiohttp.ClientSession, on_sent: Callable[[Sent], None]
     ) -> None:
@@ -109,9 +121,14 @@ class Sender:
         """
         began = time.perf_counter()
         tasks: set[asyncio.Task[None]] = set()
+        asking: set[str] = set()
 
         async def ask(request: Request, due: float) -> None:
-            on_sent(await self._ask(session, request, due))
+            try:
+                sent = await self._ask(session, request, due)
+            finally:
+                asking.discard(request.unit)
+            on_sent(sent)
 
         def done(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
@@ -131,11 +148,14 @@ class Sender:
                 breathed = time.perf_counter()
             if self.stop.is_set():
                 break
-            if self.under_way >= self.max_in_flight:
+            if self.in_turn and request.unit in asking:
+                on_sent(Sent(request, 0, 0.0, error=STILL_WAITING))
+            elif self.under_way >= self.max_in_flight:
                 why = f"{self.under_way} requests were under way"
                 on_sent(Sent(request, 0, 0.0, error=NOT_SENT, problem=f"{NOT_SENT}: {why}"))
             else:
                 self.under_way += 1
+                asking.add(request.unit)
                 task = asyncio.create_task(ask(request, time.perf_counter() if self.waits else due))
                 tasks.add(task)
                 task.add_done_callback(done)

@@ -22,7 +22,6 @@ from traffic.outcomes import Delays, Outcomes, OutcomesRefused
 from traffic.plan import TAG, Plan
 from traffic.send import MAX_IN_FLIGHT, NAP_SECONDS, NOT_SENT, Sender, Sent
 
-UNIT_HEADER = "X-Unit-ID"
 LOCKED = (401, 403)
 
 log = logging.getLogger(__name__)
@@ -150,7 +149,7 @@ class Simulation:
             if self.order.broken:
                 seed = self.order.plan.seed
                 await stack.enter_async_context(broken(self.order.broken, self._url, session, seed))
-            self._sender.unit_header = await _unit_header(session, self._url)
+            await self._sender.learn_unit_header(session)
             self._began = time.perf_counter()
             telling = asyncio.create_task(self._tell(session, over))
             try:
@@ -196,12 +195,3 @@ class Simulation:
         # It matters more than that a request failed before.
         self._problem = why
         self._stop.set()
-
-
-async def _unit_header(session: aiohttp.ClientSession, url: str) -> str:
-    """The header by which the experiment knows units; the usual one where it may not be looked at."""
-    try:
-        async with session.get(f"{url}/v1/experiment") as response:
-            return str((await response.json())["unit"])
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
-        return UNIT_HEADER

@@ -1,0 +1,249 @@
+"""`runoff load` and `runoff loads`: how services behave under load, from a shell."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from runoff.cli import as_json, console, examples, say_json, say_table
+from traffic.clients import HELD_OUT, KINDS
+from traffic.load import MAX_RATE, MAX_SECONDS, MAX_USERS, Load, Recorder, Run, measure
+from traffic.plan import MAX_SEED
+from traffic.runs import ROUTER, TARGETS, NoSuchRun, Runs, as_csv, targets
+
+URL = "RUNOFF_ROUTER_URL"
+KEY = "RUNOFF_OPERATOR_KEY"
+LOOK_SECONDS = 0.2
+QUANTILES = ("p50", "p90", "p95", "p99", "p99.9", "max")
+LISTED = 50
+# A sender that is late for more than this share of its requests is the bound itself.
+MUCH = 0.01
+
+
+@click.command(
+    epilog=examples(
+        "runoff load --rate 200 --seconds 30",
+        "runoff load --users 50 --ramp 10",
+        f"{TARGETS}='model_a=http://127.0.0.1:8001' runoff load --target model_a --rate 500",
+    )
+)
+@click.option(
+    "--url", envvar=URL, default="http://127.0.0.1:8000", show_default=True, help=f"The router. [env: {URL}]"
+)
+@click.option(
+    "--target",
+    default=ROUTER,
+    show_default=True,
+    help=f"Which of the targets that {TARGETS} names; the router alone where it names none.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, MAX_RATE, min_open=True),
+    help=f"Requests per second, whatever becomes of them; at most {MAX_RATE:,}. Default: 50.",
+)
+@click.option(
+    "--users",
+    type=click.IntRange(1, MAX_USERS),
+    help=f"So many, instead: each asks once a second, and waits for its answer; at most {MAX_USERS:,}.",
+)
+@click.option(
+    "--ramp", type=click.FloatRange(0, MAX_SECONDS), default=0.0, help="Seconds until all of it is offered."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, MAX_SECONDS, min_open=True),
+    default=30.0,
+    show_default=True,
+    help=f"How long; at most {MAX_SECONDS:,}.",
+)
+@click.option("--kind", type=click.Choice(KINDS), default=HELD_OUT, show_default=True, help="Who asks.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=1,
+    show_default=True,
+    help="The same seed sends the same.",
+)
+@as_json
+def load(url: str, *, wants_json: bool, **given: Any) -> None:
+    """Offer a load to a service, and measure what comes of it.
+
+    Latency counts from when a request was due, so that a service that stalls is seen to stall. What is sent
+    is tagged as a simulation, and the run is kept: runoff loads shows it again, beside others. The key, where
+    the router has keys, is in RUNOFF_OPERATOR_KEY.
+    """
+    if given["rate"] is None and given["users"] is None:
+        given["rate"] = 50.0
+    try:
+        known = targets(os.environ, url)
+        order = Load(**given)
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"]) from None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if order.target not in known:
+        raise click.UsageError(f"there is no target {order.target}: there are {', '.join(known)}")
+    recorder = Recorder(order, known[order.target])
+    run = _watched(recorder, os.environ.get(KEY) if order.target == ROUTER else None, quiet=wants_json)
+    if wants_json:
+        say_json(run.model_dump(mode="json"))
+    else:
+        _say(run)
+    if not run.answered or run.state == "broken off":
+        raise SystemExit(1)
+
+
+@click.command(
+    epilog=examples("runoff loads", "runoff loads 20261125T1015 20261125T1020", "runoff loads 2026112 --csv")
+)
+@click.argument("ids", nargs=-1, metavar="[ID…]")
+@click.option("--csv", "wants_csv", is_flag=True, help="The moments of one run, as CSV.")
+@as_json
+def loads(ids: Sequence[str], *, wants_csv: bool, wants_json: bool) -> None:
+    """List the load tests that were run, or show some of them side by side.
+
+    The beginning of an id will do; where several runs begin like that, the newest is meant.
+    """
+    kept = Runs.open()
+    newest = kept.newest(LISTED)
+    chosen = [_found(kept, newest, each) for each in ids]
+    if wants_csv:
+        if len(chosen) != 1:
+            raise click.UsageError("--csv takes one run: give its id")
+        return click.echo(as_csv(chosen[0]), nl=False)
+    if wants_json:
+        return say_json([each.model_dump(mode="json") for each in (chosen if ids else newest)])
+    if ids:
+        return say_table(("", *(each.id for each in chosen)), side_by_side(chosen))
+    rows = [
+        (
+            *(each.id, each.load.target, offered(each), f"{each.load.seconds:g} s", each.state),
+            *(f"{each.answered:,}", f"{each.failed:,}", _ms(each, "p50"), _ms(each, "p99")),
+        )
+        for each in newest
+    ]
+    head = ("run", "target", "offered", "for", "state", "answered", "failed", "p50, ms", "p99, ms")
+    return say_table(head, rows, empty="No load test was run yet: runoff load")
+
+
+def offered(run: Run) -> str:
+    """What was offered, in a few words."""
+    load = run.load
+    what = f"{load.users} users" if load.users else f"{load.per_second:g}/s"
+    return f"{what}, ramp {load.ramp:g} s" if load.ramp else what
+
+
+def side_by_side(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """A row for each figure, a column for each run."""
+    return [
+        ("target", *(each.load.target for each in runs)),
+        ("offered", *(offered(each) for each in runs)),
+        ("state", *(each.state for each in runs)),
+        ("requests due", *(f"{each.offered:,}" for each in runs)),
+        ("answered", *(f"{each.answered:,}" for each in runs)),
+        ("answered a second", *(f"{each.answered / each.ran:,.1f}" if each.ran else "–" for each in runs)),
+        ("failed", *(f"{each.failed:,}" for each in runs)),
+        ("not asked by users who waited", *(f"{each.omitted:,}" for each in runs)),
+        *((f"{name}, ms", *(_ms(each, name) for each in runs)) for name in QUANTILES),
+    ]
+
+
+def behind(run: Run) -> str | None:
+    """Why the figures are a bound of the sender's, where they are."""
+    sent = run.answered + run.failed
+    if not sent or run.late / sent <= MUCH:
+        return None
+    return (
+        f"{run.late / sent:.0%} of the requests left late, since the sender itself was too slow: "
+        "the service may be better than this."
+    )
+
+
+def _watched(recorder: Recorder, key: str | None, *, quiet: bool) -> Run:
+    """Measure, and show how it stands; Ctrl-C stops it."""
+    kept, stop = Runs.open(), threading.Event()
+    now = [recorder.run]
+
+    def told(run: Run) -> None:
+        kept.keep(run)
+        now[0] = run
+
+    def run() -> None:
+        measure(recorder, key=key, stop=stop, on_told=told)
+
+    thread = threading.Thread(target=run, name="load")
+    thread.start()
+    total = recorder.run.load.seconds
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+    task = bar.add_task(f"Load on {recorder.run.load.target}", total=total, left="")
+    shown = Live(_picture(bar, task, now[0]), console=console, transient=True, auto_refresh=False)
+    try:
+        if quiet or not console.is_terminal:
+            thread.join()
+            return now[0]
+        with shown:
+            while thread.is_alive():
+                thread.join(LOOK_SECONDS)
+                shown.update(_picture(bar, task, now[0]), refresh=True)
+    except KeyboardInterrupt:
+        stop.set()
+        thread.join()
+    return now[0]
+
+
+def _picture(bar: Progress, task: TaskID, run: Run) -> Group:
+    """The bar, and the newest moments."""
+    bar.update(task, completed=run.ran, left=f"{run.ran:.0f} of {run.load.seconds:g} s")
+    table = Table(box=None, pad_edge=False)
+    for name in ("second", "offered/s", "achieved/s", "p50, ms", "p95, ms", "p99, ms", "errors"):
+        table.add_column(name, justify="right")
+    # The last one is still coming.
+    for each in run.moments[-9:-1]:
+        figures = ("–" if value is None else f"{value:.1f}" for value in (each.p50, each.p95, each.p99))
+        errors = ", ".join(f"{kind} {count:,}" for kind, count in each.errors.items())
+        table.add_row(f"{each.at:g}", f"{each.offered:.1f}", f"{each.achieved:.1f}", *figures, errors)
+    return Group(bar, table)
+
+
+def _say(run: Run) -> None:
+    verb = {"finished": "Offered", "stopped": "Stopped after", "broken off": "Broken off after"}
+    rate = run.answered / run.ran if run.ran else 0.0
+    click.echo(
+        f"{verb[run.state]} {run.offered:,} requests in {run.ran:.1f} s: {run.answered:,} answered "
+        f"({rate:,.1f} a second), {run.failed:,} failed"
+        + (f", {run.omitted:,} not asked by users who still waited" if run.omitted else "")
+    )
+    if run.latency:
+        click.echo("latency: " + ", ".join(f"{name} {_ms(run, name)} ms" for name in QUANTILES))
+    for kind, count in run.errors.items():
+        click.echo(f"  {count:,} × {kind}")
+    if run.problem:
+        click.echo(f"first failure: {run.problem}", err=True)
+    if why := behind(run):
+        click.echo(why, err=True)
+    click.echo(f"Kept as {run.id}: runoff loads {run.id}")
+
+
+def _ms(run: Run, name: str) -> str:
+    value = run.latency.get(name)
+    return "–" if value is None else f"{value:,.1f}"
+
+
+def _found(kept: Runs, newest: Sequence[Run], beginning: str) -> Run:
+    try:
+        return next((each for each in newest if each.id.startswith(beginning)), None) or kept.get(beginning)
+    except NoSuchRun as error:
+        raise click.ClickException(f"{error}; runoff loads lists them") from None
+
+
+if __name__ == "__main__":
+    load(prog_name="runoff load")
