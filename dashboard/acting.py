@@ -169,11 +169,11 @@ def _know_the_key(app: Dash, router: RouterClient) -> None:
         # Once it was told it need not be asked again with each tick; a key that was refused may be a new one.
         if ctx.triggered_id == "tick" and may is not None and (may or not key):
             return no_update, no_update
-        now, told = _may_act(router, key)
+        now, told = may_act(router, key)
         return (no_update if now == may else now), (no_update if told == why else told)
 
 
-def _may_act(router: RouterClient, key: str | None) -> tuple[bool | None, str]:
+def may_act(router: RouterClient, key: str | None) -> tuple[bool | None, str]:
     """Whether whoever holds this key may change something, and why; None where nobody can tell."""
     why = "the router takes an operator's key for changes"
     try:

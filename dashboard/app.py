@@ -13,11 +13,13 @@ from dash import Dash
 from dash.exceptions import DependencyException
 from flask import Response, request
 
-from dashboard import acting, drift, experiment, live, models, shell, verdict
+from dashboard import acting, drift, experiment, live, load, models, shell, verdict
 from dashboard.router_client import RouterClient
 from dashboard.simulation import Simulator
 from runoff import web
 from runoff.problems import FieldError, Invalid, NotFound
+from traffic.load_process import Loader
+from traffic.runs import Runs, targets
 
 DEFAULT_ROUTER = "http://127.0.0.1:8000"
 # Its own key at a router that asks for keys: one that may read.
@@ -28,7 +30,7 @@ UPDATE = "/_dash-update-component"
 # Where Dash shows a page, whatever the address.
 ANY = "/<path:path>"
 
-PAGES = cast(list[shell.Page], [live, verdict, drift, models, experiment])
+PAGES = cast(list[shell.Page], [live, verdict, models, load, drift, experiment])
 
 
 def create_app() -> Dash:
@@ -56,6 +58,7 @@ def create_app() -> Dash:
     live.register(app, router, Simulator(router.url))
     experiment.register(app, router)
     models.register(app, router)
+    load.register(app, router, Loader(targets(os.environ, router.url), Runs.open()))
     drift.register(app, router)
     return app
 

@@ -103,6 +103,11 @@ class Services:
         self._environment = {
             "RUNOFF_BOARD": str(var / "models"),
             "RUNOFF_LEDGER": f"sqlite:///{var / 'ledger.sqlite'}",
+            "RUNOFF_LOADS": str(var / "load"),
+            # From the dashboard one may offer a load to what answers predictions, and to nothing else.
+            "RUNOFF_LOAD_TARGETS": " ".join(
+                f"{name}={self.urls[name]}" for name in ("router", "model_a", "model_b")
+            ),
             **environment,
             **{f"{name.upper()}_URL": url for name, url in self.urls.items()},
         }

@@ -18,15 +18,24 @@ from runoff.cli import as_json, console, examples, say_json, say_table
 from traffic.clients import HELD_OUT, KINDS
 from traffic.load import MAX_RATE, MAX_SECONDS, MAX_USERS, Load, Recorder, Run, measure
 from traffic.plan import MAX_SEED
-from traffic.runs import ROUTER, TARGETS, NoSuchRun, Runs, as_csv, targets
+from traffic.runs import (
+    FIGURES,
+    ROUTER,
+    TARGETS,
+    NoSuchRun,
+    Runs,
+    as_csv,
+    behind,
+    ms,
+    offered,
+    side_by_side,
+    targets,
+)
 
 URL = "RUNOFF_ROUTER_URL"
 KEY = "RUNOFF_OPERATOR_KEY"
 LOOK_SECONDS = 0.2
-QUANTILES = ("p50", "p90", "p95", "p99", "p99.9", "max")
 LISTED = 50
-# A sender that is late for more than this share of its requests is the bound itself.
-MUCH = 0.01
 
 
 @click.command(
@@ -127,45 +136,12 @@ def loads(ids: Sequence[str], *, wants_csv: bool, wants_json: bool) -> None:
     rows = [
         (
             *(each.id, each.load.target, offered(each), f"{each.load.seconds:g} s", each.state),
-            *(f"{each.answered:,}", f"{each.failed:,}", _ms(each, "p50"), _ms(each, "p99")),
+            *(f"{each.answered:,}", f"{each.failed:,}", ms(each, "p50"), ms(each, "p99")),
         )
         for each in newest
     ]
     head = ("run", "target", "offered", "for", "state", "answered", "failed", "p50, ms", "p99, ms")
     return say_table(head, rows, empty="No load test was run yet: runoff load")
-
-
-def offered(run: Run) -> str:
-    """What was offered, in a few words."""
-    load = run.load
-    what = f"{load.users} users" if load.users else f"{load.per_second:g}/s"
-    return f"{what}, ramp {load.ramp:g} s" if load.ramp else what
-
-
-def side_by_side(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """A row for each figure, a column for each run."""
-    return [
-        ("target", *(each.load.target for each in runs)),
-        ("offered", *(offered(each) for each in runs)),
-        ("state", *(each.state for each in runs)),
-        ("requests due", *(f"{each.offered:,}" for each in runs)),
-        ("answered", *(f"{each.answered:,}" for each in runs)),
-        ("answered a second", *(f"{each.answered / each.ran:,.1f}" if each.ran else "–" for each in runs)),
-        ("failed", *(f"{each.failed:,}" for each in runs)),
-        ("not asked by users who waited", *(f"{each.omitted:,}" for each in runs)),
-        *((f"{name}, ms", *(_ms(each, name) for each in runs)) for name in QUANTILES),
-    ]
-
-
-def behind(run: Run) -> str | None:
-    """Why the figures are a bound of the sender's, where they are."""
-    sent = run.answered + run.failed
-    if not sent or run.late / sent <= MUCH:
-        return None
-    return (
-        f"{run.late / sent:.0%} of the requests left late, since the sender itself was too slow: "
-        "the service may be better than this."
-    )
 
 
 def _watched(recorder: Recorder, key: str | None, *, quiet: bool) -> Run:
@@ -223,7 +199,7 @@ def _say(run: Run) -> None:
         + (f", {run.omitted:,} not asked by users who still waited" if run.omitted else "")
     )
     if run.latency:
-        click.echo("latency: " + ", ".join(f"{name} {_ms(run, name)} ms" for name in QUANTILES))
+        click.echo("latency: " + ", ".join(f"{name} {ms(run, name)} ms" for name in FIGURES))
     for kind, count in run.errors.items():
         click.echo(f"  {count:,} × {kind}")
     if run.problem:
@@ -231,11 +207,6 @@ def _say(run: Run) -> None:
     if why := behind(run):
         click.echo(why, err=True)
     click.echo(f"Kept as {run.id}: runoff loads {run.id}")
-
-
-def _ms(run: Run, name: str) -> str:
-    value = run.latency.get(name)
-    return "–" if value is None else f"{value:,.1f}"
 
 
 def _found(kept: Runs, newest: Sequence[Run], beginning: str) -> Run:

@@ -1,11 +1,11 @@
-"""Load tests that were run, a file each, and the targets that one may be sent to."""
+"""Load tests that were run: a file each, what they say in words, and the targets that there are."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +19,9 @@ ROUTER = "router"
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "var" / "load"
 # A run says what it is at several times a second. One that has been silent for longer has ended unseen.
 SILENCE = timedelta(seconds=10)
+# A sender that is late for more than this share of its requests is the bound itself.
+MUCH = 0.01
+FIGURES = ("p50", "p90", "p95", "p99", "p99.9", "max")
 
 
 class NoSuchRun(Exception):
@@ -127,3 +130,42 @@ def as_csv(run: Run) -> str:
         counts = (each.errors.get(kind, 0) for kind in kinds)
         writer.writerow((each.at, each.offered, each.achieved, each.p50, each.p95, each.p99, *counts))
     return text.getvalue()
+
+
+def offered(run: Run) -> str:
+    """What was offered, in a few words."""
+    load = run.load
+    what = f"{load.users} users" if load.users else f"{load.per_second:g}/s"
+    return f"{what}, ramp {load.ramp:g} s" if load.ramp else what
+
+
+def side_by_side(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """A row for each figure, a column for each run."""
+    return [
+        ("target", *(each.load.target for each in runs)),
+        ("offered", *(offered(each) for each in runs)),
+        ("state", *(each.state for each in runs)),
+        ("requests due", *(f"{each.offered:,}" for each in runs)),
+        ("answered", *(f"{each.answered:,}" for each in runs)),
+        ("answered a second", *(f"{each.answered / each.ran:,.1f}" if each.ran else "–" for each in runs)),
+        ("failed", *(f"{each.failed:,}" for each in runs)),
+        ("not asked by users who waited", *(f"{each.omitted:,}" for each in runs)),
+        *((f"{name}, ms", *(ms(each, name) for each in runs)) for name in FIGURES),
+    ]
+
+
+def behind(run: Run) -> str | None:
+    """Why the figures are a bound of the sender's, where they are."""
+    sent = run.answered + run.failed
+    if not sent or run.late / sent <= MUCH:
+        return None
+    return (
+        f"{run.late / sent:.0%} of the requests left late, since the sender itself was too slow: "
+        "the service may be better than this."
+    )
+
+
+def ms(run: Run, name: str) -> str:
+    """A figure of the latency in ms, by its name in FIGURES."""
+    value = run.latency.get(name)
+    return "–" if value is None else f"{value:,.1f}"

@@ -55,6 +55,15 @@ window.dash_clientside.runoff = (() => {
       return [text, tag, shown, seen, theme, links.map((link) => `./${link.page}${rest}`)];
     },
 
+    // The runs of load tests that are looked at: ?runs=…, within what the address holds besides.
+    runs(chosen, search) {
+      const query = new URLSearchParams(search || "");
+      if (chosen && chosen.length) query.set("runs", chosen.join(","));
+      else query.delete("runs");
+      const text = query.toString().replaceAll("%2C", ",");
+      return text ? "?" + text : "";
+    },
+
     // A tab that nobody sees, or that is paused, asks for nothing; and none asks twice at a time.
     tick(intervals, live) {
       const now = Date.now();
