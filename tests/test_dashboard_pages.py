@@ -19,7 +19,7 @@ from traffic.clients import population
 from verdict.drift import psi
 
 KEY = "an-operator's-key-of-these-tests"
-PAGES = ("", "verdict", "drift", "models", "experiment")
+PAGES = ("", "verdict", "models", "load", "drift", "experiment")
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 # Who reads a chart's data, not its pixels.
 PSI_BARS = """() => {

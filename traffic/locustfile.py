@@ -3,8 +3,8 @@
     pip install -e '.[locust]'
     locust -f traffic/locustfile.py --host http://127.0.0.1:8000
 
-The seed is in RUNOFF_SEED, and the key, where the router has keys, in RUNOFF_OPERATOR_KEY. Locust's users wait
-for their answers, and it does not correct for that: `runoff load` does.
+The seed is in RUNOFF_SEED, and the key, where the router has keys, in RUNOFF_OPERATOR_KEY. Locust's users
+wait for their answers, and it does not correct for that: `runoff load` does.
 """
 
 from __future__ import annotations
