@@ -58,7 +58,7 @@ def summary(run: Run | None) -> str:
         share = (run.failed + run.omitted) / run.offered
         return f"▲ {target} did not keep up with {what}: {share:.1%} went without a good answer, {slow}"
     cut = "" if run.state == "finished" else f" for {run.ran:.0f} s"
-    return f"{target.capitalize()} kept up with {what}{cut}: {slow}"
+    return f"{target} kept up with {what}{cut}: {slow}"
 
 
 def progress(run: Run | None) -> list[Any]:

@@ -81,7 +81,7 @@ def test_a_run_is_stopped_compared_by_an_address_and_exported(quiet: House, page
     expect(page.locator("#load-summary")).to_contain_text("Offering 12 users to model_a")
     until(lambda: newest(quiet).answered > 0, "it sends")
     page.get_by_role("button", name="Stop").click()
-    expect(page.locator("#load-summary")).to_contain_text("Model_a kept up with 12 users for")
+    expect(page.locator("#load-summary")).to_contain_text("model_a kept up with 12 users for")
     run = newest(quiet)
     assert (run.state, run.load.users, run.load.target) == ("stopped", 12, "model_a")
 
