@@ -155,7 +155,8 @@ def counted(found: pd.DataFrame, told: Said) -> Evidence:
     """The evidence in the rows, as of the moment of a verdict."""
     records = []
     if any(each.parts for each in told.declared.terms):
-        records = [_nested(each) or {} for each in found["features"]]
+        nested = (_nested(each) for each in found["features"])
+        records = [each if isinstance(each, dict) else {} for each in nested]
     return evidence(answers(found), told.declared, told.as_of.timestamp(), records)
 
 
@@ -192,8 +193,9 @@ def _frame(lines: Iterable[str | bytes]) -> pd.DataFrame:
 
 
 def _nested(value: Any) -> Any:
-    """What a column holds as JSON, in a file as a text."""
-    return json.loads(value) if isinstance(value, str) else value
+    """What a column holds as JSON, in a file as a text; None where it is empty."""
+    found = json.loads(value) if isinstance(value, str) else value
+    return found if isinstance(found, dict | list) else None
 
 
 def _address(url: str | None) -> str:

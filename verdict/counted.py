@@ -151,6 +151,13 @@ def evidence(
     )
 
 
+def known(answers: Answers, declared: Declared, now: float, variant: str) -> tuple[Floats, Floats]:
+    """A variant's scores whose outcomes count, and these; the arguments are those of `evidence`."""
+    rows = _Rows.of(answers, declared, now)
+    mine = rows.known & (rows.all.variant == variant)
+    return rows.all.score[mine], rows.all.outcome[mine]
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Answers of those who are compared, and what of them counts.
