@@ -1,6 +1,6 @@
 """Execute the notebook of the decision: `python -m notebooks.decide`, on a running router or on files.
 
-The executed notebook and a page of it are written beside each other, `var/decide.ipynb` and `var/decide.html`.
+The executed notebook and a page of it are written beside each other: `var/decide.ipynb`, `var/decide.html`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def main() -> int:
     )
     parser.add_argument("--router", metavar="URL", help="default: RUNOFF_ROUTER_URL, else that of `make run`")
     parser.add_argument("--tag", default="real", help="of which traffic; all for any (default: real)")
+    parser.add_argument("--rows", dest="export_file", metavar="FILE", help="an export; default: the router's")
     parser.add_argument(
-        "--rows", dest="export_file", metavar="FILE", help="an export, instead of the router's"
-    )
-    parser.add_argument(
-        "--verdict", dest="verdict_file", metavar="FILE", help="what `runoff verdict --json` wrote, likewise"
+        "--verdict",
+        dest="verdict_file",
+        metavar="FILE",
+        help="what `runoff verdict --json` wrote",
     )
     parser.add_argument("--page", type=Path, default=PLACE, help=f"where it goes (default: {PLACE})")
     given = vars(parser.parse_args())

@@ -39,9 +39,9 @@ def funnel_figure(table: pd.DataFrame, verdict: Verdict, challenger: str, title:
     )
     margins = (verdict.margin, -verdict.margin) if verdict.margin else ()
     for value in (0.0, *margins):
-        text = "margin" if value else "no difference"
-        line = {"color": figures.GREY, "width": 1, "dash": "dash" if value else "solid"}
-        figure.add_hline(y=value, line=line, annotation_text=text, annotation_position="top right")
+        figure.add_hline(
+            y=value, line={"color": figures.GREY, "width": 1, "dash": "dash" if value else "solid"}
+        )
     # The first intervals are so wide that nothing else could be seen.
     ends = table[["lower", "upper"]].iloc[len(table) // 4 :].abs().max().max()
     reach = 1.15 * max(float(ends), 2 * verdict.margin)
@@ -82,7 +82,7 @@ def profit_figure(curves: pd.DataFrame, thresholds: Mapping[str, float]) -> go.F
         thresholds: those that were declared, by variant; they are marked.
     """
     figure = go.Figure()
-    for name, colour, symbol, dash in _looks(list(curves)):
+    for name, colour, symbol, dash in _looks([str(name) for name in curves]):
         figure.add_scatter(
             x=curves.index,
             y=curves[name],

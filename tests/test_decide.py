@@ -137,7 +137,7 @@ def test_arms_in_rows_are_those_in_sums_also_where_shares_changed(
     assert_same(book, from_rows(book, tmp_path, "csv"))
     current = book.experiments.current()
     assert current
-    book.experiments.allocate(current, {"A": 1, "B": 4}, "reallocate", by="a test", reason="more")
+    book.experiments.allocate(current, {"A": 1, "B": 4}, "update", by="a test", reason="more")
     fill(book, 400, shadow=False, allocation=1, share=0.8)
     mine = from_rows(book, tmp_path, "ndjson")
     assert mine.arm("B").weighted
