@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -131,7 +132,8 @@ def latency_figure(table: pd.DataFrame) -> go.Figure:
         )
     quantiles = list(dict.fromkeys(table["quantile"]))
     figure.update_xaxes(tickvals=list(range(len(quantiles))), ticktext=quantiles)
-    figure.update_yaxes(type="log")
+    # A line for each doubling.
+    figure.update_yaxes(type="log", dtick=math.log10(2), tickformat=".2~g")
     figure.update_layout(showlegend=True)
     return figures.styled(figure, "How long an answer took", "quantile", "ms")
 
