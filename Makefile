@@ -18,6 +18,9 @@ smoke: .runs ## the same, and stop after the burst: exits 0 when it went through
 train: .runs ## execute the notebooks whose data or code is newer than what the store holds
 	@exec $(VENV) -m notebooks.train
 
+decide: .runs ## make the page of the decision from a running router, var/decide.html (ARGS=--help)
+	@exec $(VENV) -m notebooks.decide $(ARGS)
+
 test: .develops ## set up, and run the tests (ARGS='-k split' for some)
 	@exec $(VENV) -m pytest $(ARGS)
 
@@ -67,7 +70,7 @@ publish-%: .develops ## publish to Posit Connect: model-a, model-b, router, dash
 	@exec $(VENV) -m publish $* -- $(ARGS)
 
 publish-notebooks: .develops
-	@exec $(VENV) -m publish notebook-a notebook-b -- $(ARGS)
+	@exec $(VENV) -m publish notebook-a notebook-b notebook-decide -- $(ARGS)
 
 clean: ## remove the environment, the models, the ledger and the logs
 	rm -rf .venv var *.egg-info

@@ -54,16 +54,16 @@ def _prediction(name: str) -> Bundle:
     return Bundle(name, "api", f"{room}.app:app", (room, "runoff"), "prediction", variables=variables)
 
 
-def _notebook(name: str, file: str) -> Bundle:
+def _notebook(name: str, file: str, room: str, *variables: str) -> Bundle:
     # A notebook runs where it lies, and imports the rooms from there: so it lies at the root.
     return Bundle(
         name,
         "notebook",
         file,
-        ("data", "notebooks", "runoff"),
+        (room, "notebooks", "runoff"),
         "notebooks",
         files=(f"notebooks/{file}",),
-        variables=("RUNOFF_BOARD", "CREDIT_DATA"),
+        variables=variables,
     )
 
 
@@ -89,8 +89,9 @@ BUNDLES = {
             "dashboard",
             variables=("ROUTER_URL",),
         ),
-        _notebook("notebook-a", "train_model_a.ipynb"),
-        _notebook("notebook-b", "train_model_b.ipynb"),
+        _notebook("notebook-a", "train_model_a.ipynb", "data", "RUNOFF_BOARD", "CREDIT_DATA"),
+        _notebook("notebook-b", "train_model_b.ipynb", "data", "RUNOFF_BOARD", "CREDIT_DATA"),
+        _notebook("notebook-decide", "decide.ipynb", "verdict", "RUNOFF_ROUTER_URL", "RUNOFF_DASHBOARD_KEY"),
     )
 }
 

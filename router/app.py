@@ -235,6 +235,8 @@ def index() -> answers.Index:
 def predictions() -> dict[str, Any] | Response:
     """Page through the record, or with another `Accept` than JSON's get all of it as a file.
 
+    In a file each row has what other variants said of it, too: `side_answers`.
+
     It is narrowed by `tag`, `variant`, `version`, `unit`, `from` and `to` (times), and by `outcome`, which is
     known, unknown, or a number.
     """

@@ -12,12 +12,14 @@ from runoff.problems import NotAcceptable
 
 Rows = Iterator[Sequence[Mapping[str, Any]]]
 
-# Of the columns of a file, in their order; features stay JSON in one, since models differ in theirs.
+# Of the columns of a file, in their order; features stay JSON in one, since models differ in theirs, and so
+# does what others said of the row, since there may be any number of them.
 COLUMNS = (
     *("cursor", "id", "request_id", "row", "time", "experiment", "experiment_version", "allocation"),
     *("variant", "answered_by", "propensity", "unit", "model", "version", "digest", "features"),
-    *("prediction", "latency_ms", "status", "problem", "tag", "outcome"),
+    *("prediction", "latency_ms", "status", "problem", "tag", "outcome", "side_answers"),
 )
+NESTED = ("features", "side_answers")
 NUMBERS = {"propensity", "prediction", "latency_ms", "outcome"}
 WHOLE = {"cursor", "row", "experiment_version", "allocation", "status"}
 # A spreadsheet takes what begins so for a formula (OWASP, CSV injection).
@@ -71,7 +73,7 @@ def _row_groups(pages: Rows, schema: Any, pa: Any, files: Any) -> Iterator[bytes
     with files.ParquetWriter(sink, schema) as writer:
         for page in pages:
             rows = [
-                {name: json.dumps(row[name]) if name == "features" else row[name] for name in COLUMNS}
+                {name: json.dumps(row[name]) if name in NESTED else row[name] for name in COLUMNS}
                 for row in page
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -27,7 +27,7 @@ from router import database
 from router.controllers import Sums
 from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
-from router.labelling import ALL, LIVE, SCORE_BINS, Beside, Known, adds
+from router.labelling import ALL, Beside, Known, adds
 from router.tables import (
     experiments,
     folds,
@@ -44,13 +44,14 @@ from router.tables import (
     standings,
     sums,
 )
+from verdict.counted import LEAST_MS, SCORE_BINS
+from verdict.declared import LIVE
 
 ROWS_AT_ONCE = 10_000
 # Less is a difference in rounding.
 NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.
 GROWTH = math.log(1.01)
-LEAST_MS = 0.001
 
 SUMS = (sums, latencies, scores, labels, outcome_scores, pairs, gaps, joint_scores)
 BINNED = (latencies, scores)

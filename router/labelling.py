@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,16 +15,11 @@ import sqlalchemy as sa
 
 from router.experiment import Decision, Segment
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs
+from verdict.counted import CLIP, GAP_BINS, JOINT_BINS, SCORE_BINS
+from verdict.declared import LIVE
+from verdict.segments import part
 
-SCORE_BINS = 50
-JOINT_BINS = 20
-GAP_BINS = 100
-# A probability of 0 or 1 that is wrong would be an infinite loss.
-CLIP = 1e-15
-LONGEST_VALUE = 40
 ALL = ""
-# The answers that callers got.
-LIVE = ""
 
 Key = tuple[Any, ...]
 Add = tuple[tuple[sa.Table, Key], Sequence[float]]
@@ -119,28 +113,6 @@ def _segments(features: str | None, declared: Sequence[Segment]) -> list[str]:
     if not isinstance(record, dict):
         record = {}
     # A column may be both a segment and sensitive.
-    return list(dict.fromkeys(f"{each.column}={_value(record, each)}" for each in declared))
-
-
-def _value(record: dict[str, Any], segment: Segment) -> str:
-    """In which part a record is; what is not kept, or no code, is unknown or other."""
-    value = record.get(segment.column)
-    if value is None:
-        return "unknown"
-    return _between(value, segment.cuts) if segment.cuts else _code(value)
-
-
-def _code(value: Any) -> str:
-    if isinstance(value, float) and not value.is_integer():
-        return "other"
-    text = f"{value:.0f}" if isinstance(value, float) else str(value)
-    return text if len(text) <= LONGEST_VALUE else "other"
-
-
-def _between(value: Any, cuts: Sequence[float]) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "unknown"
-    place = bisect_right(cuts, value)
-    if place == 0:
-        return f"below {cuts[0]:g}"
-    return f"{cuts[-1]:g} and more" if place == len(cuts) else f"{cuts[place - 1]:g} to {cuts[place]:g}"
+    return list(
+        dict.fromkeys(f"{each.column}={part(record.get(each.column), each.cuts)}" for each in declared)
+    )

@@ -150,9 +150,7 @@ class Ledger:
         found = self._records(sa.select(predictions).where(predictions.c.id == id_))
         if not found:
             return None
-        query = sa.select(side_answers).where(side_answers.c.prediction_id == id_)
-        aside = [dict(row._mapping) for row in self.read(query.order_by(side_answers.c.cursor))]
-        return found[0] | {"side_answers": aside}
+        return found[0] | {"side_answers": self._beside([id_]).get(id_, [])}
 
     def newest(self) -> int:
         """The cursor of the newest record, 0 where there is none."""
@@ -167,11 +165,20 @@ class Ledger:
         return database.read(self.engine, query)
 
     def pages(self, since: int, *where: sa.ColumnElement[bool]) -> Iterator[list[dict[str, Any]]]:
-        """All records after a cursor that are there by now, page by page."""
+        """All records after a cursor that are there by now, page by page, with what other variants said."""
         upto = self.newest()
         while page := self.page(since, PAGE, predictions.c.cursor <= upto, *where):
-            yield page
+            beside = self._beside([row["id"] for row in page])
+            yield [row | {"side_answers": beside.get(row["id"], [])} for row in page]
             since = page[-1]["cursor"]
+
+    def _beside(self, ids: Sequence[str]) -> Mapping[str, list[dict[str, Any]]]:
+        """What other variants said of some rows, by their ids."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        query = sa.select(side_answers).where(side_answers.c.prediction_id.in_(ids))
+        for row in self.read(query.order_by(side_answers.c.cursor)):
+            found.setdefault(row.prediction_id, []).append(dict(row._mapping))
+        return found
 
     def _records(self, query: sa.Executable) -> list[dict[str, Any]]:
         rows = [_as_json(row._mapping) for row in self.read(query)]

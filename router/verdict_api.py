@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NotRequired
 
 from flask import Blueprint, Response, request
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
@@ -25,7 +25,11 @@ ALL = "all"
 
 
 class Told(TypedDict):
-    """The verdict, which is explained in `docs/verdict.md`; `tag` is the traffic that it is on."""
+    """The verdict, which is explained in `docs/verdict.md`; `tag` is the traffic that it is on.
+
+    `declared`, where it is asked for, is all that a verdict takes besides the rows: who has those of
+    `GET /v1/predictions` can count again.
+    """
 
     experiment: str
     version: int
@@ -48,6 +52,7 @@ class Told(TypedDict):
     requests: int
     labelled: int
     other_traffic: dict[str, int]
+    declared: NotRequired[dict[str, Any]]
 
 
 def blueprint(
@@ -77,6 +82,7 @@ def blueprint(
         query={
             "tag": {"type": "string", "default": REAL, "description": "of which traffic; all for any"},
             "replay": {"type": "string", "description": "a replay set, to compare with the champion"},
+            "declared": {"type": "boolean", "description": "true adds all that it takes besides the rows"},
         },
     )
     def verdict() -> Response | tuple[dict[str, Any], dict[str, str]]:
@@ -86,6 +92,8 @@ def blueprint(
         replay = request.args.get("replay")
         current = following.now()
         now = datetime.now(UTC)
+        # As it is told: who counts again does so as of the same moment.
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         judged, evidence = verdicts.verdict(current, None if tag == ALL else tag, replay=replay, now=now)
         if request.accept_mimetypes.best_match([JSON, MARKDOWN], JSON) == MARKDOWN:
             return Response(report.markdown(judged), mimetype=MARKDOWN)
@@ -103,6 +111,8 @@ def blueprint(
             "labelled": sum(arm.labelled for arm in arms),
             "other_traffic": others,
         }
+        if request.args.get("declared") == "true":
+            told["declared"] = verdicts.declared(current, replay=replay).to_dict()
         return told, {"Cache-Control": "no-cache"}
 
     return api

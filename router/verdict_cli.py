@@ -37,10 +37,10 @@ def verdict(*, url: str, tag: str, replay: str | None, markdown: bool, wants_jso
     """
     router = Router(url, os.environ.get(KEY))
     asked = {"tag": tag} | ({"replay": replay} if replay else {})
-    path = f"verdict?{urlencode(asked)}"
     if wants_json:
-        return say_json(router.get(path))
-    page = router.page(path)
+        # With all that it takes besides the rows: whoever keeps it can count again.
+        return say_json(router.get(f"verdict?{urlencode(asked | {'declared': 'true'})}"))
+    page = router.page(f"verdict?{urlencode(asked)}")
     if markdown:
         return click.echo(page, nl=False)
     return Console().print(Markdown(page))

@@ -8,9 +8,7 @@ hours, however many requests came in them.
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -19,10 +17,10 @@ import sqlalchemy as sa
 
 from router import database
 from router.database import stamp
-from router.experiment import Experiment, ExperimentError, read
+from router.experiment import Decision, Experiment, ExperimentError, read
 from router.experiments import Current
 from router.fold import TOTAL, Fold
-from router.labelling import ALL, GAP_BINS, LIVE
+from router.labelling import ALL
 from router.tables import (
     allocations,
     experiments,
@@ -36,30 +34,12 @@ from router.tables import (
 )
 from runoff.problems import NotFound
 from verdict import money
+from verdict.counted import GAP_BINS
 from verdict.decision import judge
-from verdict.evidence import (
-    Arm,
-    Costs,
-    Decisions,
-    Design,
-    Evidence,
-    Guardrail,
-    Pairs,
-    Period,
-    Rules,
-    gathered,
-)
+from verdict.declared import LIVE, Declared, Place, Roles, Terms
+from verdict.evidence import Arm, Costs, Decisions, Evidence, Guardrail, Pairs, Period, Rules, in_cells
 from verdict.moments import Moments
 from verdict.results import Verdict
-
-# The cells of the grid of time on which the interval's history is kept: whole hours each.
-CELLS = 60
-HOUR = 3600.0
-METRICS = {"brier": "brier", "log-loss": "log_loss", "profit": "profit"}
-
-# A version of the document, and an allocation in it: constant weights.
-Place = tuple[int, int]
-Weights = Mapping[Place, Mapping[str, float]]
 
 
 class Scope(NamedTuple):
@@ -90,29 +70,6 @@ class Scope(NamedTuple):
     def matured_of(self, table: sa.Table) -> sa.ColumnElement[bool]:
         """Those whose outcomes count."""
         return sa.and_(self.of(table), table.c.hour < self.matured)
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Who is compared with whom, and by which kind of answers."""
-
-    design: Design
-    champion: str
-    challengers: tuple[str, ...]
-    # Of the challengers' answers.
-    kind: str
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return (self.champion, *self.challengers)
-
-    def kind_of(self, variant: str) -> str:
-        """Of a variant's answers."""
-        return LIVE if variant == self.champion else self.kind
-
-    def has(self, variant: str, kind: str) -> bool:
-        """Whether answers of this kind are of one of those that are compared."""
-        return variant in self.variants and kind == self.kind_of(variant)
 
 
 def roles(document: Experiment, replay: str | None = None) -> Roles:
@@ -150,11 +107,11 @@ class Question:
     """Of what evidence is asked, and what it takes to tell."""
 
     scope: Scope
-    who: Roles
-    weights: Weights
-    document: Experiment
-    # Evidence of this design and these variants in which nothing is counted.
-    empty: Evidence
+    declared: Declared
+
+    @property
+    def who(self) -> Roles:
+        return self.declared.who
 
 
 class Verdicts:
@@ -182,6 +139,43 @@ class Verdicts:
         evidence = self.evidence(current, tag, replay=replay, now=now)
         return judge(evidence, rules(current.document)), evidence
 
+    def declared(self, current: Current, *, replay: str | None = None, step: Place | None = None) -> Declared:
+        """What was declared of the rows that count; the arguments are those of `evidence`.
+
+        Raises:
+            DatabaseDown: the database cannot be read.
+        """
+        versions = (step[0], step[0]) if step else (current.series, current.version)
+        who = roles(current.document, replay)
+        decisions: dict[int, Decision] = {}
+        found: dict[Place, Terms] = {}
+
+        def put(place: Place, weights: Mapping[str, float]) -> None:
+            decision = decisions.get(place[0], Decision())
+            found[place] = Terms(
+                *place,
+                weights,
+                {name: decision.threshold(name) for name in who.variants},
+                tuple((each.column, each.cuts) for each in (*decision.segments, *decision.sensitive)),
+            )
+
+        chosen = sa.select(experiments.c.version, experiments.c.document)
+        for row in self._read(chosen.where(experiments.c.version.between(*versions))):
+            try:
+                document = read(json.loads(row.document))
+            except ExperimentError:
+                continue
+            decisions[row.version] = document.decision
+            put((row.version, 0), document.shares)
+        moved = sa.select(allocations.c.experiment_version, allocations.c.number, allocations.c.weights)
+        for version, number, told in map(
+            tuple, self._read(moved.where(allocations.c.experiment_version.between(*versions)))
+        ):
+            weights: dict[str, float] = json.loads(told)
+            total = sum(weights.values())
+            put((version, number), {name: weight / total for name, weight in weights.items()})
+        return Declared(current.document.name, versions, who, rules(current.document), tuple(found.values()))
+
     def evidence(
         self,
         current: Current,
@@ -201,79 +195,43 @@ class Verdicts:
         maturity = document.maturity
         # Without a maturity the hour that is not over counts, too.
         matured = stamp(now - maturity if maturity else now + timedelta(hours=1))[:13]
-        versions = (step[0], step[0]) if step else (current.series, current.version)
+        declared = self.declared(current, replay=replay, step=step)
         only = step[1] if step else None
-        scope = Scope(document.name, versions, "" if tag == "real" else tag, matured, only)
-        who = roles(document, replay)
-        weights = self._weights(scope.versions)
-        empty = Evidence(who.design, who.champion, who.challengers, pairs={} if _paired(who) else None)
-        question = Question(scope, who, weights, document, empty)
-        cells = self._cells(question, now)
-        if replay is not None and not any(cell.pair(replay).labelled for cell in cells.values()):
+        scope = Scope(document.name, declared.versions, "" if tag == "real" else tag, matured, only)
+        question = Question(scope, declared)
+        who = declared.who
+        whole = in_cells(who.nothing, list(self._hours(question)), now.timestamp())
+        if replay is not None and not whole.pair(replay).labelled:
             raise NotFound(
                 f"there is no replay {replay[:40]} of what the champion answered and that is known"
             )
-        whole = gathered(empty, cells) if cells else empty
         return whole + replace(
-            empty,
+            who.nothing,
             arms=self._histograms(scope, who),
-            pairs=self._joint(scope, who) if _paired(who) else None,
+            pairs=self._joint(scope, who) if who.design == "shadow" else None,
             segments=self._segments(question),
         )
 
-    def _weights(self, versions: tuple[int, int]) -> Weights:
-        """The shares in force, by version and allocation; paused ones say nothing."""
-        found: dict[Place, Mapping[str, float]] = {}
-        chosen = sa.select(experiments.c.version, experiments.c.document)
-        for row in self._read(chosen.where(experiments.c.version.between(*versions))):
-            try:
-                found[row.version, 0] = read(json.loads(row.document)).shares
-            except ExperimentError:
-                continue
-        moved = sa.select(allocations.c.experiment_version, allocations.c.number, allocations.c.weights)
-        for version, number, told in map(
-            tuple, self._read(moved.where(allocations.c.experiment_version.between(*versions)))
-        ):
-            weights: dict[str, float] = json.loads(told)
-            total = sum(weights.values())
-            found[version, number] = {name: weight / total for name, weight in weights.items()}
-        return found
-
-    def _cells(self, question: Question, now: datetime) -> dict[float, Evidence]:
-        """All that is counted by hours, in cells of so many hours that there are few."""
-        scope, who, empty = question.scope, question.who, question.empty
-        asked = self._sums(sums, scope.of(sums), ("requests", "answered", "failed", "saved"))
-        known = self._sums(labels, sa.and_(scope.matured_of(labels), labels.c.segment == ALL), LABELS)
-        both = self._sums(pairs, sa.and_(scope.matured_of(pairs), pairs.c.segment == ALL), PAIRS, ("beside",))
-        hours = sorted({row.hour for rows in (asked, known, both) for row in rows})
-        if not hours:
-            return {}
-        begin = _begin(hours[0])
-        width = math.ceil((_begin(hours[-1]) + HOUR - begin) / HOUR / CELLS) * HOUR
-        parts: dict[float, list[Evidence]] = defaultdict(list)
-
-        def put(hour: str, part: Evidence) -> None:
-            cell = begin + (math.floor((_begin(hour) - begin) / width) + 1) * width
-            first, last = _begin(hour), min(_begin(hour) + HOUR, now.timestamp())
-            parts[min(cell, max(now.timestamp(), first))].append(replace(part, first=first, last=last))
-
-        for row in asked:
+    def _hours(self, question: Question) -> Iterator[tuple[float, Evidence]]:
+        """All that is counted by hours, each by when it began."""
+        scope, who = question.scope, question.who
+        for row in self._sums(sums, scope.of(sums), ("requests", "answered", "failed", "saved")):
             if who.has(row.variant, row.kind):
-                put(row.hour, _of_asked(row, question))
-        for row in known:
+                yield _begin(row.hour), _of_asked(row, question)
+        of_all = sa.and_(scope.matured_of(labels), labels.c.segment == ALL)
+        for row in self._sums(labels, of_all, LABELS):
             if who.has(row.variant, row.kind):
-                put(row.hour, _of_known(row, question))
-        for row in both:
+                yield _begin(row.hour), _of_known(row, question)
+        of_all = sa.and_(scope.matured_of(pairs), pairs.c.segment == ALL)
+        for row in self._sums(pairs, of_all, PAIRS, ("beside",)):
             if row.variant == who.champion and row.kind == who.kind and row.beside in who.challengers:
-                part = _of_pairs(row, question.document)
-                put(row.hour, replace(empty, pairs={row.beside: part}))
-        return {time: sum(found[1:], found[0]) for time, found in sorted(parts.items())}
+                part = _of_pairs(row, question.declared.rules.costs)
+                yield _begin(row.hour), replace(who.nothing, pairs={row.beside: part})
 
     def _segments(self, question: Question) -> dict[tuple[str, str], Evidence]:
         """The declared parts of the traffic, over all hours."""
-        scope, who, empty = question.scope, question.who, question.empty
-        decision = question.document.decision
-        declared = {each.column for each in (*decision.segments, *decision.sensitive)}
+        scope, who, empty = question.scope, question.who, question.who.nothing
+        declared = {*question.declared.rules.segments, *question.declared.rules.sensitive}
         found: dict[tuple[str, str], Evidence] = {}
         if not declared:
             return found
@@ -290,7 +248,10 @@ class Verdicts:
         some = sa.and_(scope.matured_of(pairs), pairs.c.segment != ALL)
         for row in self._sums(pairs, some, PAIRS, ("beside", "segment")):
             if row.variant == who.champion and row.kind == who.kind and row.beside in who.challengers:
-                put(row.segment, replace(empty, pairs={row.beside: _of_pairs(row, question.document)}))
+                put(
+                    row.segment,
+                    replace(empty, pairs={row.beside: _of_pairs(row, question.declared.rules.costs)}),
+                )
         return found
 
     def _histograms(self, scope: Scope, who: Roles) -> dict[str, Arm]:
@@ -356,18 +317,18 @@ PAIRS = (
 
 def _of_asked(row: Any, question: Question) -> Evidence:
     """What requests say, whatever their outcomes."""
-    scope, who, empty = question.scope, question.who, question.empty
+    scope, who, empty = question.scope, question.who, question.who.nothing
     requests, errors = int(row.requests), int(row.failed) + int(row.saved)
     answered = int(row.answered) - int(row.saved)
     arm = Arm(requests=requests, errors=errors, mature=answered if row.hour < scope.matured else 0)
-    place = (row.experiment_version, row.allocation)
+    weights = question.declared.at((row.experiment_version, row.allocation)).weights
     found = replace(empty, arms={row.variant: arm})
     if who.design == "shadow":
         if row.variant != who.champion and row.hour < scope.matured:
             found = replace(found, pairs={row.variant: Pairs(mature=answered)})
         return found
-    if place in question.weights:
-        period = Period(question.weights[place], {row.variant: requests}, errors={row.variant: errors})
+    if weights:
+        period = Period(weights, {row.variant: requests}, errors={row.variant: errors})
         found = replace(found, periods=(period,))
     return found
 
@@ -378,16 +339,14 @@ def _of_known(row: Any, question: Question) -> Evidence:
     decisions = Decisions(
         n, int(row.tp + row.fp), *(int(row._mapping[each]) for each in ("tp", "fp", "tn", "fn"))
     )
-    costs, who = _costs(question.document), question.who
+    costs, who = question.declared.rules.costs, question.who
     moments = {
         "brier": Moments(n, row.brier, row.brier2),
         "log-loss": Moments(n, row.log_loss, row.log_loss2),
     }
     if costs:
         moments["profit"] = money.moments(costs, decisions)
-    shares = question.weights.get((row.experiment_version, row.allocation), {})
-    # Where one of them had no chance at all, there is nothing to compare.
-    chances = who.design != "shadow" and all(shares.get(each, 0.0) > 0 for each in who.variants)
+    shares = question.declared.at((row.experiment_version, row.allocation)).weights
     arm = Arm(
         labelled=n,
         positives=int(row.positives),
@@ -397,19 +356,18 @@ def _of_known(row: Any, question: Question) -> Evidence:
         profit=moments.get("profit"),
         decisions=decisions,
         weighted={name: each.weighted(shares[row.variant]) for name, each in moments.items()}
-        if chances
+        if who.chances(shares)
         else {},
     )
-    found = replace(question.empty, arms={row.variant: arm})
+    found = replace(who.nothing, arms={row.variant: arm})
     if who.design != "shadow" and shares:
         found = replace(found, periods=(Period(shares, labels={row.variant: n}),))
     return found
 
 
-def _of_pairs(row: Any, document: Experiment) -> Pairs:
+def _of_pairs(row: Any, costs: Costs | None) -> Pairs:
     """What outcomes say of the champion beside another one."""
     n = int(row.pairs)
-    costs = _costs(document)
     # By the champion's decision, the other's, and the outcome; where they agree it makes no difference.
     counts = {
         (True, False, 1): int(row.live_only_1),
@@ -436,10 +394,6 @@ def _counted(
 def _costs(document: Experiment) -> Costs | None:
     declared = document.decision.costs
     return Costs(**declared.model_dump()) if declared else None
-
-
-def _paired(who: Roles) -> bool:
-    return who.design == "shadow"
 
 
 def _begin(hour: str) -> float:

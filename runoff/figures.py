@@ -84,7 +84,7 @@ def calibration_figure(table: pd.DataFrame, name: str, colour: str = CHAMPION) -
         customdata=table["count"],
         hovertemplate="predicted %{x:.3f}<br>observed %{y:.3f}<br>%{customdata} clients<extra></extra>",
     )
-    return _styled(figure, f"{name}: calibration", "predicted probability", "observed share")
+    return styled(figure, f"{name}: calibration", "predicted probability", "observed share")
 
 
 def scores_figure(
@@ -107,7 +107,7 @@ def scores_figure(
             opacity=0.65,
         )
     figure.update_layout(barmode="overlay", showlegend=True)
-    return _styled(
+    return styled(
         figure, f"{name}: predicted probabilities by outcome", "predicted probability", "% of class"
     )
 
@@ -137,7 +137,7 @@ def importance_figure(tables: Mapping[str, pd.DataFrame], top: int = 12) -> go.F
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot"})
     figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order))
     figure.update_layout(showlegend=len(tables) > 1, height=HEIGHT + 60)
-    return _styled(figure, "What shuffling a column costs", "loss of ROC AUC on held-out clients", None)
+    return styled(figure, "What shuffling a column costs", "loss of ROC AUC on held-out clients", None)
 
 
 def shares_figure(table: pd.DataFrame, title: str, x_title: str, y_title: str) -> go.Figure:
@@ -159,10 +159,11 @@ def shares_figure(table: pd.DataFrame, title: str, x_title: str, y_title: str) -
     )
     figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%")
-    return _styled(figure, title, x_title, y_title)
+    return styled(figure, title, x_title, y_title)
 
 
-def _styled(figure: go.Figure, title: str, x_title: str, y_title: str | None) -> go.Figure:
+def styled(figure: go.Figure, title: str, x_title: str, y_title: str | None) -> go.Figure:
+    """Give a figure its titles, and the looks that all of them have."""
     figure.update_layout(
         title=title,
         template="plotly_white",

@@ -12,6 +12,7 @@ from sklearn.base import clone
 
 from data import credit
 from notebooks import train
+from notebooks.executed import OnCell
 from runoff import evaluation
 from runoff.evaluators import TOLERANCE
 from runoff.store import Store
@@ -128,7 +129,7 @@ def test_only_the_newest_version_counts_as_trained_since_it_is_the_one_served(
     assert train.trained(own, "model-a") is None
 
 
-def failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, on_cell: train.OnCell) -> str:
+def failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, on_cell: OnCell) -> str:
     """What is said of a notebook whose last cell, of the given source, fails."""
     broken = nbformat.v4.new_notebook(
         cells=[

@@ -78,6 +78,7 @@ HOLDS = {
     "dashboard": {"dashboard", "data", "traffic", "verdict"},
     "notebook-a": {"data", "notebooks", "train_model_a.ipynb"},
     "notebook-b": {"data", "notebooks", "train_model_b.ipynb"},
+    "notebook-decide": {"notebooks", "verdict", "decide.ipynb"},
 }
 ENTRY = {
     "model-a": ("python-api", "model_a.app:app"),
@@ -86,6 +87,7 @@ ENTRY = {
     "dashboard": ("python-dash", "dashboard.app:app"),
     "notebook-a": ("jupyter-static", "train_model_a.ipynb"),
     "notebook-b": ("jupyter-static", "train_model_b.ipynb"),
+    "notebook-decide": ("jupyter-static", "decide.ipynb"),
 }
 # A pin, and on which Pythons or systems it holds.
 PIN = re.compile(r"[a-z0-9.-]+==[^ ]+( ; .+)?")
@@ -400,7 +402,19 @@ def test_a_published_notebook_run_again_stores_a_candidate_judges_it_and_release
     assert f"runoff release {model} {candidate.id} --reason" in told
 
 
-def executes(folder: Path, home: Path) -> Any:
+def test_a_published_notebook_of_the_decision_judges_what_the_published_router_has_on_record(
+    published: dict[str, Path], online: dict[str, Visitor], clients: list[dict[str, int]], tmp_path: Path
+) -> None:
+    router = online["router"]
+    for client in clients[:5]:
+        assert router.asks(client).status == 200
+    executed = executes(published["notebook-decide"], tmp_path, RUNOFF_ROUTER_URL=router.url)
+    told = next(cell for cell in executed.cells if cell.cell_type == "code").outputs[0].data["text/markdown"]
+    assert router.gets("/v1/verdict").json["sentence"] in told
+    assert "The router says the same." in told
+
+
+def executes(folder: Path, home: Path, **variables: str) -> Any:
     """Execute an unpacked notebook where it lies, as a platform does on a schedule; return it executed."""
     python = environment.of(folder / "requirements.txt")
     (notebook,) = folder.glob("*.ipynb")
@@ -408,7 +422,7 @@ def executes(folder: Path, home: Path) -> Any:
     subprocess.run(
         [python, "-m", "nbconvert", "--execute", "--to", "notebook", "--output", written, notebook.name],
         cwd=folder,
-        env={"HOME": str(home), "RUNOFF_BOARD": str(home / "board"), "OMP_NUM_THREADS": "1"},
+        env={"HOME": str(home), "RUNOFF_BOARD": str(home / "board"), "OMP_NUM_THREADS": "1", **variables},
         check=True,
     )
     return nbformat.read(written, as_version=4)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verdict import bernstein, rates, sequence
+from verdict.counted import score
 from verdict.decision import Verdict, judge
 from verdict.evidence import (
     Arm,
@@ -30,7 +31,7 @@ from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.money import moments, of, paired
 from verdict.plan import plan
 from verdict.quantiles import GROWTH
-from verdict.simulate import Credit, Rows, score
+from verdict.simulate import Credit, Rows
 
 DAY = 86_400.0
 COSTS = Costs(tp=0, fp=-1, tn=1, fn=-10)

@@ -6,8 +6,10 @@ Of outcomes only those of matured requests are in here: requests older than the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
@@ -17,6 +19,10 @@ Design = Literal["shadow", "split", "bandit"]
 Metric = Literal["brier", "log-loss", "profit"]
 
 Key = TypeVar("Key")
+
+# The cells of the grid of time on which the interval's history is kept: whole hours each.
+CELLS = 60
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,28 @@ def gathered(empty: Evidence, cells: Mapping[float, Evidence]) -> Evidence:
     for cell in cells.values():
         total = total + cell
     return total + Evidence(empty.design, empty.champion, empty.challengers, history=dict(cells))
+
+
+def in_cells(empty: Evidence, parts: Sequence[tuple[float, Evidence]], now: float) -> Evidence:
+    """The evidence of some hours, with its history on a grid of CELLS cells of whole hours at most.
+
+    Args:
+        empty: with the design and the names, and nothing counted.
+        parts: when an hour began, in seconds since 1970, and what was counted in it, in any order; an hour
+            may have several.
+        now: where the hour ends that is not over.
+    """
+    if not parts:
+        return empty
+    begins = [hour for hour, _ in parts]
+    begin = min(begins)
+    width = math.ceil((max(begins) + HOUR - begin) / HOUR / CELLS) * HOUR
+    cells: dict[float, list[Evidence]] = defaultdict(list)
+    for hour, part in parts:
+        end = begin + (math.floor((hour - begin) / width) + 1) * width
+        whole = replace(part, first=hour, last=min(hour + HOUR, now))
+        cells[min(end, max(now, hour))].append(whole)
+    return gathered(empty, {time: sum(each[1:], each[0]) for time, each in sorted(cells.items())})
 
 
 @dataclass(frozen=True)

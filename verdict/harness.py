@@ -22,9 +22,10 @@ from scipy.optimize import brentq
 from scipy.stats import beta, norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
+from verdict.counted import score
 from verdict.evidence import Rules
 from verdict.sequence import Floats
-from verdict.simulate import Credit, Delays, Running, Weighted, delay, score
+from verdict.simulate import Credit, Delays, Running, Weighted, delay
 
 Metric = Literal["brier", "log-loss"]
 Truths = NDArray[np.bool_]

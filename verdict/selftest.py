@@ -6,18 +6,18 @@ Each stream is one life of the experiment, looked at again and again. Clients an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import beta
 
-from verdict import guardrails, money
+from verdict import guardrails
+from verdict.counted import paired, scored
 from verdict.decision import judge
-from verdict.evidence import Arm, Decisions, Design, Evidence, Pairs, Period, Rules
-from verdict.moments import Moments
-from verdict.simulate import Credit, Delays, Rows, delay, score
+from verdict.evidence import Arm, Design, Evidence, Period, Rules
+from verdict.simulate import Credit, Delays, Rows, delay
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 LOOKS = 8
@@ -144,20 +144,8 @@ class Experiment:
             CHALLENGER: self._arm(CHALLENGER, rows.challenger, rows.outcome, known, answered),
         }
         one, other, y = (each[known & answered] for each in rows)
-        costs, profit = self.rules.costs, None
-        if costs:
-            a, b = one >= self._threshold(CHAMPION), other >= self._threshold(CHALLENGER)
-            cells = [(i, j, k) for i in (True, False) for j in (True, False) for k in (0, 1)]
-            counts = {(i, j, k): int(((a == i) & (b == j) & (y == k)).sum()) for i, j, k in cells}
-            profit = money.paired(costs, counts)
-        pairs = Pairs(
-            mature=int(answered.sum()),
-            labelled=len(y),
-            brier=_sums(score("brier", one, y) - score("brier", other, y)),
-            log_loss=_sums(score("log-loss", one, y) - score("log-loss", other, y)),
-            profit=profit,
-            max_gap=float(np.abs(one - other).max(initial=0.0)),
-        )
+        thresholds = self._threshold(CHAMPION), self._threshold(CHALLENGER)
+        pairs = replace(paired(one, other, y, thresholds, self.rules.costs), mature=int(answered.sum()))
         return Evidence("shadow", CHAMPION, (CHALLENGER,), arms, {CHALLENGER: pairs})
 
     def _arms(self, rows: Rows, known: Any, answered: Any, mine: Any) -> Evidence:
@@ -179,34 +167,9 @@ class Experiment:
     def _arm(self, name: str, scores: Any, outcomes: Any, known: Any, answered: Any) -> Arm:
         """The sums of a variant over what it was asked."""
         p, y = scores[known & answered], outcomes[known & answered]
-        decisions = _decided(p, y, self._threshold(name))
-        return Arm(
-            requests=len(scores),
-            errors=len(scores) - int(answered.sum()),
-            mature=int(answered.sum()),
-            labelled=len(p),
-            positives=int(y.sum()),
-            brier=_sums(score("brier", p, y)),
-            log_loss=_sums(score("log-loss", p, y)),
-            calibration=_sums(y - p),
-            profit=money.moments(self.rules.costs, decisions) if self.rules.costs else None,
-            decisions=decisions,
-        )
+        arm = scored(p, y, self._threshold(name), self.rules.costs)
+        answers = int(answered.sum())
+        return replace(arm, requests=len(scores), errors=len(scores) - answers, mature=answers)
 
     def _threshold(self, name: str) -> float:
         return self.rules.thresholds.get(name, 0.5)
-
-
-def _decided(p: Any, y: Any, threshold: float) -> Decisions:
-    flagged = p >= threshold
-    counts: Mapping[str, Any] = {
-        "tp": flagged & (y == 1),
-        "fp": flagged & (y == 0),
-        "tn": ~flagged & (y == 0),
-        "fn": ~flagged & (y == 1),
-    }
-    return Decisions(len(p), int(flagged.sum()), **{name: int(each.sum()) for name, each in counts.items()})
-
-
-def _sums(values: Any) -> Moments:
-    return Moments(len(values), float(values.sum()), float((values * values).sum()))

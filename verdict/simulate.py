@@ -6,16 +6,13 @@ Streams are drawn side by side, as arrays whose first axis is the stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import norm
 
 from verdict.sequence import Floats
-
-# No probability is nearer to 0 or 1 in the log loss.
-CLIP = 1e-15
 
 
 class Rows(NamedTuple):
@@ -77,14 +74,6 @@ def separation(area: float) -> float:
     """How far apart the means of two normal distributions of variance 1 are, for an area under the curve."""
     # Green & Swets (1966): AUC = Φ(d / √2)
     return float(np.sqrt(2) * norm.ppf(area))
-
-
-def score(metric: Literal["brier", "log-loss"], p: Floats, y: Floats) -> Floats:
-    """The loss of scores p at outcomes y, each 0 or 1."""
-    if metric == "brier":
-        # Brier (Monthly Weather Review 1950)
-        return np.asarray((p - y) ** 2)
-    return np.asarray(-np.log(np.clip(np.where(y == 1, p, 1 - p), CLIP, 1)))
 
 
 class Delays(NamedTuple):

@@ -1,0 +1,256 @@
+"""The verdict from the ledger's rows is the one from its sums; and the notebook that is published with it."""
+
+from __future__ import annotations
+
+import html as html_library
+import json
+import random
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import sqlalchemy as sa
+
+from notebooks import ledger
+from notebooks.decide import NOTEBOOK, decide
+from notebooks.executed import NotebookFailed
+from router import exports
+from router.database import stamp
+from router.entries import Entry
+from router.verdicts import Verdicts
+from tests.conftest import House, until
+from tests.test_ledger import aside, record
+from tests.test_routing import a_house
+from tests.test_verdicts import NOW, Book, _document, engine, reports
+from verdict import report
+from verdict.decision import judge
+from verdict.evidence import Evidence
+
+__all__ = ["engine"]
+
+PARTS = {
+    "segments": [{"column": "EDUCATION"}, {"column": "LIMIT", "cuts": [1000, 2000]}],
+    "sensitive": [{"column": "SEX"}, {"column": "LIMIT", "cuts": [1500]}],
+}
+COSTS = {"metric": "profit", "costs": {"tp": 0, "fp": -1, "tn": 1, "fn": -5}, "thresholds": {"B": 0.4}}
+
+
+def from_rows(book: Book, folder: Path, form: str, tag: str = "real", **more: Any) -> Evidence:
+    """The evidence that the notebook makes of the export and of what the router says, both as files."""
+    media_type, ending = {
+        "csv": ("text/csv", "csv"),
+        "ndjson": ("application/x-ndjson", "ndjson"),
+        "parquet": ("application/vnd.apache.parquet", "parquet"),
+    }[form]
+    (folder / f"rows.{ending}").write_bytes(b"".join(exports.FORMS[media_type](book.ledger.pages(0))))
+    current = book.experiments.current()
+    assert current
+    declared = Verdicts(book.engine, book.fold).declared(current, **more)
+    told = {"as_of": NOW.isoformat(), "tag": tag, "declared": declared.to_dict()}
+    (folder / "verdict.json").write_text(json.dumps(told))
+    said = ledger.said(str(folder / "verdict.json"), None, "of the file")
+    assert said.declared == declared
+    return ledger.counted(ledger.rows(str(folder / f"rows.{ending}"), None, said), said)
+
+
+def assert_same(book: Book, mine: Evidence, tag: str | None = "real", **more: Any) -> None:
+    """What the rows say is what the sums say, to the last figure of the verdict."""
+    theirs = book.evidence(tag, **more)
+    current = book.experiments.current()
+    assert current
+    rules = Verdicts(book.engine, book.fold).declared(current, **more).rules
+    assert theirs.history
+    told, wanted = (flat(judge(each, rules).to_dict()) for each in (mine, theirs))
+    assert told.keys() == wanted.keys()
+    for place, value in wanted.items():
+        near = pytest.approx(value, rel=1e-7, abs=1e-10) if isinstance(value, float) else value
+        assert told[place] == near, place
+
+
+def flat(value: Any, place: str = "") -> dict[str, Any]:
+    """The leaves of nested JSON, by where they are."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for name, each in items for k, v in flat(each, f"{place}/{name}").items()}
+    return {place: value}
+
+
+def fill(book: Book, count: int, *, shadow: bool, allocation: int = 0, share: float = 0.5) -> None:
+    """Requests of many hours with all that may happen to them."""
+    draw: random.Random = book.random
+    rows, beside, became = [], [], []  # type: list[Any], list[Any], list[Any]
+    for number in range(count):
+        y = int(draw.random() < 0.3)
+        p, other = (min(max(0.3 + 0.3 * (y - 0.3) + draw.gauss(0, 0.15), 0), 1) for _ in range(2))
+        variant = "A" if shadow or draw.random() >= share else "B"
+        features = {"EDUCATION": draw.choice([1, 2, 2.5, None]), "LIMIT": draw.choice([999, 1500, 3000])}
+        features["SEX"] = draw.choice([1, 2])
+        more: dict[str, Any] = {
+            "variant": variant,
+            "propensity": 1.0 if shadow else share if variant == "B" else 1 - share,
+            "allocation": allocation,
+            "features": json.dumps(features) if draw.random() < 0.9 else None,
+            "latency_ms": draw.lognormvariate(1, 0.5),
+            "tag": draw.choice([None, None, None, "simulation"]),
+        }
+        if draw.random() < 0.05:
+            more["propensity"] = None
+        if draw.random() < 0.05 and not shadow:
+            more["answered_by"] = "A"
+        id_ = f"{allocation}-{number}"
+        if draw.random() < 0.03:
+            more |= {"status": 502, "prediction": None}
+        time = stamp(NOW - timedelta(hours=draw.uniform(0, 100)))
+        rows.append(record(id_, time=time, experiment="e", **{"prediction": p, **more}))
+        if shadow:
+            failed = aside(id_, "B")._replace(status=502, prediction=None)
+            beside.append(aside(id_, "B", other) if draw.random() < 0.9 else failed)
+        if draw.random() < 0.8:
+            became.append({"id": id_, "outcome": y})
+    book.ledger.append(Entry(rows, beside))
+    list(book.reported.append(became))
+
+
+@pytest.mark.parametrize(("form", "tag"), [("csv", "real"), ("ndjson", "all"), ("parquet", "simulation")])
+def test_pairs_in_rows_are_those_in_sums(engine: sa.Engine, tmp_path: Path, form: str, tag: str) -> None:
+    book = Book(engine, mode="shadow", maturity="30h", decision=PARTS)
+    fill(book, 400, shadow=True)
+    book.experiments.set(
+        _document(mode="shadow", maturity="20h", decision=PARTS | COSTS), expected=1, by="a", reason="costs"
+    )
+    assert_same(book, from_rows(book, tmp_path, form, tag), None if tag == "all" else tag)
+
+
+@pytest.mark.parametrize("mode", ["split", "bandit"])
+def test_arms_in_rows_are_those_in_sums_also_where_shares_changed(
+    engine: sa.Engine, tmp_path: Path, mode: str
+) -> None:
+    guard = {"name": "errors", "metric": "error-rate", "margin": 0.01}
+    book = Book(engine, mode=mode, decision=PARTS | COSTS, guardrails=[guard])
+    fill(book, 400, shadow=False)
+    assert_same(book, from_rows(book, tmp_path, "csv"))
+    current = book.experiments.current()
+    assert current
+    book.experiments.allocate(current, {"A": 1, "B": 4}, "update", by="a test", reason="more")
+    fill(book, 400, shadow=False, allocation=1, share=0.8)
+    mine = from_rows(book, tmp_path, "ndjson")
+    assert mine.arm("B").weighted
+    assert_same(book, mine)
+
+
+def test_a_replay_in_rows_is_that_in_sums(engine: sa.Engine, tmp_path: Path) -> None:
+    book = Book(engine)
+    fill(book, 200, shadow=False)
+    again = [
+        aside(row["id"], "later", 0.2)._replace(kind="replay", latency_ms=None)
+        for row in book.ledger.page(0, 200)
+    ]
+    book.ledger.append(Entry(side_answers=again))
+    assert_same(book, from_rows(book, tmp_path, "parquet", replay="later"), replay="later")
+
+
+def told_by(executed: Any) -> str:
+    """What the first cell of the executed notebook shows."""
+    first = next(cell for cell in executed.cells if cell.cell_type == "code")
+    return str(first.outputs[0].data["text/markdown"])
+
+
+def assert_agrees(executed: Any, told: dict[str, Any], page: Path) -> None:
+    """The executed notebook says what the router says, and is fit to be published."""
+    assert told_by(executed).startswith(f"## {told['sentence']}\n")
+    assert "The router says the same." in told_by(executed)
+    shown = executed.cells[-1].outputs[0].data["text/html"]
+    [compared] = told["comparisons"]
+    row = next(row for row in compared["rows"] if row["metric"] == told["metric"])
+    for figure in (row["difference"], row["interval"]["lower"], row["interval"]["upper"], row["e_value"]):
+        assert shown.count(f"<td>{report.number(figure)}</td>") == 2
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert [each for each in outputs if each.output_type == "stream"] == [], "it shows no warnings"
+    html = page.read_text(encoding="utf-8")
+    assert html_text(told["sentence"]) in html
+    assert re.findall(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(https?:[^"]+)"', html) == []
+
+
+def html_text(text: str) -> str:
+    return html_library.escape(text, quote=False)
+
+
+def asks_and_reports(house: House, clients: list[dict[str, int]]) -> None:
+    """All clients ask, and of most of them the outcome becomes known."""
+    ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients]
+    reports(house, {id_: int(n % 4 == 0) for n, id_ in enumerate(ids) if n % 10})
+
+
+def fetched(house: House, accept: str, path: str) -> bytes:
+    reply = house.router._http.request("GET", house.router_url + path, headers={"Accept": accept})
+    assert reply.status == 200
+    return bytes(reply.data)
+
+
+def test_a_split_is_decided_from_the_router_as_the_router_decides_it(
+    board: Path, tmp_path: Path, clients: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with a_house(tmp_path, board, "") as house:
+        asks_and_reports(house, clients)
+        # Another kind of traffic counts only where it is asked for.
+        house.router.asks(clients[0], X_Traffic_Tag="simulation")
+        monkeypatch.setenv("RUNOFF_ROUTER_URL", house.router_url)
+        executed = decide(tmp_path / "decide.html")
+        told = house.router.gets("/v1/verdict").json
+    assert (told["design"], told["labelled"]) == ("split", 270)
+    assert_agrees(executed, told, tmp_path / "decide.html")
+
+
+def test_shadows_are_decided_from_kept_files_without_a_router(
+    board: Path, tmp_path: Path, clients: list[dict[str, int]]
+) -> None:
+    costs = "[decision.costs]\ntp = 0.0\nfp = -1.0\ntn = 1.0\nfn = -4.0\n"
+    with a_house(tmp_path, board, f'mode = "shadow"\n{costs}') as house:
+        asks_and_reports(house, clients)
+        until(lambda: house.router.gets("/v1/verdict").json["labelled"] == 540, "all shadows are judged")
+        kept = {"rows.parquet": ("/v1/predictions", "application/vnd.apache.parquet")}
+        kept["verdict.json"] = ("/v1/verdict?declared=true", "application/json")
+        for name, (path, accept) in kept.items():
+            (tmp_path / name).write_bytes(fetched(house, accept, path))
+        first = json.loads(fetched(house, "application/x-ndjson", "/v1/predictions").splitlines()[0])
+        assert (
+            first["side_answers"] == house.router.gets(f"/v1/predictions/{first['id']}").json["side_answers"]
+        )
+    told = json.loads((tmp_path / "verdict.json").read_text())
+    files = {"export_file": str(tmp_path / "rows.parquet"), "verdict_file": str(tmp_path / "verdict.json")}
+    executed = decide(tmp_path / "decide.html", **files)
+    assert_agrees(executed, told, tmp_path / "decide.html")
+    drawn = [each for c in executed.cells for each in c.get("outputs", []) if "plotly" in str(each.data)]
+    assert len(drawn) == 4, "the interval, the reliability, the money, the latencies"
+
+
+def test_a_notebook_in_the_repository_carries_no_output_and_has_parameters() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+
+
+def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text('{"sentence": "Keep A."}')
+    with pytest.raises(ledger.NotReadable, match=r"verdict.json is no verdict with what was declared"):
+        ledger.said(str(tmp_path / "verdict.json"), None, "real")
+    with pytest.raises(ledger.NotReadable, match=r"127.0.0.1:9/v1/verdict.*does not answer"):
+        ledger.said(None, "http://127.0.0.1:9", "real")
+    with pytest.raises(NotebookFailed, match=r"NotReadable: .*nothing.json cannot be read: No such file"):
+        decide(tmp_path / "decide.html", verdict_file=str(tmp_path / "nothing.json"))
+
+
+def test_an_export_that_lacks_a_column_is_told_so(engine: sa.Engine, tmp_path: Path) -> None:
+    book = Book(engine)
+    fill(book, 20, shadow=False)
+    from_rows(book, tmp_path, "csv")
+    said = ledger.said(str(tmp_path / "verdict.json"), None, "real")
+    (tmp_path / "rows.csv").write_text("time,variant\n2026-11-23T14:05:00Z,A\n")
+    with pytest.raises(ledger.NotReadable, match="it lacks experiment, answered_by, tag"):
+        ledger.rows(str(tmp_path / "rows.csv"), None, said)
+    with pytest.raises(ledger.NotReadable, match=r"an export ends in .csv, .ndjson or .parquet"):
+        ledger.rows(str(tmp_path / "verdict.json"), None, said)

@@ -1,0 +1,354 @@
+"""Evidence from rows: what answers and their outcomes add up to.
+
+The ledger keeps these sums while rows come, for verdicts that cost the same however many there are. Here
+they are made at once, from arrays: for simulated rows, and for those who have the ledger's export and would
+check what the router says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verdict import money
+from verdict.declared import LIVE, Declared, Terms
+from verdict.evidence import HOUR, Arm, Costs, Decisions, Evidence, Pairs, Period, in_cells
+from verdict.moments import Moments
+from verdict.quantiles import GROWTH
+from verdict.segments import part
+from verdict.sequence import Floats
+
+Truths = NDArray[np.bool_]
+Wholes = NDArray[np.int64]
+
+# Into so many equal bins scores are counted, pairs of scores on each side, and |p − p′|.
+SCORE_BINS = 50
+JOINT_BINS = 20
+GAP_BINS = 100
+LEAST_MS = 0.001
+# No probability is nearer to 0 or 1 in the log loss: one that is wrong would be an infinite loss.
+CLIP = 1e-15
+
+
+def score(metric: Literal["brier", "log-loss"], p: Floats, y: Floats) -> Floats:
+    """The loss of scores p at outcomes y, each 0 or 1."""
+    if metric == "brier":
+        # Brier (Monthly Weather Review 1950)
+        return np.asarray((p - y) ** 2)
+    return np.asarray(-np.log(np.clip(np.where(y == 1, p, 1 - p), CLIP, 1)))
+
+
+def scored(p: Floats, y: Floats, threshold: float, costs: Costs | None = None) -> Arm:
+    """The sums of a variant over answers whose outcome is known; what was asked is not counted.
+
+    Args:
+        p: its scores, of shape (n,).
+        y: the outcomes, 0 or 1, of the same shape.
+        threshold: the score from which on a decision is positive.
+        costs: what decisions bring, if anything.
+    """
+    decisions = _decided(p, y, threshold)
+    return Arm(
+        labelled=len(p),
+        positives=int(y.sum()),
+        brier=_sums(score("brier", p, y)),
+        log_loss=_sums(score("log-loss", p, y)),
+        calibration=_sums(y - p),
+        profit=money.moments(costs, decisions) if costs else None,
+        decisions=decisions,
+    )
+
+
+def paired(
+    one: Floats, other: Floats, y: Floats, thresholds: tuple[float, float], costs: Costs | None = None
+) -> Pairs:
+    """The sums over rows that both the champion and a challenger scored, and whose outcome is known.
+
+    Args:
+        one: the champion's scores, of shape (n,).
+        other: the challenger's.
+        y: the outcomes, 0 or 1.
+        thresholds: the champion's and the challenger's.
+        costs: what decisions bring, if anything.
+    """
+    profit = None
+    if costs:
+        a, b = one >= thresholds[0], other >= thresholds[1]
+        cells = [(i, j, k) for i in (True, False) for j in (True, False) for k in (0, 1)]
+        counts = {(i, j, k): int(((a == i) & (b == j) & (y == k)).sum()) for i, j, k in cells}
+        profit = money.paired(costs, counts)
+    return Pairs(
+        labelled=len(y),
+        brier=_sums(score("brier", one, y) - score("brier", other, y)),
+        log_loss=_sums(score("log-loss", one, y) - score("log-loss", other, y)),
+        profit=profit,
+        max_gap=float(np.abs(one - other).max(initial=0.0)),
+    )
+
+
+class Answers(NamedTuple):
+    """What variants answered: arrays of one length, a place for each answer, live ones and side answers.
+
+    Attributes:
+        request: a number from 0 on; answers of the same number are to the same request.
+        time: of the request, in seconds since 1970.
+        version: of the experiment's document by which the request was assigned.
+        allocation: of the weights within it.
+        variant: who answered; of a replay the name of the set.
+        kind: LIVE, "shadow" or "replay".
+        status: that of HTTP.
+        score: the probability; NaN where there is none.
+        latency: in ms; NaN where it was not measured.
+        outcome: of the request, 0 or 1; NaN or anything else does not count.
+        saved: of live answers, whether another variant gave it since this one failed.
+    """
+
+    request: Wholes
+    time: Floats
+    version: Wholes
+    allocation: Wholes
+    variant: NDArray[np.object_]
+    kind: NDArray[np.object_]
+    status: Wholes
+    score: Floats
+    latency: Floats
+    outcome: Floats
+    saved: Truths
+
+    def where(self, chosen: Truths) -> Answers:
+        """Some of them."""
+        columns: Any = (column[chosen] for column in self)
+        return Answers(*columns)
+
+
+def evidence(
+    answers: Answers,
+    declared: Declared,
+    now: float,
+    records: Sequence[Mapping[str, Any]] = (),
+) -> Evidence:
+    """The evidence in rows, as the ledger's sums have it: by hours, of what was assigned by the experiment.
+
+    Args:
+        answers: of all requests that count: assigned by chance, and in the versions that are declared.
+        declared: who is compared, by which rules, and by which terms rows were assigned.
+        now: in seconds since 1970. Of outcomes those count whose requests came before the hour in which the
+            maturity began; without a maturity all.
+        records: what was asked about, by request; needed where parts of the traffic are declared.
+    """
+    rows = _Rows.of(answers, declared, now)
+    whole = in_cells(declared.who.nothing, list(_by_hours(rows)), now)
+    return whole + replace(
+        declared.who.nothing,
+        arms=_histograms(rows),
+        pairs=_joint(rows) if declared.who.design == "shadow" else None,
+        segments=_segments(rows, records),
+    )
+
+
+def known(answers: Answers, declared: Declared, now: float, variant: str) -> tuple[Floats, Floats]:
+    """A variant's scores whose outcomes count, and these; the arguments are those of `evidence`."""
+    rows = _Rows.of(answers, declared, now)
+    mine = rows.known & (rows.all.variant == variant)
+    return rows.all.score[mine], rows.all.outcome[mine]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Answers of those who are compared, and what of them counts.
+
+    Attributes:
+        all: of them.
+        known: whether the outcome counts: it is there, it has matured, and the answer was the variant's own.
+        beside: the champion's score of the same request; NaN where it has none of its own.
+        declared: of the experiment.
+        matured: outcomes count of what was asked before.
+    """
+
+    all: Answers
+    known: Truths
+    beside: Floats
+    declared: Declared
+    matured: float
+
+    @classmethod
+    def of(cls, answers: Answers, declared: Declared, now: float) -> _Rows:
+        who, maturity = declared.who, declared.rules.maturity
+        matured = _hour(now - maturity) if maturity else _hour(now) + HOUR
+        count = int(answers.request.max(initial=-1)) + 1
+        live = answers.kind == LIVE
+        own = live & ~np.isnan(answers.score) & ~answers.saved
+        # What another variant answered in its place says nothing of any of them.
+        told = np.zeros(count, bool)
+        told[answers.request[own]] = True
+        champions = np.full(count, np.nan)
+        mine = own & (answers.variant == who.champion)
+        champions[answers.request[mine]] = answers.score[mine]
+        known = (
+            ~np.isnan(answers.score)
+            & np.isin(answers.outcome, (0, 1))
+            & told[answers.request]
+            & (_hour(answers.time) < matured)
+        )
+        compared = np.zeros(len(live), bool)
+        for name in who.variants:
+            compared |= (answers.variant == name) & (answers.kind == who.kind_of(name))
+        return cls(
+            answers.where(compared), known[compared], champions[answers.request][compared], declared, matured
+        )
+
+    def where(self, chosen: Truths) -> _Rows:
+        """Some of them."""
+        return replace(self, all=self.all.where(chosen), known=self.known[chosen], beside=self.beside[chosen])
+
+    def periods(self) -> Iterator[tuple[Terms, _Rows]]:
+        """Those of each version and allocation."""
+        places = np.stack([self.all.version, self.all.allocation], 1)
+        for version, allocation in np.unique(places, axis=0).tolist():
+            mine = (self.all.version == version) & (self.all.allocation == allocation)
+            yield self.declared.at((version, allocation)), self.where(mine)
+
+    def arms(self) -> Iterator[tuple[str, _Rows]]:
+        """Those of each variant that has any."""
+        for name in self.declared.who.variants:
+            mine = self.all.variant == name
+            if mine.any():
+                yield name, self.where(mine)
+
+
+def _by_hours(rows: _Rows) -> Iterator[tuple[float, Evidence]]:
+    """What was counted in each hour."""
+    hours = _hour(rows.all.time)
+    for hour in np.unique(hours).tolist():
+        for terms, part_ in rows.where(hours == hour).periods():
+            yield hour, _asked(part_, terms, hour < rows.matured) + _known(part_, terms)
+
+
+def _asked(rows: _Rows, terms: Terms, mature: bool) -> Evidence:
+    """What requests say, whatever their outcomes."""
+    who = rows.declared.who
+    found = who.nothing
+    for name, mine in rows.arms():
+        requests = len(mine.all.status)
+        answered = int(((mine.all.status < 400) & ~mine.all.saved).sum())  # noqa: PLR2004
+        errors = int(((mine.all.status >= 500) | mine.all.saved).sum())  # noqa: PLR2004
+        arm = Arm(requests=requests, errors=errors, mature=answered if mature else 0)
+        found = found + replace(who.nothing, arms={name: arm})
+        if who.design == "shadow":
+            if name != who.champion and mature:
+                found = found + replace(who.nothing, pairs={name: Pairs(mature=answered)})
+        elif terms.weights:
+            period = Period(terms.weights, {name: requests}, errors={name: errors})
+            found = found + replace(who.nothing, periods=(period,))
+    return found
+
+
+def _known(rows: _Rows, terms: Terms) -> Evidence:
+    """What outcomes say."""
+    who, costs = rows.declared.who, rows.declared.rules.costs
+    found = who.nothing
+    for name, mine in rows.where(rows.known).arms():
+        p, y = mine.all.score, mine.all.outcome
+        arm = scored(p, y, _threshold(terms, name), costs)
+        if who.chances(terms.weights):
+            plain = {"brier": arm.brier, "log-loss": arm.log_loss, "profit": arm.profit}
+            share = terms.weights[name]
+            weighted = {metric: each.weighted(share) for metric, each in plain.items() if each}
+            arm = replace(arm, weighted=weighted)
+        found = found + replace(who.nothing, arms={name: arm})
+        if who.design != "shadow" and terms.weights:
+            found = found + replace(who.nothing, periods=(Period(terms.weights, labels={name: len(p)}),))
+        if who.design == "shadow" and name != who.champion:
+            both = ~np.isnan(mine.beside)
+            thresholds = _threshold(terms, who.champion), _threshold(terms, name)
+            pairs = paired(mine.beside[both], p[both], y[both], thresholds, costs)
+            found = found + replace(who.nothing, pairs={name: replace(pairs, max_gap=0.0)})
+    return found
+
+
+def _histograms(rows: _Rows) -> dict[str, Arm]:
+    """Latencies, and scores by outcome."""
+    found: dict[str, Arm] = {}
+    for name, mine in rows.arms():
+        took = mine.all.latency[(mine.all.status < 400) & ~np.isnan(mine.all.latency)]  # noqa: PLR2004
+        p, y = mine.all.score[mine.known], mine.all.outcome[mine.known]
+        found[name] = Arm(
+            latencies=_counts(np.floor(np.log(np.maximum(took, LEAST_MS)) / GROWTH).astype(int)),
+            negative_scores=_counts(_bins(p[y == 0], SCORE_BINS)),
+            positive_scores=_counts(_bins(p[y == 1], SCORE_BINS)),
+        )
+    return found
+
+
+def _joint(rows: _Rows) -> dict[str, Pairs]:
+    """How far scores of a row are apart, rounded up to a bin, and how they go together."""
+    found: dict[str, Pairs] = {}
+    for name, mine in rows.where(rows.known & ~np.isnan(rows.beside)).arms():
+        if name == rows.declared.who.champion:
+            continue
+        one, other, y = mine.beside, mine.all.score, mine.all.outcome
+        together = zip(
+            *(each.tolist() for each in (_bins(one, JOINT_BINS), _bins(other, JOINT_BINS), y.astype(int))),
+            strict=True,
+        )
+        gap = (int(_bins(np.abs(one - other), GAP_BINS).max()) + 1) / GAP_BINS
+        found[name] = Pairs(max_gap=gap, joint=dict(Counter(together)))
+    return found
+
+
+def _segments(rows: _Rows, records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Evidence]:
+    """What outcomes say of the declared parts of the traffic."""
+    nothing = rows.declared.who.nothing
+    found: dict[tuple[str, str], Evidence] = {}
+    wanted = {*rows.declared.rules.segments, *rows.declared.rules.sensitive}
+    for terms, period in rows.where(rows.known).periods():
+        chosen: dict[tuple[str, str], Truths] = {}
+        for column, cuts in terms.parts:
+            if column not in wanted:
+                continue
+            values = [part(records[each].get(column), cuts) for each in period.all.request]
+            for value in dict.fromkeys(values):
+                # A column may be both a segment and sensitive.
+                mine = np.array([each == value for each in values])
+                chosen[column, value] = chosen.get((column, value), False) | mine
+        for key, mine in chosen.items():
+            found[key] = found.get(key, nothing) + _known(period.where(mine), terms)
+    return found
+
+
+def _threshold(terms: Terms, variant: str) -> float:
+    return terms.thresholds.get(variant, 0.5)
+
+
+def _decided(p: Floats, y: Floats, threshold: float) -> Decisions:
+    flagged = p >= threshold
+    counts: Mapping[str, Truths] = {
+        "tp": flagged & (y == 1),
+        "fp": flagged & (y == 0),
+        "tn": ~flagged & (y == 0),
+        "fn": ~flagged & (y == 1),
+    }
+    return Decisions(len(p), int(flagged.sum()), **{name: int(each.sum()) for name, each in counts.items()})
+
+
+def _sums(values: Floats) -> Moments:
+    return Moments(len(values), float(values.sum()), float((values * values).sum()))
+
+
+def _bins(values: Floats, bins: int) -> Wholes:
+    """The bins of numbers in [0, 1], of which 1 is in the last one."""
+    return np.minimum((values * bins).astype(np.int64), bins - 1)
+
+
+def _counts(bins: Wholes) -> dict[int, int]:
+    return dict(Counter(bins.tolist()))
+
+
+def _hour(time: Any) -> Any:
+    """When the hour of a time began."""
+    return np.floor(time / HOUR) * HOUR
