@@ -5,6 +5,7 @@ It runs what a reader would, on the ports of `make run`, with a `var/` of its ow
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,8 +25,9 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 PAGES = {
     "": "#share-chart .scatterlayer",
     "verdict": "#verdict-basis",
-    "drift": "#psi-chart .barlayer",
     "models": "#versions table",
+    "load": "#percentiles-chart .scatterlayer",
+    "drift": "#psi-chart .barlayer",
     "experiment": "#timeline b",
 }
 UP = "Up until Ctrl-C."
@@ -74,29 +76,62 @@ def run_and_look(var: Path) -> str:
         if line.startswith(UP):
             break
     try:
-        take_screenshots()
+        take_screenshots(something_to_see(var))
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
     return "\n".join(lines)
 
 
-def take_screenshots() -> None:
-    """The dashboard's pages in both themes, as wide as a laptop, and on a phone."""
+def something_to_see(var: Path) -> str:
+    """Let outcomes be known, and two load tests be kept; returns the ids of those, for an address."""
+    ours = environment() | {
+        "RUNOFF_LOADS": str(var / "load"),
+        "RUNOFF_LOAD_TARGETS": "router=http://127.0.0.1:8000 model_a=http://127.0.0.1:8001",
+    }
+
+    def runoff(*arguments: str) -> str:
+        return subprocess.run(
+            [ROOT / ".venv" / "bin" / "runoff", *arguments],
+            env=ours,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    runoff("simulate", "--queries", "1500", "--outcomes", "1")
+    offered = ("--rate", "100", "--ramp", "5", "--seconds", "20")
+    runs = [
+        json.loads(runoff("load", "--target", target, *offered, "--json")) for target in ("router", "model_a")
+    ]
+    return ",".join(run["id"] for run in runs)
+
+
+def take_screenshots(runs: str) -> None:
+    """The dashboard's pages in both themes, as wide as a laptop, and on a phone.
+
+    Args:
+        runs: the ids of the load tests that are shown.
+    """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
         for path, drawn in PAGES.items():
             name = f"dashboard-{path}" if path else "dashboard"
             for theme in ("light", "dark"):
                 page = browser.new_page(viewport={"width": 1280, "height": 1130})
-                shoot(page, path, drawn, theme, f"{name}-{theme}.png")
+                shoot(page, address(path, theme, runs), drawn, f"{name}-{theme}.png")
             phone = browser.new_page(viewport={"width": 390, "height": 1600})
-            shoot(phone, path, drawn, "light", f"{name}-phone.png")
+            shoot(phone, address(path, "light", runs), drawn, f"{name}-phone.png")
         browser.close()
 
 
-def shoot(page: Page, path: str, drawn: str, theme: str, name: str) -> None:
-    page.goto(f"{DASHBOARD}/{path}?theme={theme}")
+def address(path: str, theme: str, runs: str) -> str:
+    """Of a page in a theme; the one of load tests with those that are shown."""
+    return f"{DASHBOARD}/{path}?theme={theme}" + (f"&runs={runs}" if path == "load" else "")
+
+
+def shoot(page: Page, url: str, drawn: str, name: str) -> None:
+    page.goto(url)
     page.wait_for_selector(drawn)
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(1000)

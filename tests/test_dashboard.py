@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -333,3 +335,18 @@ def is_dark(page: Page) -> bool:
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     )
     return bool(red + green + blue < 3 * 128)
+
+
+def test_before_anything_is_known_one_sees_that_it_loads(own_house: House, page: Page) -> None:
+    router = own_house.services.pid("router")
+    os.killpg(router, signal.SIGSTOP)
+    try:
+        page.goto(own_house.dashboard_url)
+        expect(page.locator("#as-of")).to_have_text("Loading …")
+        expect(page.locator("#tiles .mantine-Skeleton-root")).to_have_count(5)
+        # It does not load for ever.
+        expect(page.locator("#troubles")).to_contain_text("it does not answer in time. Nothing is known yet")
+    finally:
+        os.killpg(router, signal.SIGCONT)
+    expect(page.locator("#tile-requests")).to_have_text("0", timeout=2 * PATIENCE)
+    expect(page.locator("#tiles .mantine-Skeleton-root")).to_have_count(0)

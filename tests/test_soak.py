@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 from tests.conftest import CHROMIUM, QUIET, House
 
 SECONDS = float(os.environ.get("RUNOFF_SOAK_SECONDS", "0"))
-TABS = ("", "", "", "", "?theme=dark", "?range=15m", "drift", "models", "experiment", "experiment?theme=dark")
+TABS = ("", "", "", "?theme=dark", "?range=15m", "verdict", "drift", "models", "load", "experiment")
 LOOK_SECONDS = 5.0
 # Requests a second that somebody else sends.
 LOAD = 40
