@@ -39,7 +39,7 @@ class Guards:
         declared = replace(
             declared, guardrail_alpha=declared.guardrail_alpha / len(current.document.canary.steps)
         )
-        evidence = self._verdicts.evidence(current, None, step=current.place)
+        evidence = self._verdicts.evidence(current, None, step=current.step)
         found = guardrails.results(evidence, challenger, declared)
         told = [asdict(each) for each in found]
         breached = [each for each in found if each.state == "breached"]
