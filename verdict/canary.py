@@ -157,7 +157,7 @@ def sent_back(clients: Rows, plan: Plan, canaries: int, seed: int = 15) -> Sent:
     return Sent(requests, own)
 
 
-# A canary as documented, planned for as many outcomes as by default.
+# Planned for as many outcomes as by default.
 USUAL = Plan()
 # What an asymptotic guardrail stands worst: it is sharpest at its first outcomes, half of the requests are
 # the challenger's, and one looks often.

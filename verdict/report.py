@@ -135,7 +135,7 @@ def number(value: float | None) -> str:
     if value is None:
         return NONE
     if value and (abs(value) < 1e-4 or abs(value) >= 1e6):  # noqa: PLR2004
-        return f"{value:.2e}"
+        return f"{value:.2e}".replace("-", "−")
     return f"{value:,.4g}".replace("-", "−")
 
 

@@ -211,7 +211,7 @@ def canaries_of_clients(streams: int) -> tuple[Rows, list[Rate], list[tuple[str,
     """The clients beside a useless challenger, identical challengers sent back, and when that one is."""
     same, useless = held_out()
     false = []
-    for name, chosen in (("as documented", USUAL), ("planned for 100 outcomes", HASTY)):
+    for name, chosen in (("from 5 % on", USUAL), ("planned for 100 outcomes", HASTY)):
         for rate in (None, 0.08, 0.01):
             sent = sent_back(same, replace(chosen, rate=rate), streams)
             told = _percent(float(same.outcome.mean()) if rate is None else rate)
@@ -219,7 +219,8 @@ def canaries_of_clients(streams: int) -> tuple[Rows, list[Rate], list[tuple[str,
             false.append(Rate(f"{name}, {told} defaults", count, streams))
     halves = replace(USUAL, steps=HASTY.steps)
     found = [
-        (f"from {chosen.steps[0]:.0%} on", sent_back(useless, chosen, streams)) for chosen in (USUAL, halves)
+        (f"from {100 * chosen.steps[0]:g} % on", sent_back(useless, chosen, streams))
+        for chosen in (USUAL, halves)
     ]
     return useless, false, found
 
@@ -237,17 +238,17 @@ def _canary_text(clients: Rows, false: Sequence[Rate], found: Sequence[tuple[str
         + " |"
         for name, sent in found
     )
-    steps = " → ".join(f"{share:.0%}" for share in USUAL.steps)
+    steps = " → ".join(f"{100 * share:g} %" for share in USUAL.steps)
     watched = USUAL.looks * USUAL.batch
     return f"""## Canaries of real clients
 
 The {len(clients.outcome):,} clients of the data set whom no model was trained on, drawn with replacement,
 with the scores of gradient-boosted trees. Two guardrails at a margin of 0: the Brier score, and errors, of
-which both have {_percent(FAILING)}. A look every {USUAL.batch} requests for {watched:,} requests; outcomes
-come {USUAL.batch} to {9 * USUAL.batch} requests late, defaults first. Steps are {steps}, each until both
-have had {USUAL.min_requests} requests and no guardrail objects. *Planned for 100 outcomes* is the worst case
-of an asymptotic guardrail: it is at its sharpest at once, half of the traffic is the challenger's, and one
-looks every {HASTY.batch} requests, {HASTY.looks} times.
+which both have {_percent(FAILING)}. A look every {USUAL.batch} requests, for {watched:,} requests; outcomes
+come one to nine looks late, defaults first. Steps are {steps}, each until both have
+had {USUAL.min_requests} requests and no guardrail objects. *Planned for 100 outcomes* is the worst case of an
+asymptotic guardrail: it is at its sharpest at once, half of the traffic is the challenger's, and one looks
+every {HASTY.batch} requests, {HASTY.looks} times.
 
 A challenger that is the same model: how often it is ever sent back, at an α of 5 %.
 
