@@ -243,6 +243,14 @@ def test_evidence_adds_in_any_order_and_the_verdict_knows_no_buckets(
         assert judge(one + two + three, rules) == judge(evidence_of(a + b + c, design), rules)
 
 
+def test_it_is_said_how_much_has_matured_of_each_variant_and_that_no_maturity_is_declared() -> None:
+    evidence = parted(clients(1000))
+    [seen] = [each.seen for each in judge(evidence, Rules()).checks if each.name == "maturity"]
+    assert "A 100% and 100%, B 100% and 100%; no maturity is declared" in seen
+    [seen] = [each.seen for each in judge(evidence, Rules(maturity=DAY)).checks if each.name == "maturity"]
+    assert seen.endswith("A 100% and 100%, B 100% and 100%")
+
+
 def test_pairs_say_how_many_more_outcomes_a_split_would_take() -> None:
     rows = clients(2000)
     [compared] = judge(shadowed(rows), Rules()).comparisons

@@ -161,6 +161,7 @@ def test_outcomes_count_when_their_requests_have_matured(engine: sa.Engine) -> N
     assert (arm.requests, arm.mature, arm.labelled) == (3, 2, 1)
     matured = next(check for check in book.verdict().checks if check.name == "maturity")
     assert "2 of 3 requests have matured" in matured.seen
+    assert matured.seen.endswith("have an outcome (50%): A 67% and 50%, B 0% and 0%")
 
 
 def test_decisions_bring_what_the_costs_say(engine: sa.Engine) -> None:
