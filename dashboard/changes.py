@@ -89,8 +89,14 @@ def pause(state: Answer, document: Answer, per_hour: int) -> Proposal:
     )
 
 
+def hold(state: Answer) -> Proposal:
+    """Keep the weights that are in force."""
+    lines = ["Nothing moves the shares by itself until it is resumed; all counts on."]
+    return proposal("Hold the experiment", lines, "POST", f"{EXPERIMENT}/hold", {}, version=state["version"])
+
+
 def resume(state: Answer, before: Weights | None, per_hour: int) -> Proposal:
-    """End a pause, with the weights of before, where they are known."""
+    """End a pause or a hold, with the weights of before, where they are known."""
     lines = (
         told(state["weights"], before, per_hour) if before else ["The weights of before are in force again."]
     )
@@ -154,8 +160,10 @@ def undo(entries: Sequence[Answer], state: Answer, per_hour: int) -> Proposal | 
     *earlier, last = entries[:-1] if entries[-1]["action"] == "carry" else entries
     before = _weights_before(earlier, last)
     taken_back: Proposal | None = None
-    if last["action"] == "pause":
+    if last["action"] in ("pause", "hold"):
         taken_back = resume(state, before, per_hour)
+    elif last["action"] == "resume" and earlier and earlier[-1]["action"] == "hold":
+        taken_back = hold(state)
     elif last["action"] == "resume":
         taken_back = pause(state, documents[-1], per_hour)
     elif last["document"] is None and before:

@@ -25,6 +25,7 @@ ACTIONS = {
     "promote": "Promoted",
     "pause": "Paused",
     "resume": "Resumed",
+    "hold": "Held where it was",
     "ramp": "Ramped",
     "carry": "Weights carried over",
     "step": "Canary went a step on",
@@ -38,7 +39,7 @@ MODES = {
     "bandit": "each variant gets the probability that it is the best",
 }
 
-BUTTONS = ("ramp", "pause", "promote", "edit", "undo")
+BUTTONS = ("ramp", "pause", "hold", "promote", "edit", "undo")
 
 
 def layout() -> html.Div:
@@ -114,6 +115,7 @@ def _controls() -> html.Section:
                     dmc.Select(id="promote-variant", label="Champion", data=[], allowDeselect=False),
                     dmc.Button("Promote …", id="promote", variant="default", disabled=True),
                     dmc.Button("Pause …", id="pause", variant="default", disabled=True),
+                    dmc.Button("Hold …", id="hold", variant="default", disabled=True),
                 ],
             ),
             html.Details(
@@ -157,6 +159,7 @@ def _show(app: Dash, router: RouterClient) -> None:
         Output("promote-variant", "data"),
         Output("promote-variant", "value"),
         Output("pause", "children"),
+        Output("hold", "children"),
         Output("document", "value"),
         Output("experiment-seen", "data"),
         Input("tick", "data"),
@@ -168,7 +171,7 @@ def _show(app: Dash, router: RouterClient) -> None:
     def refresh(
         _tick: Any, _changed: Any, seen: list[int] | None, ramped: str | None, promoted: str | None
     ) -> tuple[Any, ...]:
-        nothing = (no_update,) * 10
+        nothing = (no_update,) * 11
         try:
             stats = router.stats(None)
             now = [stats["version"], stats["allocation"]]
@@ -190,6 +193,7 @@ def _show(app: Dash, router: RouterClient) -> None:
             names,
             promoted if promoted in names else others[0],
             "Resume …" if state["paused"] else "Pause …",
+            "Resume …" if state["held"] else "Hold …",
             json.dumps(document, indent=2),
             [state["version"], state["allocation"]],
         )
@@ -225,6 +229,10 @@ def _propose(app: Dash, router: RouterClient) -> None:
                 proposed = changes.resume(state, _before_pause(entries), per_hour)
             case "pause":
                 proposed = changes.pause(state, document, per_hour)
+            case "hold" if state["held"]:
+                proposed = changes.resume(state, state["weights"], per_hour)
+            case "hold":
+                proposed = changes.hold(state)
             case "promote":
                 proposed = changes.promote(state, document, promoted, per_hour)
             case "edit":
@@ -259,6 +267,7 @@ def _weights(weights: changes.Weights) -> str:
 
 def _summary(state: Answer) -> str:
     what = "Paused, all goes to the champion" if state["paused"] else f"{state['mode'].capitalize()}"
+    what += ", held" if state["held"] else ""
     return f"{what}: {_weights(state['weights'])}"
 
 

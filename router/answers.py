@@ -142,6 +142,7 @@ class Stats(TypedDict):
     allocation: int
     mode: str
     paused: bool
+    held: bool
     requests: int
     cursor: int
     variants: list[VariantStats]

@@ -123,9 +123,7 @@ class Parts:
         self._adding.begin()
         self._controllers.begin()
 
-    def _counted(
-        self, current: Current, versions: tuple[int, int], allocation: int | None
-    ) -> dict[str, Sums]:
+    def _counted(self, current: Current, versions: tuple[int, int], allocation: int) -> dict[str, Sums]:
         document = current.document
         matured = datetime.now(UTC) - document.maturity
         return self.fold.counted(document.name, versions, allocation, matured)
@@ -361,6 +359,7 @@ def stats() -> tuple[dict[str, Any], dict[str, str]]:
         "allocation": current.place.number,
         "mode": current.document.mode,
         "paused": current.paused,
+        "held": current.held,
         "requests": sum(each.requests for each in counts.values()),
         "cursor": cursor,
         "variants": [

@@ -142,8 +142,7 @@ def show(router: Router, *, only_document: bool, wants_json: bool) -> None:
             )
             for each in document["variants"]
         ],
-        title=f"{state['experiment']}, mode {state['mode']}, version {state['version']}"
-        + (", paused" if state["paused"] else ""),
+        title=f"{state['experiment']}, mode {state['mode']}, version {state['version']}" + _still(state),
     )
     return click.echo(
         f"\nso since {state['since'][:19].replace('T', ' ')} UTC, by {state['by']}"
@@ -164,8 +163,8 @@ def show(router: Router, *, only_document: bool, wants_json: bool) -> None:
 def set_(router: Router, *, file: Path, version: int | None, wants_json: bool, **why: str) -> None:
     """Make the document in FILE, TOML or JSON, the next version.
 
-    It is the whole document. Where it leaves the split as it is, the shares in force stay, and so does a
-    pause; else the experiment begins with the document's shares.
+    It is the whole document. Where it leaves the split as it is, the shares in force stay, else the
+    experiment begins with the document's shares. A pause or a hold goes on.
     """
     document = _read(file).model_dump(mode="json")
     _say(router.change(f"experiment?{urlencode(why, quote_via=quote)}", document, version, "PUT"), wants_json)
@@ -178,10 +177,20 @@ def pause(router: Router, *, version: int | None, wants_json: bool, **why: str) 
     _say(router.change("experiment/pause", why, version), wants_json)
 
 
+@experiment.command(epilog=examples('runoff experiment hold --reason "until the month has closed"'))
+@changes
+def hold(router: Router, *, version: int | None, wants_json: bool, **why: str) -> None:
+    """Keep a canary or a bandit at the shares that it has, until it is resumed.
+
+    All counts on; what a canary's guardrails, or the bandit, would have done is said in the router's log.
+    """
+    _say(router.change("experiment/hold", why, version), wants_json)
+
+
 @experiment.command(epilog=examples('runoff experiment resume --reason "B is repaired"'))
 @changes
 def resume(router: Router, *, version: int | None, wants_json: bool, **why: str) -> None:
-    """End a pause, with the shares of before."""
+    """End a pause or a hold, with the shares of before."""
     _say(router.change("experiment/resume", why, version), wants_json)
 
 
@@ -209,7 +218,7 @@ def ramp(
 ) -> None:
     """Give a variant the SHARE of the traffic; the others share the rest in proportion.
 
-    Of the units only those move that must. A canary goes on from there; at 0% it stays.
+    Of the units only those move that must. A canary goes on from there, also if it was held; at 0% it stays.
     """
     asked = {**why, "share": share} | ({"variant": variant} if variant else {})
     _say(router.change("experiment/ramp", asked, version), wants_json)
@@ -281,8 +290,12 @@ def _begun(document: Any) -> Mapping[str, float]:
 def _say(state: Any, wants_json: bool) -> None:
     if wants_json:
         return say_json(state)
-    paused = ", paused" if state["paused"] else ""
-    return click.echo(f"version {state['version']} is in force{paused}: {_shares(state['weights'])}")
+    return click.echo(f"version {state['version']} is in force{_still(state)}: {_shares(state['weights'])}")
+
+
+def _still(state: Any) -> str:
+    """What is said of an experiment that is stopped."""
+    return ", paused" if state["paused"] else ", held" if state["held"] else ""
 
 
 def _shares(weights: Mapping[str, float]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from router.experiment import Canary, Experiment
-from router.experiments import AllocationAction, Current, Experiments, Following, Stale
+from router.experiments import AllocationAction, Current, Experiments, Following, Place, Stale
 from router.periodic import Periodic
 from verdict import sequence
 
@@ -124,7 +124,7 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
 
 
 def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: Gate) -> Change | None:
-    """What a canary does now.
+    """What a canary does now, or would do if it were not held.
 
     Back to 0 as soon as its gate says so; on, when the step was held as long as the document says, both
     variants have had the minimum of requests, and the gate agrees. From 0 it does not go on by itself, and
@@ -132,7 +132,7 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
 
     Args:
         current: the experiment in force.
-        sums: by the name of the variant, under the weights in force.
+        sums: by the name of the variant, since the present step began.
         now: the time.
         gate: judges them.
     """
@@ -161,11 +161,12 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
 
 
 def next_batch(current: Current, sums: Mapping[str, Sums], now: datetime) -> Change | None:
-    """What a bandit does now: Thompson sampling in batches, mixed with exploration.
+    """What a bandit does now, or would do if it were not held.
 
-    Each variant's share is floor + (1 − K·floor) · P(it is the best), P by draws from the Beta posteriors of
-    the K success rates over a uniform prior. That is the mixture adaptive design of Liang & Bojinov
-    (arXiv 2311.05794, section 3) with δ = K·floor: what is recorded can be weighted by its propensity.
+    Thompson sampling in batches, mixed with exploration: each variant's share is
+    floor + (1 − K·floor) · P(it is the best), P by draws from the Beta posteriors of the K success rates over
+    a uniform prior. That is the mixture adaptive design of Liang & Bojinov (arXiv 2311.05794, section 3) with
+    δ = K·floor: what is recorded can be weighted by its propensity.
 
     Args:
         current: the experiment in force.
@@ -203,8 +204,8 @@ def chances(document: Experiment, sums: Mapping[str, Sums]) -> dict[str, float]:
 
 
 # Gives the sums by variant of what was recorded under the first to the last of some versions of an
-# experiment, and where one is named under one allocation alone.
-Counted = Callable[[Current, tuple[int, int], int | None], Mapping[str, Sums]]
+# experiment, and of each under this allocation and later ones alone.
+Counted = Callable[[Current, tuple[int, int], int], Mapping[str, Sums]]
 
 
 class Runner:
@@ -230,7 +231,8 @@ class Runner:
         self._counted = counted
         self._gate_of = gate_of
         self._periodic = Periodic("controllers", LOOK_SECONDS, self.look)
-        self._trouble = self._would = ""
+        self._trouble = ""
+        self._would: tuple[Place, AllocationAction] | None = None
 
     def begin(self) -> None:
         """Look now and then, in this process, from now on."""
@@ -261,12 +263,14 @@ class Runner:
         change = self._change(current, now)
         if change is None:
             return None
-        if current.document.mode == "canary" and current.document.canary.dry_run:
-            if change.reason != self._would:
-                log.info("canary, dry run: it would %s, %s", change.action, change.reason)
-            self._would = change.reason
-            return None
         by = current.document.mode
+        if current.held or (by == "canary" and current.document.canary.dry_run):
+            # The reason may tell of figures, which change: what would be done is said once.
+            if (would := (current.place, change.action)) != self._would:
+                why = "held" if current.held else "dry run"
+                log.info("%s, %s: it would %s, %s", by, why, change.action, change.reason)
+            self._would = would
+            return None
         made = self._experiments.allocate(
             current, change.weights, change.action, by=by, reason=change.reason, evidence=change.evidence
         )
@@ -276,10 +280,10 @@ class Runner:
 
     def _change(self, current: Current, now: datetime) -> Change | None:
         if current.document.mode == "canary":
-            sums = self._counted(current, (current.version, current.version), current.place.number)
+            sums = self._counted(current, (current.version, current.version), current.step.number)
             return next_step(current, sums, now, self._gate_of(current))
         if current.document.mode == "bandit":
-            return next_batch(current, self._counted(current, (current.series, current.version), None), now)
+            return next_batch(current, self._counted(current, (current.series, current.version), 0), now)
         return None
 
 

@@ -1,11 +1,11 @@
-"""The experiment over REST: seen, changed, paused, ramped, and who did so.
+"""The experiment over REST: seen, changed, paused, held, ramped, and who did so.
 
 | address | what it does |
 | --- | --- |
 | `GET /v1/experiment` | the document, with its version as `ETag` |
 | `PUT /v1/experiment?reason=…` | makes the body the next version |
 | `GET /v1/experiment/state` | the version and the weights in force, since when, by whom and why |
-| `POST /v1/experiment/{pause,resume,ramp,promote}` | what they say, with the reason in the body |
+| `POST /v1/experiment/{pause,hold,resume,ramp,promote}` | what they say, with the reason in the body |
 | `GET /v1/audit` | every version and every change of weights, in pages |
 
 Who changes something holds an operator's key, and names the version that it is a change of, `If-Match`: what
@@ -116,6 +116,7 @@ class State(TypedDict):
     allocation: int
     series: int
     paused: bool
+    held: bool
     weights: dict[str, float]
     since: str
     action: str
@@ -240,17 +241,19 @@ def blueprint(
     @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
     def pause() -> Response:
         """Send all traffic to the champion, and let nothing count until it is resumed."""
-        caller = authorize("operator")
-        asked = _valid(Why, web.json_body(), Invalid)
-        return change(asked, caller, lambda who: experiments.pause(**who))
+        return decide(experiments.pause)
+
+    @api.post("/v1/experiment/hold")
+    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    def hold() -> Response:
+        """Keep a canary or a bandit at the weights that it has until it is resumed."""
+        return decide(experiments.hold)
 
     @api.post("/v1/experiment/resume")
     @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
     def resume() -> Response:
-        """End a pause, with the weights of before."""
-        caller = authorize("operator")
-        asked = _valid(Why, web.json_body(), Invalid)
-        return change(asked, caller, lambda who: experiments.resume(**who))
+        """End a pause or a hold, with the weights of before."""
+        return decide(experiments.resume)
 
     @api.post("/v1/experiment/ramp")
     @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Ramp, share=0.3, **WHY))
@@ -298,6 +301,11 @@ def blueprint(
         """Every version and every change of weights, oldest first: when, by whom, why, and what."""
         authorize("read")
         return _audit(experiments, _valid(Page, request.args.to_dict(), Malformed))
+
+    def decide(make: Callable[..., Current]) -> Response:
+        """Change what takes nothing but a reason."""
+        caller = authorize("operator")
+        return change(_valid(Why, web.json_body(), Invalid), caller, lambda who: make(**who))
 
     def change(why: Why, caller: Caller, make: Callable[[dict[str, Any]], Current]) -> Response:
         by = f"{why.by} ({caller.name})" if why.by else caller.name
@@ -353,6 +361,7 @@ def _state(current: Current) -> Response:
         "allocation": current.place.number,
         "series": current.series,
         "paused": current.paused,
+        "held": current.held,
         "weights": current.weights,
         "since": _time(current.since),
         "action": last.action,

@@ -2,8 +2,8 @@
 
 A **version** is a document with who, when and why. The first comes from the configuration file, and so does
 another when that has changed since it was last taken in; all others are set over REST. An **allocation** is a
-change of the weights within a version: by an operator's ramp, a canary, a bandit, or a pause. Both are added
-and never changed, and together they are the audit.
+change of the weights within a version: by an operator's ramp, a canary, a bandit, a hold, or a pause. Both
+are added and never changed, and together they are the audit.
 
 The weights in force are those of the version's last allocation, or where there is none those with which the
 document begins. A version that splits traffic as the one before it carries its allocation on.
@@ -11,6 +11,10 @@ document begins. A version that splits traffic as the one before it carries its 
 **Paused**, all traffic goes to the champion (without one to the variant named first), no challenger is asked,
 and nothing that is recorded counts: it has no propensity. Resuming goes back to the weights of before. A
 further version of the document stays paused; promoting a variant ends the pause.
+
+**Held**, a canary or a bandit keeps the weights that it has: all counts, and nothing moves them by itself
+until it is resumed, or ramped by hand. A hold outlives a further version, and ends with a promotion, as a
+pause does.
 """
 
 from __future__ import annotations
@@ -35,12 +39,16 @@ from router.tables import allocations, experiments
 from runoff.problems import Unavailable
 
 POLL_SECONDS = 0.5
+# The modes in which something moves the weights by itself.
+MOVING = ("canary", "bandit")
 # How often a change is tried anew, when another one came first.
 ATTEMPTS = 5
 
 # Of a version, and of an allocation.
 VersionAction = Literal["configure", "set", "promote"]
-AllocationAction = Literal["carry", "pause", "resume", "ramp", "step", "regress", "update"]
+AllocationAction = Literal["carry", "pause", "resume", "hold", "ramp", "step", "regress", "update"]
+# With these a step of a canary goes on: what was recorded in it before counts on.
+GOING_ON = ("hold", "resume")
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +70,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Allocation:
-    """Weights that took the place of the document's. `evidence` is what they were decided from, JSON."""
+    """Weights that took the place of the document's. `evidence` is what they were decided from, JSON.
+
+    `step` is the allocation with which the present step began: to be held, and resumed from that, is none of
+    its own.
+    """
 
     number: int
+    step: int
     time: datetime
     action: str
     by: str
@@ -106,6 +119,11 @@ class Current:
         return Place(self.version, self.allocation.number if self.allocation else 0)
 
     @property
+    def step(self) -> Place:
+        """From where on what is recorded is of the present step of a canary."""
+        return Place(self.version, self.allocation.step if self.allocation else 0)
+
+    @property
     def since(self) -> datetime:
         """Since when the weights are in force."""
         return self.allocation.time if self.allocation else self.time
@@ -121,6 +139,11 @@ class Current:
     def paused(self) -> bool:
         """Whether all goes to the champion, and nothing counts."""
         return self.allocation is not None and self.allocation.action == "pause"
+
+    @cached_property
+    def held(self) -> bool:
+        """Whether nothing moves the weights by itself."""
+        return self.allocation is not None and self.allocation.action == "hold"
 
     def assign(self, unit: str | None = None) -> Assignment:
         """The variant that a request goes to; the arguments are those of `router.assignment.assign`."""
@@ -239,16 +262,36 @@ class Experiments:
 
         return self._decide(expected, decide, "pause", by, reason)
 
-    def resume(self, *, expected: int, by: str, reason: str) -> Current:
-        """End a pause, with the weights of before; the arguments are those of `set`.
+    def hold(self, *, expected: int, by: str, reason: str) -> Current:
+        """Keep a canary or a bandit at the weights that it has; the arguments are those of `set`.
 
         Raises:
-            NotPossible: it is not paused.
+            NotPossible: it is held already, it is paused, or its mode moves no weights.
         """
 
         def decide(current: Current) -> Mapping[str, float]:
+            if current.held:
+                raise NotPossible("the experiment is held already")
+            if current.paused:
+                raise NotPossible("the experiment is paused: resume it first")
+            if current.document.mode not in MOVING:
+                raise NotPossible(f"in the mode {current.document.mode} nothing moves that could be held")
+            return current.weights
+
+        return self._decide(expected, decide, "hold", by, reason)
+
+    def resume(self, *, expected: int, by: str, reason: str) -> Current:
+        """End a hold, or a pause, with the weights of before; the arguments are those of `set`.
+
+        Raises:
+            NotPossible: it is neither held nor paused.
+        """
+
+        def decide(current: Current) -> Mapping[str, float]:
+            if current.held:
+                return current.weights
             if not current.paused:
-                raise NotPossible("the experiment is not paused")
+                raise NotPossible("the experiment is neither held nor paused")
             before = self._allocation(current.version, allocations.c.action != "pause")
             return before.weights if before else current.document.shares
 
@@ -259,7 +302,8 @@ class Experiments:
     ) -> Current:
         """Give a variant another share; the others share the rest in proportion.
 
-        A canary goes on from there, except from 0, where it stays until it is ramped again.
+        A canary goes on from there, also if it was held, except from 0, where it stays until it is ramped
+        again.
 
         Args:
             share: from 0 to 1.
@@ -349,6 +393,8 @@ class Experiments:
                 carried.append((moved.weights, "carry"))
             if current.paused:
                 carried.append((_at_rest(document), "pause"))
+            if current.held and document.mode in MOVING:
+                carried.append((moved.weights if moved and alike else document.shares, "hold"))
         why = f"as before, in version {version - 1}"
         rows = [
             _allocated(Place(version, number), weights, told, by=by, reason=why)
@@ -394,6 +440,7 @@ class Experiments:
         row = found[0]
         return Allocation(
             number=row.number,
+            step=self._step(version) if row.action in GOING_ON else row.number,
             time=datetime.fromisoformat(row.time),
             action=row.action,
             by=row.by,
@@ -401,6 +448,12 @@ class Experiments:
             weights=json.loads(row.weights),
             evidence=json.loads(row.evidence) if row.evidence else None,
         )
+
+    def _step(self, version: int) -> int:
+        """The last allocation of a version with which a step began; 0 where it is the document's first."""
+        chosen = allocations.c.experiment_version == version, allocations.c.action.not_in(GOING_ON)
+        [found] = self._read(sa.select(sa.func.max(allocations.c.number).label("number")).where(*chosen))
+        return found.number or 0
 
     def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         try:

@@ -306,14 +306,14 @@ class Fold:
         return {row.variant: row._mapping for row in database.read(self._engine, query)}
 
     def counted(
-        self, experiment: str, versions: tuple[int, int], allocation: int | None, matured: datetime
+        self, experiment: str, versions: tuple[int, int], allocation: int, matured: datetime
     ) -> dict[str, Sums]:
         """The sums by variant, for those who move weights.
 
         Args:
             experiment: its name.
             versions: the first and the last of the document's versions that count.
-            allocation: the only one that counts; None for all.
+            allocation: of each version the first that counts; with 0 all do.
             matured: outcomes count of what was asked before.
         """
 
@@ -321,9 +321,8 @@ class Fold:
             chosen = [
                 *(table.c.experiment == experiment, hours, _whole_of(table)),
                 table.c.experiment_version.between(*versions),
+                table.c.allocation >= allocation,
             ]
-            if allocation is not None:
-                chosen.append(table.c.allocation == allocation)
             added = [sa.func.sum(table.c[name]) for name in columns]
             return sa.select(table.c.variant, *added).where(*chosen).group_by(table.c.variant)
 

@@ -96,6 +96,9 @@ def plan(*, url: str, figure: Path | None, wants_json: bool, **asked: Any) -> No
             for each in told["designs"]
         ],
     )
+    takes = {each["design"]: each["fixed"] for each in told["designs"]}
+    if {"shadow", "split"} <= takes.keys():
+        click.echo(f"A split takes {takes['split'] / takes['shadow']:,.3g} times as many outcomes as shadow.")
     for missing in told["missing"]:
         click.echo(missing)
     return None

@@ -51,8 +51,8 @@ class Scope(NamedTuple):
     tag: str | None
     # Outcomes count of what was asked before this hour.
     matured: str
-    # The only one of its version's; None: all.
-    allocation: int | None = None
+    # Of each version the first that counts.
+    allocation: int = 0
 
     def of(self, table: sa.Table) -> sa.ColumnElement[bool]:
         """The sums by hours that count."""
@@ -60,11 +60,10 @@ class Scope(NamedTuple):
             table.c.experiment == self.experiment,
             table.c.hour > TOTAL,
             table.c.experiment_version.between(*self.versions),
+            table.c.allocation >= self.allocation,
         ]
         if self.tag is not None:
             chosen.append(table.c.tag == self.tag)
-        if self.allocation is not None:
-            chosen.append(table.c.allocation == self.allocation)
         return sa.and_(*chosen)
 
     def matured_of(self, table: sa.Table) -> sa.ColumnElement[bool]:
@@ -187,7 +186,7 @@ class Verdicts:
     ) -> Evidence:
         """What was recorded since traffic is split as it is now.
 
-        The arguments are those of `verdict`; and `step`, a version and an allocation, of which alone it is.
+        The arguments are those of `verdict`; and `step`, a version and the allocation from which on it is.
         """
         self._fold.catch_up()
         document = current.document
@@ -196,8 +195,8 @@ class Verdicts:
         # Without a maturity the hour that is not over counts, too.
         matured = stamp(now - maturity if maturity else now + timedelta(hours=1))[:13]
         declared = self.declared(current, replay=replay, step=step)
-        only = step[1] if step else None
-        scope = Scope(document.name, declared.versions, "" if tag == "real" else tag, matured, only)
+        since = step[1] if step else 0
+        scope = Scope(document.name, declared.versions, "" if tag == "real" else tag, matured, since)
         question = Question(scope, declared)
         who = declared.who
         whole = in_cells(who.nothing, list(self._hours(question)), now.timestamp())

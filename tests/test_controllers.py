@@ -76,11 +76,11 @@ class World:
             )
             self.rows.append((*current.place, variant, one))
 
-    def counted(self, _: Current, versions: tuple[int, int], only: int | None = None) -> dict[str, Sums]:
+    def counted(self, _: Current, versions: tuple[int, int], begun: int = 0) -> dict[str, Sums]:
         first, last = versions
         found: dict[str, Sums] = {}
         for version, allocation, variant, one in self.rows:
-            if first <= version <= last and only in (None, allocation):
+            if first <= version <= last and allocation >= begun:
                 before = found.get(variant, Sums())
                 found[variant] = Sums(
                     **{name: value + vars(one)[name] for name, value in vars(before).items()}
@@ -259,6 +259,65 @@ def test_paused_or_in_another_mode_nothing_is_moved(engine: sa.Engine) -> None:
     for mode in ("split", "shadow"):
         assert next_step(current(mode), {}, datetime.now(UTC), errors_and_latency) is None
         assert next_batch(current(mode), {}, datetime.now(UTC)) is None
+
+
+def asked(world: World, experiments: Experiments, rounds: int) -> Runner:
+    """A router that has had some hours of traffic."""
+    following = Following(experiments)
+    runner = Runner(experiments, following, world.counted)
+    for _ in range(rounds):
+        world.sends(following.now(), 2000)
+        runner.decide(following.now().since + HOUR)
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("mode", "world", "would"),
+    [
+        (
+            "canary",
+            World(errors={"B": 0.9}),
+            "canary, held: it would regress, the challenger's error rate is",
+        ),
+        ("canary", World(), "canary, held: it would step, from 0.05 to 0.25"),
+        ("bandit", World(successes={"A": 0.1, "B": 0.4}), "bandit, held: it would update, B is the best"),
+    ],
+)
+def test_held_nothing_is_moved_and_what_would_be_done_is_said_once(
+    engine: sa.Engine, caplog: pytest.LogCaptureFixture, mode: str, world: World, would: str
+) -> None:
+    caplog.set_level("INFO", "router.controllers")
+    experiments = Experiments(engine)
+    experiments.take_in(current(mode).document)
+    held = experiments.hold(expected=1, by="ada", reason="the month closes")
+    asked(world, experiments, rounds=9)
+    now = experiments.current()
+    assert now == held
+    assert [each.weights for each in experiments.audit(Place(1, 0), 9)] == [held.weights]
+    [said] = [each.message for each in caplog.records if "held" in each.message]
+    assert said.startswith(would)
+
+
+def test_resumed_a_canary_goes_on_with_what_was_recorded_before_it_was_held(engine: sa.Engine) -> None:
+    experiments = Experiments(engine)
+    experiments.take_in(current("canary").document)
+    world = World()
+    # A hundred of the challenger's requests before, and while it is held; three hundred are the least.
+    asked(world, experiments, rounds=1)
+    experiments.hold(expected=1, by="ada", reason="so")
+    asked(world, experiments, rounds=1)
+    resumed = experiments.resume(expected=1, by="ada", reason="go on")
+    assert (resumed.place, resumed.step) == ((1, 2), (1, 0))
+    asked(world, experiments, rounds=2)
+    moved = experiments.current()
+    assert moved is not None
+    assert moved.weights["B"] == pytest.approx(0.25)
+    assert moved.step == moved.place
+    # After a pause the step begins anew: what made one pause may have been repaired.
+    experiments.pause(expected=1, by="ada", reason="so")
+    again = experiments.resume(expected=1, by="ada", reason="repaired")
+    assert again.weights == moved.weights
+    assert again.step.number > moved.step.number
 
 
 def test_of_workers_that_decide_at_once_one_does(engine: sa.Engine) -> None:

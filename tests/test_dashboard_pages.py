@@ -158,7 +158,7 @@ def test_without_a_key_or_with_one_that_reads_one_sees_all_and_cannot_act_and_is
         "You can look, but not act: the router takes an operator"
     )
     expect(page.locator("#experiment-summary")).to_have_text("Split: A 80%, B 20%")
-    for name in ("Ramp …", "Pause …", "Promote …", "Undo the newest"):
+    for name in ("Ramp …", "Pause …", "Hold …", "Promote …", "Undo the newest"):
         expect(page.get_by_role("button", name=name)).to_be_disabled()
 
     types_in(page, "no-such-key")
@@ -255,6 +255,19 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
     confirms("Undo the newest", "fallback: A → none")
     until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
+
+    field.fill(json.dumps(before | {"mode": "canary"}))
+    confirms("Set …", "mode: split → canary")
+    expect(page.locator("#experiment-summary")).to_contain_text("Canary")
+    confirms("Hold …", "Nothing moves the shares by itself")
+    expect(page.locator("#experiment-summary")).to_contain_text("held")
+    assert rest(keyed, "/v1/experiment/state")["held"]
+    confirms("Undo the newest", "Undo: resume the experiment")
+    until(lambda: not rest(keyed, "/v1/experiment/state")["held"], "it is resumed")
+    expect(page.get_by_role("button", name="Hold …")).to_be_visible()
+    field.fill(json.dumps(before))
+    confirms("Set …", "mode: canary → split")
+    until(lambda: rest(keyed, "/v1/experiment") == before, "it is a split again")
 
 
 def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to_do(

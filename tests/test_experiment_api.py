@@ -236,7 +236,7 @@ def test_who_may_look_may_not_change(asking: Asking, app: Flask) -> None:
         assert asking.client.get(f"/v1/{path}", headers=reader).status_code == 200
         told(asking.client.get(f"/v1/{path}"), 401)
     told(asking.client.put("/v1/experiment?reason=so", json=DOCUMENT, headers=reader), 403)
-    for action in ("pause", "resume", "ramp", "promote"):
+    for action in ("pause", "hold", "resume", "ramp", "promote"):
         told(asking.client.post(f"/v1/experiment/{action}", json=WHY, headers=reader), 403)
         told(asking.client.post(f"/v1/experiment/{action}", json=WHY), 401)
     assert told(asking.gets("experiment/state"), 200)["version"] == 1
@@ -248,6 +248,7 @@ def test_who_may_look_may_not_change(asking: Asking, app: Flask) -> None:
         ("/pause", {}, "/reason", "required"),
         ("/pause", {"reason": " "}, "/reason", "minLength"),
         ("/pause", {"reason": 7}, "/reason", "type"),
+        ("/hold", {}, "/reason", "required"),
         ("/resume", WHY | {"colour": 1}, "/colour", "additionalProperties"),
         ("/ramp", WHY, "/share", "required"),
         ("/ramp", WHY | {"share": 30}, "/share", "maximum"),
@@ -271,8 +272,21 @@ def test_a_wrong_document_is_told_with_field_rule_and_value(asking: Asking) -> N
 
 
 def test_what_the_state_does_not_allow_is_a_conflict(asking: Asking) -> None:
-    assert "not paused" in told(asking.changes("/resume", WHY), 409)["detail"]
+    assert "neither held nor paused" in told(asking.changes("/resume", WHY), 409)["detail"]
+    assert "mode split nothing moves" in told(asking.changes("/hold", WHY), 409)["detail"]
     assert "no variant named C" in told(asking.changes("/promote", WHY | {"variant": "C"}), 409)["detail"]
+
+
+def test_a_canary_is_held_and_resumed_and_the_audit_says_by_whom_and_why(asking: Asking) -> None:
+    told(asking.puts(DOCUMENT | {"mode": "canary"}), 200)
+    held = told(asking.changes("/hold", {"reason": "the month closes", "by": "ada"}, 2), 200)
+    assert (held["held"], held["paused"], held["action"]) == (True, False, "hold")
+    assert held["weights"] == {"A": 0.99, "B": 0.01}
+    assert told(asking.gets("experiment/state"), 200)["held"]
+    assert not told(asking.changes("/resume", WHY, 2), 200)["held"]
+    entry, _ = told(asking.gets("audit?last=2"), 200)["entries"]
+    assert (entry["action"], entry["reason"]) == ("hold", "the month closes")
+    assert entry["by"] == "ada (RUNOFF_OPERATOR_KEY)"
 
 
 def test_the_audit_is_paged_and_tells_all_of_it(asking: Asking) -> None:
@@ -358,11 +372,17 @@ def test_the_same_can_be_done_from_a_shell(shell: Shell, tmp_path: Path) -> None
     told = json.loads(shell.says("set", file, *why, "--version", 1, "--json"))
     assert (told["version"], told["action"], told["weights"]) == (2, "carry", {"A": 0.7, "B": 0.3})
     assert shell.says("promote", "B", *why) == "version 3 is in force: A 0.0%, B 100.0%\n"
+    canary = tmp_path / "canary.json"
+    canary.write_text(json.dumps(DOCUMENT | {"mode": "canary"}))
+    shell.says("set", canary, *why)
+    assert shell.says("hold", *why) == "version 4 is in force, held: A 99.0%, B 1.0%\n"
+    assert "version 4, held" in shell.says("show")
+    assert shell.says("resume", *why) == "version 4 is in force: A 99.0%, B 1.0%\n"
     shell.says("set", ROOT / "experiment.toml", *why)
     assert json.loads(shell.says("show", "--json"))["document"]["name"] == "credit-default"
     history = json.loads(shell.says("history", "--json"))
     assert [entry["action"] for entry in history] == [
-        "configure", "ramp", "pause", "resume", "set", "carry", "promote", "set",
+        "configure", "ramp", "pause", "resume", "set", "carry", "promote", "set", "hold", "resume", "set",
     ]  # fmt: skip
     assert {(entry["reason"], entry["by"]) for entry in history[1:5]} == {
         ("so & so", "ada (RUNOFF_OPERATOR_KEY)")
@@ -391,6 +411,6 @@ def test_what_goes_wrong_is_one_line(shell: Shell, tmp_path: Path) -> None:
 
 def test_the_help_teaches(shell: Shell) -> None:
     text = shell.says("--help")
-    for command in ("show", "set", "pause", "resume", "ramp", "promote", "history"):
+    for command in ("show", "set", "pause", "hold", "resume", "ramp", "promote", "history"):
         assert command in text
         assert f"runoff experiment {command}" in shell.says(command, "--help")

@@ -138,7 +138,7 @@ def test_paused_all_goes_to_the_champion_and_nothing_counts(experiments: Experim
     resumed = experiments.resume(expected=1, **WHO)
     assert resumed.weights == {"A": pytest.approx(0.6), "B": pytest.approx(0.4)}
     assert resumed.assign("unit").propensity in (pytest.approx(0.6), pytest.approx(0.4))
-    with pytest.raises(NotPossible, match="not paused"):
+    with pytest.raises(NotPossible, match="neither held nor paused"):
         experiments.resume(expected=1, **WHO)
 
 
@@ -155,6 +155,51 @@ def test_a_pause_outlives_a_change_of_the_document_and_knows_what_was_before(
     other = experiments.set(document(mode="bandit"), expected=2, **WHO)
     assert other.paused
     assert experiments.resume(expected=3, **WHO).weights == {"A": 0.5, "B": 0.5}
+
+
+@pytest.mark.parametrize("mode", ["canary", "bandit"])
+def test_held_the_weights_stay_and_all_counts_until_it_is_resumed(
+    experiments: Experiments, mode: str
+) -> None:
+    before = begun(experiments, mode=mode)
+    held = experiments.hold(expected=1, **WHO)
+    assert (held.held, held.paused, held.weights) == (True, False, before.weights)
+    assert held.assign("unit") == before.assign("unit")
+    with pytest.raises(NotPossible, match="held already"):
+        experiments.hold(expected=1, **WHO)
+    carried = experiments.set(document(mode=mode, maturity="30d"), expected=1, **WHO)
+    assert (carried.held, carried.weights) == (True, before.weights)
+    resumed = experiments.resume(expected=2, **WHO)
+    assert (resumed.held, resumed.weights) == (False, before.weights)
+    assert actions(experiments)[-2:] == [(Place(2, 2), "hold"), (Place(2, 3), "resume")]
+    experiments.hold(expected=2, **WHO)
+    assert experiments.pause(expected=2, **WHO).weights == {"A": 1, "B": 0}
+    with pytest.raises(NotPossible, match="paused: resume it first"):
+        experiments.hold(expected=2, **WHO)
+    ended = experiments.resume(expected=2, **WHO)
+    assert (ended.held, ended.weights) == (False, before.weights)
+    experiments.hold(expected=2, **WHO)
+    assert not experiments.promote("B", expected=2, **WHO).held
+
+
+def test_a_held_canary_is_ramped_by_hand_and_goes_on_and_another_split_begins_held(
+    experiments: Experiments,
+) -> None:
+    begun(experiments, mode="canary")
+    experiments.hold(expected=1, **WHO)
+    ramped = experiments.ramp(0.3, expected=1, **WHO)
+    assert (ramped.held, ramped.weights["B"]) == (False, 0.3)
+    experiments.hold(expected=1, **WHO)
+    other = experiments.set(document(mode="bandit"), expected=1, **WHO)
+    assert (other.held, other.weights) == (True, {"A": 0.5, "B": 0.5})
+    assert not experiments.set(document(mode="split"), expected=2, **WHO).held
+
+
+@pytest.mark.parametrize("mode", ["split", "shadow"])
+def test_where_nothing_moves_nothing_is_held(experiments: Experiments, mode: str) -> None:
+    begun(experiments, mode=mode)
+    with pytest.raises(NotPossible, match=f"in the mode {mode} nothing moves"):
+        experiments.hold(expected=1, **WHO)
 
 
 def test_a_paused_shadow_asks_no_challenger(experiments: Experiments) -> None:

@@ -31,6 +31,7 @@ from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.money import moments, of, paired
 from verdict.plan import plan
 from verdict.quantiles import GROWTH
+from verdict.report import markdown
 from verdict.simulate import Credit, Rows
 
 DAY = 86_400.0
@@ -241,6 +242,42 @@ def test_evidence_adds_in_any_order_and_the_verdict_knows_no_buckets(
     assert judge((one + two) + three, rules) == judge(three + (one + two), rules)
     if design == "shadow":
         assert judge(one + two + three, rules) == judge(evidence_of(a + b + c, design), rules)
+
+
+def test_it_is_said_how_much_has_matured_of_each_variant_and_that_no_maturity_is_declared() -> None:
+    evidence = parted(clients(1000))
+    [seen] = [each.seen for each in judge(evidence, Rules()).checks if each.name == "maturity"]
+    assert "A 100% and 100%, B 100% and 100%; no maturity is declared" in seen
+    [seen] = [each.seen for each in judge(evidence, Rules(maturity=DAY)).checks if each.name == "maturity"]
+    assert seen.endswith("A 100% and 100%, B 100% and 100%")
+
+
+def test_pairs_say_how_many_more_outcomes_a_split_would_take() -> None:
+    rows = clients(2000)
+    [compared] = judge(shadowed(rows), Rules()).comparisons
+    one, other = (score("brier", each, rows.outcome) for each in rows[:2])
+    wanted = 2 * (one.var(ddof=1) + other.var(ddof=1)) / (one - other).var(ddof=1)
+    assert compared.pairing == pytest.approx(wanted)
+    assert judge(parted(rows), Rules()).comparisons[0].pairing is None
+    assert (
+        judge(shadowed(Rows(rows.champion, rows.champion, rows.outcome)), Rules()).comparisons[0].pairing
+        is None
+    )
+    page = markdown(judge(shadowed(rows), Rules()))
+    assert f"A split would take {wanted:.4g} times as many outcomes as these pairs." in page
+
+
+def test_a_page_shows_how_the_interval_came_about_in_a_dozen_lines() -> None:
+    rows = clients(3000)
+    cells = {
+        DAY * (day + 1): shadowed(Rows(*(each[day * 100 : (day + 1) * 100] for each in rows)))
+        for day in range(30)
+    }
+    page = markdown(judge(gathered(Evidence("shadow", "A", ("B",)), cells), Rules()))
+    table = page.split("### Over time\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 10
+    assert table[-1].startswith("| 1970-01-31 00:00 | 3,000 |")
+    assert "Over time" not in markdown(judge(shadowed(rows), Rules()))
 
 
 def test_the_funnel_is_over_a_grid_of_time_and_the_anytime_p_value_over_its_peak() -> None:

@@ -89,6 +89,10 @@ def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
     brier = next(row for row in compared["rows"] if row["metric"] == "brier")
     assert brier["difference"] == pytest.approx(truth, abs=1e-9)
     assert brier["interval"]["lower"] <= truth <= brier["interval"]["upper"]
+    ends = brier["interval"]
+    first = next((each["comparisons"][0]["n"] for each in seen if each["decision"] == last["decision"]), None)
+    print(f"{last['decision']} (at a look since {first} pairs): of {len(late):,} pairs the Brier score of A")
+    print(f"less that of B is {truth:+.5f}, {ends['lower']:+.5f} to {ends['upper']:+.5f}")
     # Whatever it decided at any look is not against what is true of all of them.
     against = "keep" if truth > 0 else "promote"
     assert against not in {each["decision"] for each in [*seen, last]}

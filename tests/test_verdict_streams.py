@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
 import numpy as np
 import pytest
 
+from router.controllers import Gate, Judgement, Sums, next_step
+from router.experiment import read
+from router.experiments import Current
 from tests.test_verdict import shadowed
-from verdict import plan, sequence
+from verdict import canary, guardrails, plan, sequence
+from verdict.canary import HASTY, USUAL, Plan, State, sent_back
 from verdict.decision import judge
-from verdict.evidence import Rules
+from verdict.evidence import Arm, Evidence, Period, Rules
 from verdict.harness import (
     COSTLIER,
     FEWER,
@@ -27,7 +35,9 @@ from verdict.harness import (
     shadow,
     type_one,
 )
+from verdict.moments import Moments
 from verdict.simulate import Rows
+from verdict.validate import held_out
 
 ALPHA = 0.05
 SHORT = Size(streams=500, looks=30, batch=200)
@@ -69,6 +79,76 @@ def test_a_guardrail_hardly_ever_trips_without_harm_and_finds_what_is_broken() -
     median, share = found["5% of errors"]
     assert share == 1
     assert median < 500
+
+
+@pytest.fixture(scope="module")
+def clients() -> tuple[Rows, Rows]:
+    """Real ones: scored twice by one model, and by it and one that learnt nothing."""
+    return held_out()
+
+
+@pytest.mark.parametrize("rate", [None, 0.08, 0.01])
+def test_a_challenger_that_is_the_same_is_hardly_ever_sent_back(
+    clients: tuple[Rows, Rows], rate: float | None
+) -> None:
+    same, _ = clients
+    for chosen in (replace(USUAL, rate=rate, looks=200), replace(HASTY, rate=rate, looks=200)):
+        sent = sent_back(same, chosen, 300)
+        assert Rate("", int(np.isfinite(sent.requests).sum()), 300).ends[1] <= ALPHA
+
+
+def test_a_challenger_that_learnt_nothing_is_sent_back_within_what_validation_states(
+    clients: tuple[Rows, Rows],
+) -> None:
+    _, useless = clients
+    sent = sent_back(useless, USUAL, 200)
+    assert np.median(sent.requests) < 15_000
+    assert np.quantile(sent.requests, 0.95) < 30_000
+    assert np.quantile(sent.own, 0.95) < 1_500
+
+
+def of_one(state: State, number: int, share: float) -> Evidence:
+    """What was counted of one simulated canary."""
+    arms = {
+        name: Arm(
+            requests=int(state.requests[side, number]),
+            errors=int(state.errors[side, number]),
+            labelled=int(state.scores[side, 0, number]),
+            positives=int(state.scores[side, 3, number]),
+            brier=Moments(int(state.scores[side, 0, number]), *state.scores[side, 1:3, number]),
+        )
+        for side, name in enumerate("AB")
+    }
+    return Evidence("split", "A", ("B",), arms, periods=(Period({"A": 1 - share, "B": share}),))
+
+
+def saying(says: Literal["advance", "hold", "regress"]) -> Gate:
+    """A gate that always says the same."""
+    return lambda _: Judgement(says, "so")
+
+
+def test_a_simulated_canary_is_moved_as_the_router_moves_one(clients: tuple[Rows, Rows]) -> None:
+    chosen = Plan((0.4, 1.0), min_requests=250, rules=replace(canary.RULES, n_star=1000), looks=40)
+    variants = [{"name": name, "url": "http://h"} for name in "AB"]
+    variants[0]["role"] = "champion"
+    steps = {"steps": chosen.steps, "min_requests": chosen.min_requests, "hold": "1s"}
+    document = read({"name": "x", "mode": "canary", "canary": steps, "variants": variants})
+    current = Current(1, 1, datetime.now(UTC), "configure", "the file", "", document, None)
+    later = current.since + timedelta(hours=1)
+    seen = set()
+    for scored in clients:
+        going = {0, 1, 2}
+        for state in canary.live(np.random.default_rng(2), scored, replace(chosen, batch=100), 3):
+            for number in sorted(going):
+                evidence = of_one(state, number, 0.4)
+                says = guardrails.at_step(evidence, "B", chosen.rules, 2, chosen.min_requests).says
+                counted = {name: Sums(arm.requests, arm.errors) for name, arm in evidence.arms.items()}
+                change = next_step(current, counted, later, saying(says))
+                wanted = "regress" if state.back[number] else "step" if state.on[number] else None
+                assert (change and change.action) == wanted
+                seen.add(wanted)
+                going -= {number} if wanted else set()
+    assert seen == {"regress", "step", None}
 
 
 def test_pairs_take_a_fraction_of_the_outcomes_and_a_split_what_the_theory_says() -> None:

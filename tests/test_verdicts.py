@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from jsonschema import Draft202012Validator
 
 from router import database
-from router.controllers import Runner
+from router.controllers import Evidence as Counted
+from router.controllers import Runner, Sums
 from router.database import stamp
 from router.entries import Entry
-from router.experiment import Experiment, ExperimentError, read
+from router.experiment import Canary, Experiment, ExperimentError, read
 from router.experiments import Current, Experiments, Following
 from router.fold import Fold
 from router.guarding import Guards
@@ -160,6 +161,7 @@ def test_outcomes_count_when_their_requests_have_matured(engine: sa.Engine) -> N
     assert (arm.requests, arm.mature, arm.labelled) == (3, 2, 1)
     matured = next(check for check in book.verdict().checks if check.name == "maturity")
     assert "2 of 3 requests have matured" in matured.seen
+    assert matured.seen.endswith("have an outcome (50%): A 67% and 50%, B 0% and 0%")
 
 
 def test_decisions_bring_what_the_costs_say(engine: sa.Engine) -> None:
@@ -301,6 +303,7 @@ def ask_verdict(house: House, query: str = "", accept: str = "application/json")
     )
 
 
+NO_SUMS = Counted(Canary(), Sums(), Sums())
 CANARY: dict[str, Any] = {
     "mode": "canary",
     "canary": {"steps": [0.5, 1], "min_requests": 100, "hold": "1s"},
@@ -360,6 +363,26 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
     assert canary_decides(book) is None, "1 in 20 of B's fail, which is not sure yet, and too much to go on"
 
 
+def test_a_canary_waits_for_a_guardrail_that_knows_nothing_yet(engine: sa.Engine) -> None:
+    scores = {"name": "scores", "metric": "brier", "margin": 0.0}
+    book = Book(engine, **CANARY | {"guardrails": [scores]})
+    assert canary(book, 1000, 0.0) is None, "of no request is the outcome known"
+    current = book.experiments.current()
+    assert current
+    judged = Guards(Verdicts(book.engine, book.fold)).gate(current)(NO_SUMS)
+    assert (judged.says, judged.reason) == ("hold", "the guardrail scores has too little to go by yet")
+
+
+def test_a_canary_sent_back_while_held_goes_back_once_it_is_resumed(engine: sa.Engine) -> None:
+    book = Book(engine, **CANARY)
+    book.experiments.hold(expected=1, by="ada", reason="let me see")
+    assert canary(book, 80, 1.0) is None
+    book.experiments.resume(expected=1, by="ada", reason="seen")
+    back = canary_decides(book)
+    assert back
+    assert back.weights == {"A": 1, "B": 0}, "by what was recorded while it was held"
+
+
 def canary_decides(book: Book) -> Current | None:
     """What the canary does now."""
     following = Following(book.experiments)
@@ -392,6 +415,24 @@ def test_what_the_evidence_has_doubts_of_is_promoted_only_by_name(board: Path, t
         assert "maturity: none of 0 requests has matured" in refused.json["detail"]
         assert promotes("B", override="A").status == 409
         assert promotes("B", override="B").status == 200
+
+
+def test_the_evidence_has_doubts_of_a_challenger_that_surely_is_worse(engine: sa.Engine) -> None:
+    book = Book(engine, mode="shadow", decision={"planned_outcomes": 200})
+    rows, asides, outcomes = [], [], []
+    for number in range(200):
+        row = record(
+            str(number), time=stamp(NOW), experiment="e", propensity=1.0, prediction=0.1 + 0.8 * (number % 2)
+        )
+        rows.append(row)
+        asides.append(aside(str(number), "B", 0.3 + 0.001 * number))
+        outcomes.append({"id": str(number), "outcome": number % 2})
+    book.ledger.append(Entry(rows, asides))
+    list(book.reported.append(outcomes))
+    current = book.experiments.current()
+    assert current
+    [doubt] = Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
+    assert doubt.startswith("Keep A: B's Brier score is higher by")
 
 
 def test_the_verdict_is_told_over_rest_and_from_a_shell(
@@ -437,7 +478,10 @@ def test_the_verdict_is_told_over_rest_and_from_a_shell(
         assert by_design["split"]["fixed"] == pytest.approx(4 * 7.849 * planned["variance"] / 1e-4, rel=1e-3)
         assert planned["labelled"] == 1
         assert "plotly" in figure.read_text(encoding="utf-8")
-        assert "outcomes for one look" in runoff("plan", "--difference", "0.01")
+        plan = runoff("plan", "--difference", "0.01")
+        assert "outcomes for one look" in plan
+        times = by_design["split"]["fixed"] / by_design["shadow"]["fixed"]
+        assert f"A split takes {times:,.3g} times as many outcomes as shadow." in plan
         wrong = house.router.gets("/v1/plan?difference=0").json
         assert (wrong["status"], wrong["errors"][0]["pointer"]) == (400, "/difference")
         assert (

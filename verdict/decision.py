@@ -8,6 +8,7 @@ from verdict import guardrails, plan, rows, trust, words
 from verdict.contrast import FIELDS, Contrast, basis, contrast, ruler
 from verdict.evidence import Evidence, Rules
 from verdict.fairness import gaps
+from verdict.moments import Moments
 from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict
 
 __all__ = ["Check", "Comparison", "Decision", "GuardrailResult", "Verdict", "judge"]
@@ -106,6 +107,7 @@ def _compare(
         advantage=advantage,
         more_outcomes=remaining[0] if decision == "keep collecting" else None,
         more_days=remaining[1] if decision == "keep collecting" else None,
+        pairing=_pairing(evidence, challenger, rules.metric),
     )
 
 
@@ -191,6 +193,16 @@ def _remaining(
         return more, None
     per_day = now.n / ((evidence.last - evidence.first) / plan.DAY)
     return more, more / per_day
+
+
+def _pairing(evidence: Evidence, challenger: str, metric: str) -> float | None:
+    """How many times as many outcomes a split of halves would take as pairs do."""
+    seen = (evidence.arm(evidence.champion), evidence.arm(challenger), evidence.pair(challenger))
+    sums: list[Moments | None] = [getattr(each, FIELDS[metric]) for each in seen]
+    one, other, d = (each.variance if each else math.inf for each in sums)
+    if evidence.design != "shadow" or not d or not math.isfinite(one + other + d):
+        return None
+    return plan.variance_of("split", (one, other), 0.5) / d
 
 
 def _check_rules(rules: Rules) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from verdict import quantiles, rates, sequence
 from verdict.contrast import FIELDS, basis, contrast
 from verdict.evidence import Evidence, Guardrail, Rules
 from verdict.results import GuardrailResult, GuardrailState, finite_exp
+
+# No canary is sent back on fewer of the challenger's requests, whatever they say.
+LEAST_REQUESTS = 30
 
 LATENCY = re.compile(r"latency-p(\d{1,2}(?:\.\d+)?)")
 
@@ -24,6 +28,14 @@ class Harm(NamedTuple):
 
 
 UNKNOWN = Harm(None, None, None, 0.0)
+
+
+class Step(NamedTuple):
+    """What guardrails say of a step of a canary, the one because of which they do, and how each stands."""
+
+    says: Literal["advance", "hold", "regress"]
+    because: GuardrailResult | None
+    results: tuple[GuardrailResult, ...]
 
 
 def check(guardrail: Guardrail) -> None:
@@ -66,6 +78,33 @@ def results(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Guardrai
             )
         )
     return tuple(found)
+
+
+def at_step(evidence: Evidence, challenger: str, rules: Rules, steps: int, min_requests: int) -> Step:
+    """Whether a canary goes back, stays at its step, or may go on.
+
+    Of G guardrails at S steps one sends it back at an e-value of G·S/α: the probability that a canary ever
+    goes back although no harm exceeds its margin is at most α, however often one looks. It goes on where each
+    guardrail knows of a harm, and none seems above its margin.
+
+    Args:
+        evidence: what was recorded in this step.
+        challenger: who may be sent back.
+        rules: as declared.
+        steps: how many steps there are.
+        min_requests: that both must have had to go on.
+    """
+    found = results(evidence, challenger, replace(rules, guardrail_alpha=rules.guardrail_alpha / steps))
+    requests = [evidence.arm(each).requests for each in (evidence.champion, challenger)]
+    for each in found:
+        if each.state == "breached" and requests[1] >= LEAST_REQUESTS:
+            return Step("regress", each, found)
+    if min(requests) < min_requests:
+        return Step("hold", None, found)
+    for each in found:
+        if each.harm is None or each.harm > each.margin:
+            return Step("hold", each, found)
+    return Step("advance", None, found)
 
 
 def _harm(evidence: Evidence, challenger: str, guardrail: Guardrail, rules: Rules, alpha: float) -> Harm:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 from verdict.results import Comparison, Interval, Row, Verdict
 
@@ -15,6 +17,8 @@ NAMES = {
     "auc": "AUC",
 }
 NONE = "–"
+# Of the interval over time so many points are shown.
+MOST_POINTS = 12
 
 
 def markdown(verdict: Verdict) -> str:
@@ -26,6 +30,8 @@ def markdown(verdict: Verdict) -> str:
             f"## {verdict.champion} and {each.challenger}",
             each.sentence if len(verdict.comparisons) > 1 else "",
             figures(verdict.champion, each, level),
+            pairing(each),
+            over_time(each, level),
             guardrails(each),
             segments(each, level),
         ]
@@ -46,6 +52,29 @@ def figures(champion: str, compared: Comparison, level: str) -> str:
         *("for one look alone", "e-value"),
     )
     return table(header, [_figures(row) for row in compared.rows])
+
+
+def pairing(compared: Comparison) -> str:
+    """What comparing in pairs saves."""
+    if compared.pairing is None:
+        return ""
+    return f"A split would take {number(compared.pairing)} times as many outcomes as these pairs."
+
+
+def over_time(compared: Comparison, level: str) -> str:
+    """How the difference and its interval came about; of many points some, and the last."""
+    points = compared.history[:: -max(math.ceil(len(compared.history) / MOST_POINTS), 1)][::-1]
+    if len(points) < 2:  # noqa: PLR2004 (the table above says the same)
+        return ""
+    lines = [
+        (
+            datetime.fromtimestamp(each.time, UTC).strftime("%Y-%m-%d %H:%M"),
+            *(f"{each.n:,}", number(each.difference), interval(each.interval), number(each.e_value)),
+        )
+        for each in points
+    ]
+    header = ("asked until (UTC)", "outcomes", "difference", f"{level}, whenever one looks", "e-value")
+    return f"### Over time\n\n{table(header, lines)}"
 
 
 def guardrails(compared: Comparison) -> str:
@@ -106,7 +135,7 @@ def number(value: float | None) -> str:
     if value is None:
         return NONE
     if value and (abs(value) < 1e-4 or abs(value) >= 1e6):  # noqa: PLR2004
-        return f"{value:.2e}"
+        return f"{value:.2e}".replace("-", "−")
     return f"{value:,.4g}".replace("-", "−")
 
 

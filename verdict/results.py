@@ -119,7 +119,8 @@ class Comparison:
 
     `n` outcomes are compared, pairs or those of both arms. `advantage` is what the challenger is better by
     (in profit higher, in losses lower). `more_outcomes` and `more_days` are about what a decision still
-    takes, if the estimate stays as it is.
+    takes, if the estimate stays as it is. `pairing` is how many times as many outcomes a split of halves
+    would take for the same error, as both vary; None where there are no pairs.
     """
 
     challenger: str
@@ -135,6 +136,7 @@ class Comparison:
     advantage: float
     more_outcomes: int | None
     more_days: float | None
+    pairing: float | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ MISSING = 0.05
 
 def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """The checks that concern all variants."""
-    found = [_matured(evidence)]
+    found = [_matured(evidence, rules)]
     if evidence.design != "shadow":
         found.append(_ratio("sample ratio", "requests", evidence, rules))
         found.append(_ratio("label ratio", "labels", evidence, rules))
@@ -31,13 +31,12 @@ def of_pairs(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, 
     return (_answered(evidence, challenger, rules), *_gap(evidence, challenger, rules))
 
 
-def _matured(evidence: Evidence) -> Check:
-    """How many outcomes are there at all, of how many that could be."""
-    arms = [evidence.arm(name) for name in (evidence.champion, *evidence.challengers)]
-    if evidence.design == "shadow":
-        arms = arms[:1]
+def _matured(evidence: Evidence, rules: Rules) -> Check:
+    """How many outcomes are there at all, of how many that could be; of each variant, where they differ."""
+    names = (evidence.champion, *evidence.challengers)
+    arms = {name: evidence.arm(name) for name in (names[:1] if evidence.design == "shadow" else names)}
     requests, mature, labelled = (
-        sum(getattr(arm, name) for arm in arms) for name in ("requests", "mature", "labelled")
+        sum(getattr(arm, name) for arm in arms.values()) for name in ("requests", "mature", "labelled")
     )
     if not mature:
         return Check("maturity", "not yet", f"none of {requests:,} requests has matured")
@@ -45,6 +44,14 @@ def _matured(evidence: Evidence) -> Check:
         f"{mature:,} of {requests:,} requests have matured ({mature / max(requests, 1):.0%}), "
         f"and of these {labelled:,} have an outcome ({labelled / mature:.0%})"
     )
+    if len(arms) > 1:
+        parts = (
+            f"{name} {arm.mature / max(arm.requests, 1):.0%} and {arm.labelled / max(arm.mature, 1):.0%}"
+            for name, arm in arms.items()
+        )
+        seen += f": {', '.join(parts)}"
+    if not rules.maturity:
+        seen += "; no maturity is declared, and outcomes that come early may mislead"
     return Check("maturity", "passed" if labelled else "not yet", seen)
 
 

@@ -7,9 +7,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from data import credit
 from verdict import plan
+from verdict.canary import FAILING, HASTY, USUAL, Sent, sent_back
 from verdict.harness import (
     COSTLIER,
     FEWER,
@@ -33,6 +39,8 @@ from verdict.harness import (
     sample_ratio,
     type_one,
 )
+from verdict.sequence import Floats
+from verdict.simulate import Rows
 
 LONG = Size(streams=2000, looks=200, batch=100)
 
@@ -53,6 +61,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
         "trust checks and guardrails",
         lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000), broken()),
     )
+    timed("canaries of real clients", lambda: _canary_text(*canaries_of_clients(2000)))
     timed("power", lambda: _power_text(power(2000, 200, environment), pairing()))
     return HEAD + "\n".join(parts)
 
@@ -60,8 +69,9 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
 HEAD = """# What the verdict promises, and what was simulated
 
 Written by `make validate`. Streams are simulated clients whose defaults two models predict
-(`verdict/simulate.py`); the harness is `verdict/harness.py`. Seeds are fixed: the same versions of numpy and
-scipy give the same figures. Intervals are Clopper & Pearson's, 95 %.
+(`verdict/simulate.py`), or clients of the data set where that is said; the harness is `verdict/harness.py`,
+and `verdict/canary.py`. Seeds are fixed: the same versions of numpy, scipy and scikit-learn give the same
+figures. Intervals are Clopper & Pearson's, 95 %.
 
 """
 
@@ -177,6 +187,77 @@ of 0 and against 1 % of errors of the champion, with a look after every ten of t
 
 | challenger | median | found within 2,000 |
 | --- | ---: | ---: |
+{lines}
+"""
+
+
+def held_out() -> tuple[Rows, Rows]:
+    """Real clients whom no model was trained on: scored twice by one model, and by it and a useless one.
+
+    The useless one is the same kind of model, trained on labels that belong to other clients.
+    """
+    training, rest = credit.split(credit.load())
+    labels = training[credit.TARGET].to_numpy()
+    scores = []
+    for told in (labels, np.random.default_rng(1).permutation(labels)):
+        model = HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=6, random_state=1)
+        model.fit(training[list(credit.FEATURES)], told)
+        scores.append(model.predict_proba(rest[list(credit.FEATURES)])[:, 1])
+    outcomes = rest[credit.TARGET].to_numpy().astype(float)
+    return Rows(scores[0], scores[0], outcomes), Rows(scores[0], scores[1], outcomes)
+
+
+def canaries_of_clients(streams: int) -> tuple[Rows, list[Rate], list[tuple[str, Sent]]]:
+    """The clients beside a useless challenger, identical challengers sent back, and when that one is."""
+    same, useless = held_out()
+    false = []
+    for name, chosen in (("from 5 % on", USUAL), ("planned for 100 outcomes", HASTY)):
+        for rate in (None, 0.08, 0.01):
+            sent = sent_back(same, replace(chosen, rate=rate), streams)
+            told = _percent(float(same.outcome.mean()) if rate is None else rate)
+            count = int(np.isfinite(sent.requests).sum())
+            false.append(Rate(f"{name}, {told} defaults", count, streams))
+    halves = replace(USUAL, steps=HASTY.steps)
+    found = [
+        (f"from {100 * chosen.steps[0]:g} % on", sent_back(useless, chosen, streams))
+        for chosen in (USUAL, halves)
+    ]
+    return useless, false, found
+
+
+def _canary_text(clients: Rows, false: Sequence[Rate], found: Sequence[tuple[str, Sent]]) -> str:
+    losses = [float(((p - clients.outcome) ** 2).mean()) for p in (clients.champion, clients.challenger)]
+
+    def within(requests: Floats, share: float) -> str:
+        most = float(np.quantile(requests, share, method="inverted_cdf"))
+        return f"{most:,.0f}" if most < math.inf else "never"
+
+    lines = "\n".join(
+        f"| {name} | {_percent(float(np.isfinite(sent.requests).mean()))} | "
+        + " | ".join(within(each, share) for each in (sent.requests, sent.own) for share in (0.5, 0.95))
+        + " |"
+        for name, sent in found
+    )
+    steps = " → ".join(f"{100 * share:g} %" for share in USUAL.steps)
+    watched = USUAL.looks * USUAL.batch
+    return f"""## Canaries of real clients
+
+The {len(clients.outcome):,} clients of the data set whom no model was trained on, drawn with replacement,
+with the scores of gradient-boosted trees. Two guardrails at a margin of 0: the Brier score, and errors, of
+which both have {_percent(FAILING)}. A look every {USUAL.batch} requests, for {watched:,} requests; outcomes
+come one to nine looks late, defaults first. Steps are {steps}, each until both have
+had {USUAL.min_requests} requests and no guardrail objects. *Planned for 100 outcomes* is the worst case of an
+asymptotic guardrail: it is at its sharpest at once, half of the traffic is the challenger's, and one looks
+every {HASTY.batch} requests, {HASTY.looks} times.
+
+A challenger that is the same model: how often it is ever sent back, at an α of 5 %.
+
+{_rates(false, 0.05)}
+A challenger that was trained on shuffled labels, so that its Brier score is {losses[1]:.3f} instead of
+{losses[0]:.3f}: how many requests it takes until it is sent back.
+
+| | sent back | requests, median | 95 % of canaries | its own, median | 95 % of canaries |
+| --- | ---: | ---: | ---: | ---: | ---: |
 {lines}
 """
 
