@@ -27,7 +27,7 @@ from router import database
 from router.controllers import Sums
 from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
-from router.labelling import ALL, LIVE, SCORE_BINS, Beside, Known, adds
+from router.labelling import ALL, LIVE, Beside, Known, adds
 from router.tables import (
     experiments,
     folds,
@@ -44,6 +44,7 @@ from router.tables import (
     standings,
     sums,
 )
+from verdict.evidence import SCORE_BINS
 
 ROWS_AT_ONCE = 10_000
 # Less is a difference in rounding.

@@ -22,9 +22,9 @@ from router.experiments import Following
 from router.fold import GROWTH, Fold
 from router.front import checked_tag
 from router.keys import SCOPES, Guard, Scope
-from router.labelling import SCORE_BINS
 from runoff.operations import describe
 from runoff.problems import Forbidden, Malformed, Unauthorized
+from verdict.evidence import SCORE_BINS
 
 # So many of the fold's bins of latencies, of one per cent each, make one here.
 COARSER = 10

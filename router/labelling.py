@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from router.experiment import Decision, Segment
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs
+from verdict.evidence import SCORE_BINS
 
-SCORE_BINS = 50
 JOINT_BINS = 20
 GAP_BINS = 100
 # A probability of 0 or 1 that is wrong would be an infinite loss.

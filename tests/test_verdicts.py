@@ -407,7 +407,10 @@ def test_the_verdict_is_told_over_rest_and_from_a_shell(
 
         reply = house.router.gets("/v1/verdict")
         told = reply.json
-        assert told["labelled"] >= 60
+        # What the shadow scored besides is no further request.
+        assert (told["requests"], told["labelled"]) == (60, 60)
+        assert [each["requests"] for each in told["traffic"]] == [{"A": 60, "B": 60}]
+        assert [sum(bin_["count"] for bin_ in each["bins"]) for each in told["reliability"]] == [60, 60]
         assert told["other_traffic"] == {"simulation": 1}
         assert told["tag"] == "real"
         document = house.router.gets("/openapi.json").json

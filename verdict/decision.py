@@ -8,7 +8,7 @@ from verdict import guardrails, plan, rows, trust, words
 from verdict.contrast import FIELDS, Contrast, basis, contrast, ruler
 from verdict.evidence import Evidence, Rules
 from verdict.fairness import gaps
-from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict
+from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict, finite
 
 __all__ = ["Check", "Comparison", "Decision", "GuardrailResult", "Verdict", "judge"]
 
@@ -54,6 +54,8 @@ def judge(evidence: Evidence, rules: Rules) -> Verdict:
         checks=checks,
         comparisons=found,
         gaps=gaps(evidence, rules),
+        reliability=rows.reliability(evidence),
+        traffic=rows.traffic(evidence),
     )
 
 
@@ -106,6 +108,7 @@ def _compare(
         advantage=advantage,
         more_outcomes=remaining[0] if decision == "keep collecting" else None,
         more_days=remaining[1] if decision == "keep collecting" else None,
+        fewer=_fewer(evidence, challenger, rules),
     )
 
 
@@ -191,6 +194,18 @@ def _remaining(
         return more, None
     per_day = now.n / ((evidence.last - evidence.first) / plan.DAY)
     return more, more / per_day
+
+
+def _fewer(evidence: Evidence, challenger: str, rules: Rules) -> float | None:
+    """How many times fewer outcomes pairs take than a split in halves."""
+    pairs = evidence.pair(challenger)
+    field = FIELDS[rules.metric]
+    arms = [getattr(evidence.arm(name), field) for name in (evidence.champion, challenger)]
+    paired = getattr(pairs, field)
+    if pairs.labelled < rules.min_outcomes or not paired or not paired.variance or not all(arms):
+        return None
+    one, other = (arm.variance for arm in arms)
+    return finite(plan.variance_of("split", (one, other), 0.5) / paired.variance)
 
 
 def _check_rules(rules: Rules) -> None:

@@ -16,6 +16,9 @@ Design = Literal["shadow", "split", "bandit"]
 # What is decided by. Of the losses less is better, of profit more.
 Metric = Literal["brier", "log-loss", "profit"]
 
+# Equal bins that scores are counted in, by outcome.
+SCORE_BINS = 50
+
 Key = TypeVar("Key")
 
 
@@ -66,7 +69,7 @@ class Arm:
         by_unit: by metric, the same sums by unit. Needed where a unit is seen more than once.
         latencies: how many answered requests took about as long, matured or not: bin b holds those of
             [1.01^b, 1.01^(b+1)) ms.
-        negative_scores: of rows with the outcome 0, how many by bin of the score, any number of equal bins.
+        negative_scores: of rows with the outcome 0, how many by bin of the score, of SCORE_BINS.
         positive_scores: of rows with the outcome 1.
     """
 
