@@ -151,6 +151,15 @@ class Fold:
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(str(error)) from error
 
+    def state(self) -> tuple[Any, ...]:
+        """What changes whenever the sums may have: where they are, recounts, and what was pruned.
+
+        Raises:
+            DatabaseDown: the database cannot be written or read.
+        """
+        self.catch_up()
+        return tuple(map(tuple, database.read(self._engine, sa.select(folds))))
+
     def recount(self) -> int:
         """Make the sums anew from the rows, and correct those that differ; returns how many did.
 

@@ -57,6 +57,9 @@ CELLS = 60
 HOUR = 3600.0
 METRICS = {"brier": "brier", "log-loss": "log_loss", "profit": "profit"}
 
+# Verdicts that are kept for who asks again, by what they are on.
+KEPT = 8
+
 # A version of the document, and an allocation in it: constant weights.
 Place = tuple[int, int]
 Weights = Mapping[Place, Mapping[str, float]]
@@ -163,11 +166,12 @@ class Verdicts:
     def __init__(self, engine: sa.Engine, fold: Fold) -> None:
         self._engine = engine
         self._fold = fold
+        self._kept: dict[tuple[Any, ...], tuple[Verdict, Evidence]] = {}
 
     def verdict(
         self, current: Current, tag: str | None, *, replay: str | None = None, now: datetime | None = None
     ) -> tuple[Verdict, Evidence]:
-        """The verdict now, and what it is made from.
+        """The verdict now, and what it is made from; as long as nothing is new in an hour, the same one.
 
         Args:
             current: the experiment in force.
@@ -179,8 +183,18 @@ class Verdicts:
             NotFound: there is no such replay set.
             DatabaseDown: the database cannot be read.
         """
-        evidence = self.evidence(current, tag, replay=replay, now=now)
-        return judge(evidence, rules(current.document)), evidence
+        now = now or datetime.now(UTC)
+        hours = [stamp(each)[:13] for each in (now, now - current.document.maturity)]
+        asked = (current.place, tag, replay, *hours, self._fold.state())
+        found = self._kept.get(asked)
+        if found is None:
+            evidence = self.evidence(current, tag, replay=replay, now=now)
+            found = judge(evidence, rules(current.document)), evidence
+            # Several threads may be here: what another one took out is not missed.
+            for oldest in [*self._kept][: len(self._kept) - KEPT + 1]:
+                self._kept.pop(oldest, None)
+            self._kept[asked] = found
+        return found
 
     def evidence(
         self,

@@ -221,6 +221,38 @@ def test_where_weights_changed_rows_count_by_their_propensity(engine: sa.Engine)
     assert [a.w, b.w] == pytest.approx([5 / 0.5 + 2 / 0.2, 5 / 0.5 + 8 / 0.8])
 
 
+def test_a_verdict_is_judged_anew_where_something_is_new_and_only_there(engine: sa.Engine) -> None:
+    book = Book(engine, maturity="2h")
+    verdicts, current = Verdicts(engine, book.fold), book.experiments.current()
+    assert current
+
+    def labelled(now: datetime = NOW, tag: str | None = "real") -> tuple[Verdict, int]:
+        verdict, evidence = verdicts.verdict(current, tag, now=now)
+        return verdict, evidence.arm("A").labelled
+
+    book.asked("1", 0.8, 1, variant="A", hours_ago=4)
+    first, count = labelled()
+    assert count == 1
+    assert labelled(NOW + timedelta(minutes=5))[0] is first
+    # Of other traffic, with another outcome, once more has matured, after a recount.
+    assert labelled(tag="simulation")[1] == 0
+    book.asked("2", 0.3, variant="A", hours_ago=3)
+    book.asked("3", 0.3, 1, variant="A", hours_ago=1)
+    list(book.reported.append([{"id": "2", "outcome": 1}]))
+    assert labelled()[1] == 2
+    assert labelled(NOW + timedelta(hours=2))[1] == 3
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE labels SET labelled = 7 WHERE hour <> ''"))
+    book.asked("4", 0.3, variant="A")
+    assert labelled()[1] == 14
+    assert book.fold.recount()
+    assert labelled()[1] == 2
+    # However often other questions are asked, few answers are kept.
+    for hour in range(30):
+        labelled(NOW + timedelta(hours=hour))
+    assert labelled()[1] == 2
+
+
 def test_a_change_of_the_split_begins_anew_and_one_of_the_rules_does_not(engine: sa.Engine) -> None:
     book = Book(engine)
     book.asked("1", 0.8, 1)
