@@ -191,7 +191,7 @@ class Verdicts:
             evidence = self.evidence(current, tag, replay=replay, now=now)
             found = judge(evidence, rules(current.document)), evidence
             # Several threads may be here: what another one took out is not missed.
-            for oldest in [*self._kept][: len(self._kept) - KEPT + 1]:
+            for oldest in [*self._kept][: 1 - KEPT]:
                 self._kept.pop(oldest, None)
             self._kept[asked] = found
         return found
