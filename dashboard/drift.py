@@ -135,7 +135,7 @@ def register(app: Dash, router: RouterClient) -> None:
         try:
             drift = router.drift(chosen, ROWS, view.tag, view.start)
         except RouterDown as error:
-            return told | _nothing("Nothing can be compared", f"{str(error)[0].upper()}{str(error)[1:]}.")
+            return told | _nothing("Nothing can be compared", f"{pieces.capital(str(error))}.")
         if drift["rows"] < LEAST_ROWS:
             why = f"{chosen} answered {drift['rows']} requests in this range; {LEAST_ROWS} are needed."
             return told | _nothing("Too little to compare", why)

@@ -35,8 +35,8 @@ summary { color: #55606e; cursor: pointer; }
 </tbody></table></div>{% endmacro %}
 {% macro chart(shown) %}<h2>{{ shown.title }}</h2>
 <p>{{ shown.summary }}</p>
-{{ drawn(shown) }}
-<details><summary>As a table</summary>{{ table(shown.table) }}</details>{% endmacro %}
+{% if shown.table[1] %}{{ drawn(shown) }}
+<details><summary>As a table</summary>{{ table(shown.table) }}</details>{% endif %}{% endmacro %}
 <h1>{{ told.sentence }}</h1>
 <p>{{ told.estimand }}</p>
 <p class="note">{{ words.basis(told, mixed=mixed) }} Experiment {{ told.experiment }},

@@ -65,7 +65,8 @@ def register(app: Dash, router: RouterClient) -> None:
         except RouterDown as error:
             if error.status is None and seen:
                 return no_update, no_update, no_update
-            reason = f"The router says: {error}."
+            # Where it does not answer at all the frame says so, and when it is asked again.
+            reason = f"The router says: {error}." if error.status else f"The router cannot be asked: {error}."
             return "No verdict yet", pieces.empty("There is no verdict", reason), [count, None]
         # What stands is left alone where nothing is new: somebody may be reading it.
         now = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed]).encode())
@@ -95,10 +96,14 @@ def _mixed(router: RouterClient, tag: str | None) -> bool:
 
 
 def _told(told: Stats, view: View, *, mixed: bool) -> list[Component]:
+    basis = html.P(
+        [html.B(DECISIONS[told["decision"]]), f"  {words.basis(told, mixed=mixed)}"], id="verdict-basis"
+    )
+    if not told["requests"]:
+        action = html.A("Send some on the live page", href="./", className="more")
+        return [basis, pieces.empty("There is nothing to judge yet", words.nothing(told), action)]
     return [
-        html.P(
-            [html.B(DECISIONS[told["decision"]]), f"  {words.basis(told, mixed=mixed)}"], id="verdict-basis"
-        ),
+        basis,
         html.P(told["estimand"], className="note"),
         html.P(
             html.A(
@@ -151,11 +156,13 @@ def _compared(told: Stats, number: int, view: View) -> list[Component]:
 
 
 def _chart(shown: Shown) -> html.Section:
-    """A card with a chart that is drawn at once."""
+    """A card with a chart that is drawn at once; with the summary alone where there is nothing to draw."""
+    said = [html.H2(shown.title), html.P(shown.summary, className="note", id=f"{shown.name}-summary")]
+    if not shown.table[1]:
+        return html.Section(said, className="card")
     return html.Section(
         [
-            html.H2(shown.title),
-            html.P(shown.summary, className="note", id=f"{shown.name}-summary"),
+            *said,
             html.Div(
                 dcc.Graph(
                     id=shown.name,

@@ -88,7 +88,7 @@ def traffic(told: Stats, theme: str) -> Shown:
 
 def funnel(told: Stats, each: Stats, number: int, theme: str) -> go.Figure:
     """The confidence sequence of the primary metric's difference, with zero and both margins."""
-    points = [point for point in each["history"] if point["difference"] is not None]
+    points = words.known(each)
     colour = _looks(told, theme)[number + 1]["color"]
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     x = [point["n"] for point in points]

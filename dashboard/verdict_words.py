@@ -77,6 +77,12 @@ def basis(told: Stats, *, mixed: bool) -> str:
     return rest
 
 
+def nothing(told: Stats) -> str:
+    """Why there is nothing to judge."""
+    kind = KINDS.get(told["tag"], told["tag"])
+    return f"Of {kind} nothing was recorded since it is split as it is now."
+
+
 def checks(told: Stats) -> list[tuple[str, str, str]]:
     """The trust checks: name, state in a word, what was seen."""
     every = [*told["checks"], *(check for each in told["comparisons"] for check in each["checks"])]
@@ -145,13 +151,18 @@ def gaps(told: Stats) -> Table:
     ]
 
 
+def known(each: Stats) -> list[Stats]:
+    """The points of the history at which there was a difference."""
+    return [point for point in each["history"] if point["difference"] is not None]
+
+
 def funnel_summary(told: Stats, each: Stats) -> str:
     """What the funnel shows, in one sentence."""
     name = _in_a_sentence(told["metric"])
-    known = [point for point in each["history"] if point["difference"] is not None]
-    if not known:
+    points = known(each)
+    if not points:
         return f"Nothing can be said of the {name} yet: no outcome counts."
-    last = known[-1]
+    last = points[-1]
     margin = f" Within ±{number(told['margin'])} both are as good." if told["margin"] else ""
     return (
         f"After {each['n']:,} outcomes the {name} of {told['champion']} less that of {each['challenger']} is "
@@ -170,7 +181,7 @@ def funnel_table(each: Stats) -> Table:
             interval(point["interval"]),
             number(point["e_value"]),
         )
-        for point in each["history"][:-21:-1]
+        for point in known(each)[:-21:-1]
     ]
 
 
@@ -222,6 +233,7 @@ def latency_table(told: Stats, each: Stats) -> Table:
             *(text for side in SIDES for text in (number(row[side]), interval(row[f"{side}_interval"]))),
         )
         for row in latencies(each)
+        if any(row[side] is not None for side in SIDES)
     ]
 
 

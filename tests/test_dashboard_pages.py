@@ -306,7 +306,7 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
         card = keyed.dashboard.gets(f"/cards/{variant}/{version['version']}")
         assert version["digest"] in card.body.decode()
         assert card.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
-    expect(page.locator("#comparison")).to_contain_text("roc_auc")
+    expect(page.locator("#comparison")).to_contain_text("AUC of precision and recall")
     page.get_by_text("Importance of the factors").click()
     expect(page.locator("#comparison")).to_contain_text("PAY_0")
 
@@ -409,9 +409,9 @@ def test_the_verdict_is_the_routers_down_to_the_figures_and_says_what_it_rests_o
     expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=simulation")["sentence"])
     expect(page.locator("#verdict-basis")).to_contain_text("Labelled 0 of 0 requests of simulated traffic.")
     expect(page.locator("#verdict-basis")).to_contain_text("Without outcomes nothing is said of accuracy.")
-    expect(page.locator("#reliable-0-summary")).to_contain_text("Nothing can be said of A yet")
-    expect(page.locator("#latency-0-summary")).to_contain_text("Nothing can be said of latencies yet")
-    expect(page.locator("#verdict-traffic-summary")).to_have_text("Nothing has come yet.")
+    expect(page.locator("#verdict .empty")).to_contain_text("Of simulated traffic nothing was recorded")
+    expect(page.get_by_role("link", name="Send some on the live page")).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).to_have_count(0)
 
 
 def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_network(
