@@ -251,7 +251,7 @@ def _summary(known: Known) -> str:
 
 def _versions(known: Known) -> Component:
     head = (
-        *("Variant", "Version", "Status", "Card", "AUC", "Brier", "Trained, UTC", "Algorithm"),
+        *("Variant", "Version", "Status", "More", "AUC", "Brier", "Trained, UTC", "Algorithm"),
         *("Size", "Digest", "Data", "Parameters"),
     )
     places = dict(
@@ -266,13 +266,7 @@ def _versions(known: Known) -> Component:
             html.Span([pieces.mark(places[variant]), variant]),
             each["version"],
             _status(known, variant, each),
-            html.A(
-                "Model card",
-                href=f"./cards/{quote(variant)}/{quote(each['version'])}",
-                target="_blank",
-                className="more",
-                **{"aria-label": f"Model card of {variant} {each['version']}, in a new tab"},  # type: ignore[arg-type]
-            ),
+            _links(variant, each),
             *(changes.with_interval(each["metrics"].get(metric)) for metric in METRICS),
             (each["trained_at"] or each["created"])[:16].replace("T", " "),
             html.Div(each["algorithm"] or "–", className="wraps"),
@@ -287,6 +281,28 @@ def _versions(known: Known) -> Component:
     if not rows:
         return html.P("No service tells its versions.", className="note")
     return pieces.table(head, rows)
+
+
+def _links(variant: str, version: Stats) -> html.Span:
+    """The model card, and the notebook that trained it, where that is published."""
+    links = {"Model card": f"./cards/{quote(variant)}/{quote(version['version'])}"}
+    # Others wrote the record: what is no address of a page is not followed.
+    if str(version.get("notebook")).startswith(("https://", "http://")):
+        links["Notebook"] = version["notebook"]
+    return html.Span(
+        [
+            html.A(
+                title,
+                href=href,
+                target="_blank",
+                rel="noreferrer",
+                className="more",
+                **{"aria-label": f"{title} of {variant} {version['version']}, in a new tab"},  # type: ignore[arg-type]
+            )
+            for title, href in links.items()
+        ],
+        className="links",
+    )
 
 
 def _status(known: Known, variant: str, version: Stats) -> Any:

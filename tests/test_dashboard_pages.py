@@ -22,6 +22,7 @@ from verdict.drift import psi
 # The heights in a chart of the verdict, of each of its traces.
 DRAWN = """name => document.querySelector(`#${name} .js-plotly-plot`).data.map(each => Array.from(each.y))"""
 
+NOTEBOOK = "https://connect.example.com/content/0f5a/"
 KEY = "an-operator's-key-of-these-tests"
 PAGES = ("", "verdict", "drift", "models", "experiment")
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -38,6 +39,12 @@ def keyed(
     """A house whose router asks for keys, with 160 requests on record, half of them with outcomes."""
     var = tmp_path_factory.mktemp("keyed")
     own = shutil.copytree(board, var / "models")
+    # As if Posit Connect had run the one notebook, and somebody had written what is no address for the other.
+    for model, address in (("model-a", NOTEBOOK), ("model-b", "javascript:alert(1)")):
+        [description] = own.glob(f"{model}/*/data.txt")
+        text = description.read_text("utf-8")
+        assert "notebook: null" in text
+        description.write_text(text.replace("notebook: null", f"notebook: {address}"), "utf-8")
     with running(var, own, RUNOFF_OPERATOR_KEY=KEY) as house:
         told = [asks(house, client) for client in clients[:160]]
         outcomes = [
@@ -306,6 +313,9 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
         card = keyed.dashboard.gets(f"/cards/{variant}/{version['version']}")
         assert version["digest"] in card.body.decode()
         assert card.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+    notebooks = page.locator("#versions a", has_text="Notebook")
+    expect(notebooks).to_have_count(1)
+    expect(notebooks).to_have_attribute("href", NOTEBOOK)
     expect(page.locator("#comparison")).to_contain_text("AUC of precision and recall")
     page.get_by_text("Importance of the factors").click()
     expect(page.locator("#comparison")).to_contain_text("PAY_0")
