@@ -182,6 +182,7 @@ def latency(told: Stats, each: Stats, number: int, theme: str) -> go.Figure:
                 "thickness": 2,
                 "width": 5,
             },
+            cliponaxis=False,
             text=[f"{value:.3g}" for value in values],
             textposition="middle left" if way < 0 else "middle right",
             textfont={"size": 12, "color": INK[theme]},
@@ -192,7 +193,7 @@ def latency(told: Stats, each: Stats, number: int, theme: str) -> go.Figure:
     figure.update_xaxes(
         tickvals=list(range(len(rows))),
         ticktext=[words.quantile(row) for row in rows],
-        range=[-0.6, max(len(rows), 1) - 0.4],
+        range=[-0.75, max(len(rows), 1) - 0.25],
     )
     figure.update_yaxes(title="ms", **log_axis(least, most))
     return figure
@@ -231,8 +232,10 @@ def traffic_figure(told: Stats, theme: str) -> go.Figure:
             hovertemplate=f"<b>{name}</b> %{{y:,}} requests from %{{x|%d %b %H:%M}}<extra></extra>",
         )
     style(figure, theme)
-    figure.update_layout(showlegend=True, barmode="overlay", margin={"l": 60})
-    figure.update_xaxes(type="date", tickformat="%H:%M\n%d %b", nticks=6, title="time, UTC")
+    # Ticks have two lines: the time, and the day.
+    figure.update_layout(showlegend=True, barmode="overlay", margin={"l": 60, "b": 60})
+    figure.update_xaxes(type="date", tickformat="%H:%M\n%d %b", nticks=6)
+    figure.update_xaxes(title={"text": "time, UTC", "standoff": 16})
     figure.update_yaxes(title="requests", rangemode="tozero", tickformat=",d")
     if _has_shares(told):
         for name, look in zip(variants, looks(roles, theme), strict=True):
