@@ -46,6 +46,8 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 PATIENCE = 120_000.0
 
 TABS = 10
+# After so many ms a tab is at rest: each page has asked a second time what it asks seldom.
+SETTLED = 12_000
 # Requests that are asked for real; the others on record repeat them at other times, of these many days.
 ASKED, DAYS = 1000, 30
 AT_ONCE = 1000
@@ -230,7 +232,7 @@ def measure(house: House, browser: Browser, seconds: float, told: Console) -> tu
     for look in PAGES:
         page = tab()
         drawn = look.opens(page, house.dashboard)
-        page.wait_for_timeout(3000)
+        page.wait_for_timeout(SETTLED)
         router, dashboard = house.take(seconds, [page])
         points, longest = page.evaluate(POINTS)
         found.append(Found(look.name, drawn, router - rest[0], dashboard - rest[1], points, longest))
@@ -241,7 +243,7 @@ def measure(house: House, browser: Browser, seconds: float, told: Console) -> tu
     pages = [tab() for _ in range(TABS)]
     for page, look in zip(pages, cycle(PAGES), strict=False):
         look.opens(page, house.dashboard)
-    pages[0].wait_for_timeout(3000)
+    pages[0].wait_for_timeout(SETTLED)
     took = house.take(seconds, pages)
     loads.append(Load(f"{TABS} tabs, at rest", *took, [house.seen(pages[0]) for _ in range(LOOKS)]))
     with house.busy():

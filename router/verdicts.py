@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -256,7 +257,7 @@ class Verdicts:
     def _cells(self, question: Question, now: datetime) -> dict[float, Evidence]:
         """All that is counted by hours, in cells of so many hours that there are few."""
         scope, who, empty = question.scope, question.who, question.empty
-        asked = self._sums(sums, scope.of(sums), ("requests", "answered", "failed", "saved"))
+        asked = self._sums(sums, scope.of(sums), ASKED)
         known = self._sums(labels, sa.and_(scope.matured_of(labels), labels.c.segment == ALL), LABELS)
         both = self._sums(pairs, sa.and_(scope.matured_of(pairs), pairs.c.segment == ALL), PAIRS, ("beside",))
         hours = sorted({row.hour for rows in (asked, known, both) for row in rows})
@@ -266,21 +267,24 @@ class Verdicts:
         width = math.ceil((_begin(hours[-1]) + HOUR - begin) / HOUR / CELLS) * HOUR
         parts: dict[float, list[Evidence]] = defaultdict(list)
 
-        def put(hour: str, part: Evidence) -> None:
-            cell = begin + (math.floor((_begin(hour) - begin) / width) + 1) * width
-            first, last = _begin(hour), min(_begin(hour) + HOUR, now.timestamp())
-            parts[min(cell, max(now.timestamp(), first))].append(replace(part, first=first, last=last))
+        def cell(hour: str) -> tuple[float, bool]:
+            """When the cell of an hour ends, and whether what was asked in that has matured."""
+            return begin + (math.floor((_begin(hour) - begin) / width) + 1) * width, hour < scope.matured
 
-        for row in asked:
+        def put(row: Any, part: Evidence) -> None:
+            first, last = _begin(row.hour), min(_begin(row.last) + HOUR, now.timestamp())
+            end = min(cell(row.hour)[0], max(now.timestamp(), first))
+            parts[end].append(replace(part, first=first, last=last))
+
+        for row in _summed(asked, ASKED, cell):
             if who.has(row.variant, row.kind):
-                put(row.hour, _of_asked(row, question))
-        for row in known:
+                put(row, _of_asked(row, question))
+        for row in _summed(known, LABELS, cell):
             if who.has(row.variant, row.kind):
-                put(row.hour, _of_known(row, question))
-        for row in both:
+                put(row, _of_known(row, question))
+        for row in _summed(both, PAIRS, cell):
             if row.variant == who.champion and row.kind == who.kind and row.beside in who.challengers:
-                part = _of_pairs(row, question.document)
-                put(row.hour, replace(empty, pairs={row.beside: part}))
+                put(row, replace(empty, pairs={row.beside: _of_pairs(row, question.document)}))
         return {time: sum(found[1:], found[0]) for time, found in sorted(parts.items())}
 
     def _segments(self, question: Question) -> dict[tuple[str, str], Evidence]:
@@ -358,6 +362,7 @@ class Verdicts:
         return database.read(self._engine, query)
 
 
+ASKED = ("requests", "answered", "failed", "saved")
 LABELS = (
     *("labelled", "positives", "tp", "fp", "tn", "fn"),
     *("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2"),
@@ -366,6 +371,27 @@ PAIRS = (
     *("pairs", "brier", "brier2", "log_loss", "log_loss2"),
     *("live_only_1", "live_only_0", "other_only_1", "other_only_0"),
 )
+
+
+def _summed(
+    rows: Iterable[sa.Row[Any]], added: Sequence[str], cell: Callable[[str], Any]
+) -> Iterable[SimpleNamespace]:
+    """Sums by hour that are of the same cell and key as one, of the hours from `hour` to `last`.
+
+    To add numbers costs a small part of what it costs to add evidence.
+    """
+    found: dict[Any, SimpleNamespace] = {}
+    for row in rows:
+        told = row._asdict()
+        key = (cell(row.hour), *(value for name, value in told.items() if name not in {"hour", *added}))
+        mine = found.get(key)
+        if mine is None:
+            found[key] = SimpleNamespace(**told, last=row.hour)
+        else:
+            for name in added:
+                setattr(mine, name, getattr(mine, name) + told[name])
+            mine.hour, mine.last = min(mine.hour, row.hour), max(mine.last, row.hour)
+    return found.values()
 
 
 def _of_asked(row: Any, question: Question) -> Evidence:
@@ -390,7 +416,7 @@ def _of_known(row: Any, question: Question) -> Evidence:
     """What outcomes say of a variant."""
     n = int(row.labelled)
     decisions = Decisions(
-        n, int(row.tp + row.fp), *(int(row._mapping[each]) for each in ("tp", "fp", "tn", "fn"))
+        n, int(row.tp + row.fp), *(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn"))
     )
     costs, who = _costs(question.document), question.who
     moments = {
