@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs bench bench-router chaos validate lock fetch manifests
-.PHONY: publish-notebooks clean
+.PHONY: help run smoke train test check format docs bench bench-router bench-dashboard chaos validate lock fetch
+.PHONY: manifests publish-notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,6 +43,10 @@ bench: .develops ## measure our service beside its peers, and write docs/benchma
 bench-router: .develops ## measure our router beside its peers, and write docs/benchmarks-router.md (needs wrk and nginx)
 	@$(VENV) -m notebooks.train
 	@exec $(VENV) -m benchmarks.router --write docs/benchmarks-router.md $(ARGS)
+
+bench-dashboard: .develops ## measure the dashboard on a million predictions, and write docs/benchmarks-dashboard.md
+	@$(VENV) -m notebooks.train
+	@exec $(VENV) -m benchmarks.dashboard --write docs/benchmarks-dashboard.md $(ARGS)
 
 validate: .develops ## simulate what the verdict promises, and write docs/validation.md (some minutes)
 	@exec $(VENV) -m verdict.validate --write docs/validation.md $(ARGS)

@@ -11,12 +11,12 @@ import numpy as np
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
-from dashboard import pieces
-from dashboard.charts import INK, SOFT, Stats
+from dashboard import pieces, reliability
+from dashboard.charts import SOFT, Stats
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.shell import VIEW, View
 from dashboard.spreads import looks, style
-from verdict.drift import proportion_interval, psi, psi_limit
+from verdict.drift import psi, psi_limit
 
 PATH, TITLE = "drift", "Drift"
 
@@ -135,7 +135,7 @@ def register(app: Dash, router: RouterClient) -> None:
         try:
             drift = router.drift(chosen, ROWS, view.tag, view.start)
         except RouterDown as error:
-            return told | _nothing("Nothing can be compared", f"{str(error)[0].upper()}{str(error)[1:]}.")
+            return told | _nothing("Nothing can be compared", f"{pieces.capital(str(error))}.")
         if drift["rows"] < LEAST_ROWS:
             why = f"{chosen} answered {drift['rows']} requests in this range; {LEAST_ROWS} are needed."
             return told | _nothing("Too little to compare", why)
@@ -214,12 +214,10 @@ def _told(drift: Stats, feature: str | None, role: str, roles: list[str], theme:
                 for label, a, b in zip(_labels(compared), *_shares(compared), strict=True)
             ],
         ),
-        "reliability_chart": reliability_figure(calibration, look, theme),
-        "reliability_summary": _reliability_summary(drift, calibration),
-        "reliability_table": pieces.table(
-            ("Probability", "Requests", "Said on average", "Came true", "From", "To"),
-            [_reliability_row(each) for each in calibration],
-        ),
+        "reliability_chart": reliability.figure(calibration, look, theme),
+        "reliability_summary": reliability.summary(calibration)
+        or f"No outcome is known yet: labelled 0 of {drift['rows']:,}.",
+        "reliability_table": pieces.table(*reliability.table(calibration)),
     }
 
 
@@ -243,35 +241,6 @@ def _psi_summary(drift: Stats, drifted: list[Moved]) -> str:
 def _overlay_summary(feature: str, each: Moved) -> str:
     way = "more than" if each.drifted else "no more than"
     return f"{feature} moved by a PSI of {each.psi:.3f}, {way} the {each.limit:.3f} that chance explains."
-
-
-def _reliability_summary(drift: Stats, bins: list[Stats]) -> str:
-    if not bins:
-        return f"No outcome is known yet: labelled 0 of {drift['rows']:,}."
-    total = sum(each["count"] for each in bins)
-    said = sum(each["sum_p"] for each in bins) / total
-    true = sum(each["positives"] for each in bins) / total
-    off = [each for each in bins if not _covers(each)]
-    verdict = f"▲ {len(off)} of {len(bins)} bins are off" if off else "every bin is within its interval"
-    expected = f"Of {total:,} labelled requests {said:.1%} were expected to come true"
-    return f"{expected}, and {true:.1%} did; {verdict}."
-
-
-def _covers(each: Stats) -> bool:
-    lower, upper = proportion_interval(each["positives"], each["count"])
-    return bool(lower <= each["sum_p"] / each["count"] <= upper)
-
-
-def _reliability_row(each: Stats) -> tuple[str, ...]:
-    lower, upper = proportion_interval(each["positives"], each["count"])
-    return (
-        f"{each['lower']:.1f} to {each['upper']:.1f}",
-        f"{each['count']:,}",
-        f"{each['sum_p'] / each['count']:.3f}",
-        f"{each['positives'] / each['count']:.3f}",
-        f"{float(lower):.3f}",
-        f"{float(upper):.3f}",
-    )
 
 
 def psi_figure(found: list[Moved], look: dict[str, Any], theme: str) -> go.Figure:
@@ -366,41 +335,3 @@ def _shares(compared: Stats) -> tuple[list[float], list[float]]:
         before.append(0)
         now.append(compared["other"])
     return [each / max(sum(before), 1) for each in before], [each / max(sum(now), 1) for each in now]
-
-
-def reliability_figure(bins: list[Stats], look: dict[str, Any], theme: str) -> go.Figure:
-    """What came true against what was said, with exact 95% intervals; on the diagonal they agree."""
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[0, 1],
-        y=[0, 1],
-        mode="lines",
-        line={"width": 1, "dash": "dash", "color": SOFT[theme]},
-        hoverinfo="skip",
-    )
-    said = [each["sum_p"] / each["count"] for each in bins]
-    true = [each["positives"] / each["count"] for each in bins]
-    edges = [proportion_interval(each["positives"], each["count"]) for each in bins]
-    figure.add_scatter(
-        x=said,
-        y=true,
-        mode="markers+text",
-        marker={"color": look["color"], "symbol": look["symbol"], "size": 9},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [float(upper) - y for (_, upper), y in zip(edges, true, strict=True)],
-            "arrayminus": [y - float(lower) for (lower, _), y in zip(edges, true, strict=True)],
-            "color": look["color"],
-            "thickness": 1.5,
-        },
-        text=[f"{each['count']:,}" for each in bins],
-        textposition="middle right",
-        textfont={"size": 11, "color": INK[theme]},
-        hovertemplate="said %{x:.3f}, came true %{y:.3f} of %{text}<extra></extra>",
-    )
-    style(figure, theme)
-    figure.update_layout(showlegend=False)
-    figure.update_xaxes(title="said", range=[0, 1])
-    figure.update_yaxes(title="came true", range=[0, 1.06])
-    return figure

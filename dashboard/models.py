@@ -32,6 +32,15 @@ PARTS = {
     "importance": "Importance of the factors",
     "schema": "What it takes",
 }
+# What records call things, in words.
+NAMES = {
+    "roc_auc": "AUC",
+    "pr_auc": "AUC of precision and recall",
+    "brier": "Brier score",
+    "log_loss": "Log loss",
+    "code_digest": "code, SHA-256",
+    "data_digest": "data, SHA-256",
+}
 MIB = 2**20
 
 
@@ -156,7 +165,10 @@ class Known:
                 self.releases[name] = router.releases(name)
             except RouterDown as error:
                 self.versions.pop(name, None)
-                text = f"{error}. It is looked for at {each['url']}; what others tell is shown."
+                text = (
+                    f"{pieces.capital(str(error))}. It is looked for at {each['url']}; "
+                    "what others tell is shown."
+                )
                 self.troubles.append(pieces.notice(f"The service of {name} tells no versions", text))
 
     def live(self, variant: str) -> Stats:
@@ -239,7 +251,7 @@ def _summary(known: Known) -> str:
 
 def _versions(known: Known) -> Component:
     head = (
-        *("Variant", "Version", "Status", "Card", "AUC", "Brier", "Trained, UTC", "Algorithm"),
+        *("Variant", "Version", "Status", "More", "AUC", "Brier", "Trained, UTC", "Algorithm"),
         *("Size", "Digest", "Data", "Parameters"),
     )
     places = dict(
@@ -254,17 +266,11 @@ def _versions(known: Known) -> Component:
             html.Span([pieces.mark(places[variant]), variant]),
             each["version"],
             _status(known, variant, each),
-            html.A(
-                "Model card",
-                href=f"./cards/{quote(variant)}/{quote(each['version'])}",
-                target="_blank",
-                className="more",
-                **{"aria-label": f"Model card of {variant} {each['version']}, in a new tab"},  # type: ignore[arg-type]
-            ),
+            _links(variant, each),
             *(changes.with_interval(each["metrics"].get(metric)) for metric in METRICS),
             (each["trained_at"] or each["created"])[:16].replace("T", " "),
-            each["algorithm"] or "–",
-            f"{each['size'] / MIB:.2f} MiB" if each.get("size") else "–",
+            html.Div(each["algorithm"] or "–", className="wraps"),
+            _size(each.get("size")),
             _short(each["digest"]),
             _short(each.get("data_digest")),
             _parameters(each.get("parameters") or {}),
@@ -275,6 +281,28 @@ def _versions(known: Known) -> Component:
     if not rows:
         return html.P("No service tells its versions.", className="note")
     return pieces.table(head, rows)
+
+
+def _links(variant: str, version: Stats) -> html.Span:
+    """The model card, and the notebook that trained it, where that is published."""
+    links = {"Model card": f"./cards/{quote(variant)}/{quote(version['version'])}"}
+    # Others wrote the record: what is no address of a page is not followed.
+    if str(version.get("notebook")).startswith(("https://", "http://")):
+        links["Notebook"] = version["notebook"]
+    return html.Span(
+        [
+            html.A(
+                title,
+                href=href,
+                target="_blank",
+                rel="noreferrer",
+                className="more",
+                **{"aria-label": f"{title} of {variant} {version['version']}, in a new tab"},  # type: ignore[arg-type]
+            )
+            for title, href in links.items()
+        ],
+        className="links",
+    )
 
 
 def _status(known: Known, variant: str, version: Stats) -> Any:
@@ -292,6 +320,12 @@ def _changes(known: Known, variant: str) -> list[Stats]:
 def _parameters(parameters: Stats) -> Component:
     rows = [(name, str(value)) for name, value in sorted(parameters.items())]
     return html.Details([html.Summary(f"{len(rows)}"), pieces.table(("Parameter", "Value"), rows)])
+
+
+def _size(size: int | None) -> str:
+    if not size:
+        return "–"
+    return f"{size / MIB:.2f} MiB" if size >= MIB / 10 else f"{size / 1024:.0f} KiB"
 
 
 def _short(digest: str | None) -> Any:
@@ -332,7 +366,7 @@ def _compare(app: Dash, router: RouterClient) -> None:
         try:
             before, after = (router.version(*each.split("/", 1)) for each in (one, other))
         except RouterDown as error:
-            return pieces.notice("They cannot be compared", f"{error}.")
+            return pieces.notice("They cannot be compared", f"{pieces.capital(str(error))}.")
         if one == other:
             return html.P("It is the same version: choose another one.", className="note")
         return _difference(before, after, one, other)
@@ -356,7 +390,7 @@ def _difference(before: Stats, after: Stats, one: str, other: str) -> list[Compo
                 {name: changes.figure(each) for name, each in (side or {}).items()} for side in (old, new)
             )
         rows = [
-            (name, changes.number(a), changes.number(b), _way(a, b))
+            (NAMES.get(name, name), changes.number(a), changes.number(b), _way(a, b))
             for name, a, b in changes.differences(old or {}, new or {})
         ]
         if part == "importance":
@@ -382,7 +416,7 @@ def _named(chosen: str) -> str:
 def _about(version: Stats) -> Stats:
     record = version["record"]
     names = ("algorithm", "library", "data_digest", "code_digest", "seed", "threshold")
-    told = {name: record.get(name) for name in names} | {"size": version.get("size")}
+    told = {name: record.get(name) for name in names} | {"size": _size(version.get("size"))}
     return {name: each[:12] if name.endswith("digest") and each else each for name, each in told.items()}
 
 

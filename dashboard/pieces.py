@@ -63,6 +63,11 @@ def skeletons(*heights: int) -> list[dmc.Skeleton]:
     return [dmc.Skeleton(height=height, mb="sm") for height in heights]
 
 
+def capital(text: str) -> str:
+    """A reason as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def status(stats: Stats | None) -> list[Any]:
     """Whether all is well, in a word; None where the router does not answer."""
     if stats is None:

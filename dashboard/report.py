@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jinja2 import Environment
 from markupsafe import Markup
 from plotly.io import to_html
+from plotly.offline import get_plotlyjs
 
+from dashboard import verdict_charts
 from dashboard import verdict_words as words
 from dashboard.charts import GRAPH_CONFIG, Stats
+from dashboard.verdict_charts import Shown
 
+THEME = "light"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Verdict on {{ told.experiment }}</title>
 <meta name="viewport" content="width=device-width">
@@ -24,12 +26,17 @@ div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 1rem 0.3rem 0; border-bottom: 1px solid #e1e5ea; }
 th { color: #55606e; font-weight: 500; }
-</style></head><body>
+summary { color: #55606e; cursor: pointer; }
+</style><script>{{ script }}</script></head><body>
 {% macro table(content) %}<div class="wide"><table>
 <thead><tr>{% for head in content[0] %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in content[1] %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>{% endmacro %}
+{% macro chart(shown) %}<h2>{{ shown.title }}</h2>
+<p>{{ shown.summary }}</p>
+{% if shown.table[1] %}{{ drawn(shown) }}
+<details><summary>As a table</summary>{{ table(shown.table) }}</details>{% endif %}{% endmacro %}
 <h1>{{ told.sentence }}</h1>
 <p>{{ told.estimand }}</p>
 <p class="note">{{ words.basis(told, mixed=mixed) }} Experiment {{ told.experiment }},
@@ -38,13 +45,15 @@ version {{ told.version }}, as of {{ told.as_of }}.</p>
 {{ table((("Check", "State", "What was seen"), words.checks(told))) }}
 {% for each in told.comparisons %}
 <h2>{{ told.champion }} and {{ each.challenger }}</h2>
+{% if each.fewer %}<p>{{ words.fewer(told, each) }}</p>{% endif %}
 {{ table(words.figures(told, each)) }}
-<p>{{ words.funnel_summary(told, each) }}</p>
-{{ charts[loop.index0] }}
+{% for shown in compared[loop.index0][:1] %}{{ chart(shown) }}{% endfor %}
 {% if each.guardrails %}<h2>Guardrails</h2>{{ table(words.guardrails(each)) }}{% endif %}
 {% if each.segments %}<h2>Parts of the traffic</h2>{{ table(words.segments(each)) }}{% endif %}
+{% for shown in compared[loop.index0][1:] %}{{ chart(shown) }}{% endfor %}
 {% endfor %}
 {% if told.gaps %}<h2>Between groups</h2>{{ table(words.gaps(told)) }}{% endif %}
+{% for shown in rest %}{{ chart(shown) }}{% endfor %}
 </body></html>
 """
 
@@ -58,22 +67,28 @@ def render(told: Stats, *, mixed: bool) -> str:
     """
     # Whatever is put into it is escaped: others wrote it.
     environment = Environment(autoescape=True)
-    page = environment.from_string(PAGE)
-    return page.render(told=told, words=words, charts=_charts(told), mixed=mixed)
+    compared = [verdict_charts.compared(told, number, THEME) for number in range(len(told["comparisons"]))]
+    rest = [*verdict_charts.of_variants(told, THEME), verdict_charts.traffic(told, THEME)]
+    return environment.from_string(PAGE).render(
+        told=told,
+        words=words,
+        mixed=mixed,
+        script=Markup(get_plotlyjs()),  # noqa: S704 (plotly's own)
+        drawn=_drawn,
+        compared=compared,
+        rest=rest,
+    )
 
 
-def _charts(told: Stats) -> Sequence[Markup]:
-    """The funnels as HTML; the first one brings the script for all."""
-    config = GRAPH_CONFIG | {"toImageButtonOptions": {"format": "png", "scale": 2}}
-    return [
-        Markup(  # noqa: S704 (plotly's own)
-            to_html(
-                words.funnel(told, each, words.role_list(told), "light"),
-                config=config,
-                full_html=False,
-                include_plotlyjs=number == 0,
-                default_height="340px",
-            )
+def _drawn(shown: Shown) -> Markup:
+    """A chart as HTML, which takes the page's script."""
+    image = {"format": "png", "scale": 2, "filename": shown.name}
+    return Markup(  # noqa: S704 (plotly's own)
+        to_html(
+            shown.figure,
+            config=GRAPH_CONFIG | {"toImageButtonOptions": image},
+            full_html=False,
+            include_plotlyjs=False,
+            default_height=f"{shown.height}px",
         )
-        for number, each in enumerate(told["comparisons"])
-    ]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -86,9 +87,22 @@ def latency_figure(spreads: Sequence[Stats], roles: Sequence[str], theme: str) -
         )
     style(figure, theme)
     figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="latency, ms", type="log", dtick="D2")
+    edges = [edge for each in spreads for edge in each["latency_ms"]["edges"]]
+    figure.update_xaxes(title="latency, ms", **(log_axis(min(edges), max(edges)) if edges else {}))
     figure.update_yaxes(title="share of answers", tickformat=".0%", range=[0, 1.02])
     return figure
+
+
+def log_axis(least: float, most: float) -> dict[str, Any]:
+    """A logarithmic axis from one value to another, both above 0, with a tick at each 1, 2 and 5."""
+    tens = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    ticks = [digit * 10.0**ten for ten in tens for digit in (1, 2, 5)]
+    return {
+        "type": "log",
+        "range": [math.log10(least), math.log10(most)],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,g}" for tick in ticks],
+    }
 
 
 def rates_of(rows: Sequence[Stats], names: Sequence[str], now: str) -> list[Rate]:

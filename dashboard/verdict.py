@@ -10,11 +10,12 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 from flask import Response, request
 
-from dashboard import pieces, report
+from dashboard import pieces, report, verdict_charts
 from dashboard import verdict_words as words
 from dashboard.charts import GRAPH_CONFIG, Stats
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.shell import TRAFFIC, VIEW, View
+from dashboard.verdict_charts import Shown
 from runoff import web
 from runoff.problems import NotFound, Unavailable
 
@@ -22,7 +23,7 @@ PATH, TITLE = "verdict", "Verdict"
 
 # Asked anew so many ticks after the last time.
 SELDOM = 5
-PNG = GRAPH_CONFIG | {"toImageButtonOptions": {"format": "png", "scale": 2, "filename": "verdict"}}
+IMAGE = {"format": "png", "scale": 2}
 DECISIONS = {
     "keep": "● Keep",
     "promote": "▲ Promote",
@@ -64,7 +65,8 @@ def register(app: Dash, router: RouterClient) -> None:
         except RouterDown as error:
             if error.status is None and seen:
                 return no_update, no_update, no_update
-            reason = f"The router says: {error}."
+            # Where it does not answer at all the frame says so, and when it is asked again.
+            reason = f"The router says: {error}." if error.status else f"The router cannot be asked: {error}."
             return "No verdict yet", pieces.empty("There is no verdict", reason), [count, None]
         # What stands is left alone where nothing is new: somebody may be reading it.
         now = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed]).encode())
@@ -94,10 +96,14 @@ def _mixed(router: RouterClient, tag: str | None) -> bool:
 
 
 def _told(told: Stats, view: View, *, mixed: bool) -> list[Component]:
+    basis = html.P(
+        [html.B(DECISIONS[told["decision"]]), f"  {words.basis(told, mixed=mixed)}"], id="verdict-basis"
+    )
+    if not told["requests"]:
+        action = html.A("Send some on the live page", href="./", className="more")
+        return [basis, pieces.empty("There is nothing to judge yet", words.nothing(told), action)]
     return [
-        html.P(
-            [html.B(DECISIONS[told["decision"]]), f"  {words.basis(told, mixed=mixed)}"], id="verdict-basis"
-        ),
+        basis,
         html.P(told["estimand"], className="note"),
         html.P(
             html.A(
@@ -120,41 +126,24 @@ def _told(told: Stats, view: View, *, mixed: bool) -> list[Component]:
             ],
             className="card",
         ),
-        *(
-            part
-            for number, each in enumerate(told["comparisons"])
-            for part in _compared(told, each, number, view)
-        ),
+        *(part for number in range(len(told["comparisons"])) for part in _compared(told, number, view)),
         *([_card("Between groups", words.gaps(told))] if told["gaps"] else []),
+        html.Div([_chart(shown) for shown in verdict_charts.of_variants(told, view.theme)], className="pair"),
+        _chart(verdict_charts.traffic(told, view.theme)),
     ]
 
 
-def _compared(told: Stats, each: Stats, number: int, view: View) -> list[Component]:
+def _compared(told: Stats, number: int, view: View) -> list[Component]:
+    each = told["comparisons"][number]
+    funnel, latency = verdict_charts.compared(told, number, view.theme)
     return [
-        _card(f"{told['champion']} and {each['challenger']}", words.figures(told, each), grey=5),
-        html.Section(
-            [
-                html.H2("How sure is it, as outcomes come in?"),
-                html.P(words.funnel_summary(told, each), className="note"),
-                html.Div(
-                    dcc.Graph(
-                        id=f"funnel-{number}",
-                        config=PNG,
-                        figure=words.funnel(told, each, words.role_list(told), view.theme),
-                        responsive=True,
-                        style={"height": 340},
-                    ),
-                    style={"minHeight": 340},
-                ),
-                html.Details(
-                    [
-                        html.Summary("View as table"),
-                        html.Div(pieces.table(*words.funnel_table(each)), tabIndex="0"),
-                    ]
-                ),
-            ],
-            className="card",
+        _card(
+            f"{told['champion']} and {each['challenger']}",
+            words.figures(told, each),
+            grey=5,
+            note=words.fewer(told, each),
         ),
+        _chart(funnel),
         _card("Guardrails", words.guardrails(each))
         if each["guardrails"]
         else html.Section(
@@ -162,10 +151,40 @@ def _compared(told: Stats, each: Stats, number: int, view: View) -> list[Compone
             className="card",
         ),
         *([_card("Parts of the traffic", words.segments(each))] if each["segments"] else []),
+        _chart(latency),
     ]
 
 
-def _card(title: str, content: words.Table, grey: int | None = None) -> html.Section:
+def _chart(shown: Shown) -> html.Section:
+    """A card with a chart that is drawn at once; with the summary alone where there is nothing to draw."""
+    said = [html.H2(shown.title), html.P(shown.summary, className="note", id=f"{shown.name}-summary")]
+    if not shown.table[1]:
+        return html.Section(said, className="card")
+    return html.Section(
+        [
+            *said,
+            html.Div(
+                dcc.Graph(
+                    id=shown.name,
+                    config=GRAPH_CONFIG | {"toImageButtonOptions": {**IMAGE, "filename": shown.name}},
+                    figure=shown.figure,
+                    responsive=True,
+                    style={"height": shown.height},
+                ),
+                style={"minHeight": shown.height},
+            ),
+            html.Details(
+                [
+                    html.Summary("View as table"),
+                    html.Div(pieces.table(*shown.table), tabIndex="0", id=f"{shown.name}-table"),
+                ]
+            ),
+        ],
+        className="card",
+    )
+
+
+def _card(title: str, content: words.Table, grey: int | None = None, note: str = "") -> html.Section:
     """A card with a table, of which one column is greyed: it is beside the point."""
     head, rows = content
     shown = [
@@ -173,6 +192,10 @@ def _card(title: str, content: words.Table, grey: int | None = None) -> html.Sec
         for row in rows
     ]
     return html.Section(
-        [html.H2(title), html.Div(pieces.table(head, shown), className="scroll", tabIndex="0")],
+        [
+            html.H2(title),
+            *([html.P(note, className="note")] if note else []),
+            html.Div(pieces.table(head, shown), className="scroll", tabIndex="0"),
+        ],
         className="card",
     )

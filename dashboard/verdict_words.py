@@ -1,14 +1,12 @@
-"""A verdict of the router in tables and a chart; pure functions, for the page and for its report."""
+"""A verdict of the router in sentences and tables; pure functions, for the page and for its report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-import plotly.graph_objects as go
-
-from dashboard.charts import SOFT, Stats
-from dashboard.spreads import looks, style
+from dashboard.charts import Stats
 
 # A table as texts: its heads, and its rows.
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -24,6 +22,10 @@ NAMES = {
 STATES = {"passed": "✓ passed", "failed": "▲ failed", "not yet": "… not yet"}
 RAILS = {"clear": "✓ clear", "watching": "… watching", "breached": "▲ breached"}
 KINDS = {"real": "real traffic", "simulation": "simulated traffic", "all": "all traffic"}
+# Those that begin with a name.
+CAPITALS = ("brier", "auc")
+LATENCY = "latency-"
+SIDES = ("champion", "challenger")
 NONE = "–"
 
 
@@ -40,11 +42,24 @@ def interval(ends: Stats) -> str:
     """Both ends of an interval."""
     if ends["lower"] is None and ends["upper"] is None:
         return NONE
+    if ends["lower"] is None or ends["upper"] is None:
+        return (
+            f"{number(ends['lower'])} or more"
+            if ends["upper"] is None
+            else f"{number(ends['upper'])} or less"
+        )
     return f"{number(ends['lower'])} to {number(ends['upper'])}"
 
 
 def _metric(name: Any) -> str:
-    return NAMES.get(str(name), str(name))
+    """A metric, as a heading names it."""
+    text = str(name)
+    return NAMES.get(text) or (f"Latency {text.removeprefix(LATENCY)}" if text.startswith(LATENCY) else text)
+
+
+def _in_a_sentence(name: Any) -> str:
+    text = _metric(name)
+    return text if name in CAPITALS else text[:1].lower() + text[1:]
 
 
 def basis(told: Stats, *, mixed: bool) -> str:
@@ -62,6 +77,12 @@ def basis(told: Stats, *, mixed: bool) -> str:
     return rest
 
 
+def nothing(told: Stats) -> str:
+    """Why there is nothing to judge."""
+    kind = KINDS.get(told["tag"], told["tag"])
+    return f"Of {kind} nothing was recorded since it is split as it is now."
+
+
 def checks(told: Stats) -> list[tuple[str, str, str]]:
     """The trust checks: name, state in a word, what was seen."""
     every = [*told["checks"], *(check for each in told["comparisons"] for check in each["checks"])]
@@ -76,8 +97,7 @@ def figures(told: Stats, each: Stats) -> Table:
     rows: list[tuple[str, ...]] = [
         (
             _metric(row["metric"]) + (f" ({row['note']})" if row["note"] else ""),
-            number(row["champion"]),
-            number(row["challenger"]),
+            *(_with_interval(row, side) for side in SIDES),
             number(row["difference"]),
             interval(row["interval"]),
             interval(row["fixed"]),
@@ -88,12 +108,18 @@ def figures(told: Stats, each: Stats) -> Table:
     return head, rows
 
 
+def _with_interval(row: Stats, side: str) -> str:
+    """A variant's own figure, with its own interval where it has one."""
+    ends = interval(row[f"{side}_interval"])
+    return number(row[side]) + (f" ({ends})" if ends != NONE else "")
+
+
 def guardrails(each: Stats) -> Table:
     """What must not become worse."""
     head = ("Guardrail", "Metric", "Margin", "Harm", "State", "e-value")
     return head, [
         (
-            *(rail["name"], rail["metric"], number(rail["margin"]), number(rail["harm"])),
+            *(rail["name"], _metric(rail["metric"]), number(rail["margin"]), number(rail["harm"])),
             RAILS[rail["state"]],
             f"{number(rail['e_value'])} of {number(rail['bound'])}",
         )
@@ -125,13 +151,18 @@ def gaps(told: Stats) -> Table:
     ]
 
 
+def known(each: Stats) -> list[Stats]:
+    """The points of the history at which there was a difference."""
+    return [point for point in each["history"] if point["difference"] is not None]
+
+
 def funnel_summary(told: Stats, each: Stats) -> str:
     """What the funnel shows, in one sentence."""
-    name = _metric(told["metric"])
-    known = [point for point in each["history"] if point["difference"] is not None]
-    if not known:
+    name = _in_a_sentence(told["metric"])
+    points = known(each)
+    if not points:
         return f"Nothing can be said of the {name} yet: no outcome counts."
-    last = known[-1]
+    last = points[-1]
     margin = f" Within ±{number(told['margin'])} both are as good." if told["margin"] else ""
     return (
         f"After {each['n']:,} outcomes the {name} of {told['champion']} less that of {each['challenger']} is "
@@ -150,70 +181,121 @@ def funnel_table(each: Stats) -> Table:
             interval(point["interval"]),
             number(point["e_value"]),
         )
-        for point in each["history"][:-21:-1]
+        for point in known(each)[:-21:-1]
     ]
 
 
-def funnel(told: Stats, each: Stats, roles: Sequence[str], theme: str) -> go.Figure:
-    """The confidence sequence of the primary metric's difference, with zero and both margins."""
-    points = [point for point in each["history"] if point["difference"] is not None]
-    colour = looks(roles, theme)[-1]["color"] if roles else SOFT[theme]
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    x = [point["n"] for point in points]
-    figure = go.Figure()
-    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-    figure.add_scatter(x=x, y=[point["interval"]["upper"] for point in points], **edge)
-    figure.add_scatter(
-        x=x,
-        y=[point["interval"]["lower"] for point in points],
-        **edge,
-        fill="tonexty",
-        fillcolor=f"rgba({red},{green},{blue},0.18)",
-    )
-    figure.add_scatter(
-        x=x,
-        y=[point["difference"] for point in points],
-        mode="lines+markers",
-        line={"color": colour, "width": 2},
-        marker={"size": 5},
-        # With one point alone there is no band to be seen.
-        error_y={"type": "data", "array": [0] * (len(points) - 1) + _radius(points), "color": colour},
-        hovertemplate="after %{x} outcomes: %{y:.4g}<extra></extra>",
-    )
-    style(figure, theme)
-    for value, text in ((0.0, "no difference"), (told["margin"], "margin"), (-told["margin"], "margin")):
-        if value or text == "no difference":
-            dash = "solid" if not value else "dash"
-            figure.add_hline(y=value, line={"width": 1, "dash": dash, "color": SOFT[theme]})
-            figure.add_annotation(
-                text=text,
-                y=value,
-                x=1,
-                xref="paper",
-                xanchor="left",
-                xshift=6,
-                showarrow=False,
-                font={"color": SOFT[theme]},
-            )
-    # The first intervals are so wide that nothing else could be seen.
-    ends = [
-        abs(point["interval"][end] or 0) for point in points[len(points) // 4 :] for end in ("lower", "upper")
+def latencies(each: Stats) -> list[Stats]:
+    """The rows of a comparison that are quantiles of latency, the lowest quantile first."""
+    rows = [row for row in each["rows"] if row["metric"].startswith(LATENCY)]
+    return sorted(rows, key=lambda row: float(quantile(row)[1:]))
+
+
+def quantile(row: Stats) -> str:
+    """Which quantile of latency a row is of, as in p95."""
+    return str(row["metric"]).removeprefix(LATENCY)
+
+
+def latency_summary(told: Stats, each: Stats) -> str:
+    """How long both take, in one sentence, and where that is beyond doubt."""
+    rows = [row for row in latencies(each) if row["champion"] is not None and row["challenger"] is not None]
+    if not rows:
+        return "Nothing can be said of latencies yet: not both have answered."
+    one, other = told["champion"], each["challenger"]
+    parts = [
+        f"{quantile(row)} of {one} {row['champion']:.3g} ms, of {other} {row['challenger']:.3g} ms"
+        for row in rows
     ]
-    reach = 1.15 * max([2 * told["margin"], 1e-6, *ends])
-    figure.update_layout(showlegend=False, margin={"r": 96, "l": 72})
-    figure.update_xaxes(title="outcomes", rangemode="tozero", tickformat=",d")
-    higher = (
-        next((row["better"] for row in each["rows"] if row["metric"] == told["metric"]), "lower") == "higher"
+    slower = {side: [quantile(row) for row in rows if _surely_slower(row, side)] for side in SIDES}
+    told_of = [
+        f"▲ {name} is slower at {', '.join(found)} beyond doubt"
+        for name, found in zip((one, other), slower.values(), strict=True)
+        if found
+    ]
+    verdict = "; ".join(told_of) or "the intervals overlap, so neither is slower beyond doubt"
+    sure = f"Bars hold with {1 - told['alpha']:.0%} confidence, whenever one looks."
+    return f"{'; '.join(parts)}: {verdict}. {sure}"
+
+
+def _surely_slower(row: Stats, side: str) -> bool:
+    [other] = {*SIDES} - {side}
+    lower, upper = row[f"{side}_interval"]["lower"], row[f"{other}_interval"]["upper"]
+    return lower is not None and upper is not None and lower > upper
+
+
+def latency_table(told: Stats, each: Stats) -> Table:
+    """Quantiles of latency, with their intervals."""
+    one, other = told["champion"], each["challenger"]
+    head = ("Quantile", f"{one}, ms", f"{one}, interval", f"{other}, ms", f"{other}, interval")
+    return head, [
+        (
+            quantile(row),
+            *(text for side in SIDES for text in (number(row[side]), interval(row[f"{side}_interval"]))),
+        )
+        for row in latencies(each)
+        if any(row[side] is not None for side in SIDES)
+    ]
+
+
+def fewer(told: Stats, each: Stats) -> str:
+    """How many times fewer outcomes pairs take, in one sentence; nothing where there are no pairs."""
+    if each["fewer"] is None:
+        return ""
+    return (
+        f"{told['champion']} and {each['challenger']} scored the same requests. Compared in pairs they need "
+        f"{each['fewer']:,.3g} times fewer outcomes than a split of the traffic in halves would, by the "
+        "variances seen so far."
     )
-    winner = told["champion"] if higher else each["challenger"]
-    title = f"{told['champion']} less {each['challenger']}<br>above 0: {winner} is better"
-    figure.update_yaxes(title=title, range=[-reach, reach])
-    return figure
 
 
-def _radius(points: Sequence[Stats]) -> list[float]:
-    ends = points[-1]["interval"] if points else {"upper": None}
-    return [] if ends["upper"] is None else [ends["upper"] - points[-1]["difference"]]
+def traffic_summary(told: Stats) -> str:
+    """What came to whom, and what was to come, in one sentence."""
+    cells = told["traffic"]
+    if not cells:
+        return "Nothing has come yet."
+    names = variants(told)
+    got = {name: sum(each["requests"][name] for each in cells) for name in names}
+    span = f"From {_clock(cells[0]['begin'])} to {_clock(cells[-1]['end'])} UTC"
+    drawn = [each for each in cells if each["shares"]]
+    if not drawn:
+        parts = "; ".join(f"{name} was asked {count:,} times" for name, count in got.items())
+        return f"{span} {parts}."
+    total = sum(got.values())
+    parts = ", ".join(
+        f"{name} {got[name] / max(total, 1):.1%} where {_expected(drawn, name):.1%} were to come"
+        for name in names
+    )
+    return f"{span} {total:,} requests came: {parts}. Lines are propensities, marks the shares that came."
+
+
+def _expected(cells: Sequence[Stats], name: str) -> float:
+    """The mean propensity of a variant over the requests of some cells."""
+    counts = [sum(each["requests"].values()) for each in cells]
+    total = sum(each["shares"][name] * n for each, n in zip(cells, counts, strict=True))
+    return float(total / max(sum(counts), 1))
+
+
+def traffic_table(told: Stats) -> Table:
+    """The newest cells of time: requests and propensities by variant."""
+    names = variants(told)
+    head = ("From, UTC", *(f"{name}, requests" for name in names), *(f"{name}, propensity" for name in names))
+    return head, [
+        (
+            _clock(each["begin"]),
+            *(f"{each['requests'][name]:,}" for name in names),
+            *(f"{each['shares'][name]:.1%}" if each["shares"] else NONE for name in names),
+        )
+        for each in told["traffic"][:-21:-1]
+    ]
+
+
+def _clock(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def variants(told: Stats) -> list[str]:
+    """The champion's name, and those of the challengers, in the order of `role_list`."""
+    return [told["champion"], *(each["challenger"] for each in told["comparisons"])]
 
 
 def role_list(told: Stats) -> list[str]:

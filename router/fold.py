@@ -44,8 +44,9 @@ from router.tables import (
     standings,
     sums,
 )
-from verdict.counted import LEAST_MS, SCORE_BINS
+from verdict.counted import LEAST_MS
 from verdict.declared import LIVE
+from verdict.evidence import SCORE_BINS
 
 ROWS_AT_ONCE = 10_000
 # Less is a difference in rounding.
@@ -150,6 +151,15 @@ class Fold:
                 self._add(at, to, added, stand)
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(str(error)) from error
+
+    def state(self) -> tuple[Any, ...]:
+        """What changes whenever the sums may have: where they are, recounts, and what was pruned.
+
+        Raises:
+            DatabaseDown: the database cannot be written or read.
+        """
+        self.catch_up()
+        return tuple(map(tuple, database.read(self._engine, sa.select(folds))))
 
     def recount(self) -> int:
         """Make the sums anew from the rows, and correct those that differ; returns how many did.

@@ -24,7 +24,7 @@ from router.front import checked_tag
 from router.keys import SCOPES, Guard, Scope
 from runoff.operations import describe
 from runoff.problems import Forbidden, Malformed, Unauthorized
-from verdict.counted import SCORE_BINS
+from verdict.evidence import SCORE_BINS
 
 # So many of the fold's bins of latencies, of one per cent each, make one here.
 COARSER = 10

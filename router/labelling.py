@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from router.experiment import Decision, Segment
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs
-from verdict.counted import CLIP, GAP_BINS, JOINT_BINS, SCORE_BINS
+from verdict.counted import CLIP, GAP_BINS, JOINT_BINS
 from verdict.declared import LIVE
+from verdict.evidence import SCORE_BINS
 from verdict.segments import part
 
 ALL = ""

@@ -49,6 +49,8 @@ class Told(TypedDict):
     checks: list[Any]
     comparisons: list[Any]
     gaps: list[Any]
+    reliability: list[Any]
+    traffic: list[Any]
     requests: int
     labelled: int
     other_traffic: dict[str, int]
@@ -99,7 +101,9 @@ def blueprint(
             return Response(report.markdown(judged), mimetype=MARKDOWN)
         name = current.document.name
         others = {} if tag == ALL else {other: n for other, n in tags(name).items() if other != tag}
-        arms = evidence.arms.values()
+        # What callers sent: in shadow mode challengers score the champion's requests once more.
+        asked = [evidence.champion] if evidence.design == "shadow" else [*evidence.arms]
+        arms = [evidence.arm(each) for each in asked]
         told = {
             "experiment": name,
             "version": current.version,

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -37,9 +38,24 @@ from verdict import money
 from verdict.counted import GAP_BINS
 from verdict.decision import judge
 from verdict.declared import LIVE, Declared, Place, Roles, Terms
-from verdict.evidence import Arm, Costs, Decisions, Evidence, Guardrail, Pairs, Period, Rules, in_cells
+from verdict.evidence import (
+    Arm,
+    Costs,
+    Decisions,
+    Evidence,
+    Grid,
+    Guardrail,
+    Pairs,
+    Part,
+    Period,
+    Rules,
+    in_cells,
+)
 from verdict.moments import Moments
 from verdict.results import Verdict
+
+# Verdicts that are kept for who asks again, by what they are on.
+KEPT = 8
 
 
 class Scope(NamedTuple):
@@ -119,11 +135,12 @@ class Verdicts:
     def __init__(self, engine: sa.Engine, fold: Fold) -> None:
         self._engine = engine
         self._fold = fold
+        self._kept: dict[tuple[Any, ...], tuple[Verdict, Evidence]] = {}
 
     def verdict(
         self, current: Current, tag: str | None, *, replay: str | None = None, now: datetime | None = None
     ) -> tuple[Verdict, Evidence]:
-        """The verdict now, and what it is made from.
+        """The verdict now, and what it is made from; as long as nothing is new in an hour, the same one.
 
         Args:
             current: the experiment in force.
@@ -135,8 +152,18 @@ class Verdicts:
             NotFound: there is no such replay set.
             DatabaseDown: the database cannot be read.
         """
-        evidence = self.evidence(current, tag, replay=replay, now=now)
-        return judge(evidence, rules(current.document)), evidence
+        now = now or datetime.now(UTC)
+        hours = [stamp(each)[:13] for each in (now, now - current.document.maturity)]
+        asked = (current.place, tag, replay, *hours, self._fold.state())
+        found = self._kept.get(asked)
+        if found is None:
+            evidence = self.evidence(current, tag, replay=replay, now=now)
+            found = judge(evidence, rules(current.document)), evidence
+            # Several threads may be here: what another one took out is not missed.
+            for oldest in [*self._kept][: 1 - KEPT]:
+                self._kept.pop(oldest, None)
+            self._kept[asked] = found
+        return found
 
     def declared(self, current: Current, *, replay: str | None = None, step: Place | None = None) -> Declared:
         """What was declared of the rows that count; the arguments are those of `evidence`.
@@ -199,7 +226,7 @@ class Verdicts:
         scope = Scope(document.name, declared.versions, "" if tag == "real" else tag, matured, since)
         question = Question(scope, declared)
         who = declared.who
-        whole = in_cells(who.nothing, list(self._hours(question)), now.timestamp())
+        whole = in_cells(who.nothing, list(self._parts(question)), now.timestamp())
         if replay is not None and not whole.pair(replay).labelled:
             raise NotFound(
                 f"there is no replay {replay[:40]} of what the champion answered and that is known"
@@ -211,21 +238,28 @@ class Verdicts:
             segments=self._segments(question),
         )
 
-    def _hours(self, question: Question) -> Iterator[tuple[float, Evidence]]:
-        """All that is counted by hours, each by when it began."""
+    def _parts(self, question: Question) -> Iterator[Part]:
+        """All that is counted by hours, those of a cell together."""
         scope, who = question.scope, question.who
-        for row in self._sums(sums, scope.of(sums), ("requests", "answered", "failed", "saved")):
+        asked = self._sums(sums, scope.of(sums), ASKED)
+        known = self._sums(labels, sa.and_(scope.matured_of(labels), labels.c.segment == ALL), LABELS)
+        both = self._sums(pairs, sa.and_(scope.matured_of(pairs), pairs.c.segment == ALL), PAIRS, ("beside",))
+        hours = {row.hour for rows in (asked, known, both) for row in rows}
+        if not hours:
+            return
+        grid = Grid.over([_begin(hour) for hour in hours])
+        # What was asked in an hour has matured or not.
+        cells = {hour: (grid.end(_begin(hour)), hour < scope.matured) for hour in hours}
+        for row in _summed(asked, ASKED, cells):
             if who.has(row.variant, row.kind):
-                yield _begin(row.hour), _of_asked(row, question)
-        of_all = sa.and_(scope.matured_of(labels), labels.c.segment == ALL)
-        for row in self._sums(labels, of_all, LABELS):
+                yield _begin(row.hour), _begin(row.last), _of_asked(row, question)
+        for row in _summed(known, LABELS, cells):
             if who.has(row.variant, row.kind):
-                yield _begin(row.hour), _of_known(row, question)
-        of_all = sa.and_(scope.matured_of(pairs), pairs.c.segment == ALL)
-        for row in self._sums(pairs, of_all, PAIRS, ("beside",)):
+                yield _begin(row.hour), _begin(row.last), _of_known(row, question)
+        for row in _summed(both, PAIRS, cells):
             if row.variant == who.champion and row.kind == who.kind and row.beside in who.challengers:
                 part = _of_pairs(row, question.declared.rules.costs)
-                yield _begin(row.hour), replace(who.nothing, pairs={row.beside: part})
+                yield _begin(row.hour), _begin(row.last), replace(who.nothing, pairs={row.beside: part})
 
     def _segments(self, question: Question) -> dict[tuple[str, str], Evidence]:
         """The declared parts of the traffic, over all hours."""
@@ -304,6 +338,7 @@ class Verdicts:
         return database.read(self._engine, query)
 
 
+ASKED = ("requests", "answered", "failed", "saved")
 LABELS = (
     *("labelled", "positives", "tp", "fp", "tn", "fn"),
     *("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2"),
@@ -312,6 +347,27 @@ PAIRS = (
     *("pairs", "brier", "brier2", "log_loss", "log_loss2"),
     *("live_only_1", "live_only_0", "other_only_1", "other_only_0"),
 )
+
+
+def _summed(
+    rows: Iterable[sa.Row[Any]], added: Sequence[str], cells: Mapping[str, Any]
+) -> Iterable[SimpleNamespace]:
+    """Sums by hour that are of the same cell and key as one, of the hours from `hour` to `last`.
+
+    To add numbers costs a small part of what it costs to add evidence.
+    """
+    found: dict[Any, SimpleNamespace] = {}
+    for row in rows:
+        told = row._asdict()
+        key = (cells[row.hour], *(value for name, value in told.items() if name not in {"hour", *added}))
+        mine = found.get(key)
+        if mine is None:
+            found[key] = SimpleNamespace(**told, last=row.hour)
+        else:
+            for name in added:
+                setattr(mine, name, getattr(mine, name) + told[name])
+            mine.hour, mine.last = min(mine.hour, row.hour), max(mine.last, row.hour)
+    return found.values()
 
 
 def _of_asked(row: Any, question: Question) -> Evidence:
@@ -336,7 +392,7 @@ def _of_known(row: Any, question: Question) -> Evidence:
     """What outcomes say of a variant."""
     n = int(row.labelled)
     decisions = Decisions(
-        n, int(row.tp + row.fp), *(int(row._mapping[each]) for each in ("tp", "fp", "tn", "fn"))
+        n, int(row.tp + row.fp), *(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn"))
     )
     costs, who = question.declared.rules.costs, question.who
     moments = {

@@ -5,6 +5,7 @@ Outcomes `y` are 0 or 1, probabilities `p` are of outcome 1, both of shape (n,).
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -119,6 +120,12 @@ def importance(estimator: BaseEstimator, X: pd.DataFrame, y: ArrayLike, seed: in
     return frame.sort_values("mean", ascending=False)
 
 
+def published_at() -> str | None:
+    """Where the notebook that runs is published: its address on Posit Connect; None elsewhere."""
+    server, guid = (os.environ.get(name) for name in ("CONNECT_SERVER", "CONNECT_CONTENT_GUID"))
+    return f"{server.rstrip('/')}/content/{guid}/" if server and guid else None
+
+
 def training_record(
     *,
     algorithm: str,
@@ -159,6 +166,7 @@ def training_record(
         "data_digest": data_digest,
         "code_digest": code_digest,
         "seed": seed,
+        "notebook": published_at(),
         "trained_at": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "seconds": round((now - began).total_seconds(), 1),
         "rows": dict(rows),

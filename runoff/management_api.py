@@ -67,7 +67,7 @@ class History(TypedDict):
 
 
 class VersionSummary(TypedDict):
-    """A version, in a line; `size` is that of the model's file, in bytes."""
+    """A version, in a line; `notebook` is where it is published, `size` that of the model's file in bytes."""
 
     version: str
     created: str
@@ -77,6 +77,7 @@ class VersionSummary(TypedDict):
     parameters: dict[str, Any]
     trained_at: str | None
     data_digest: str | None
+    notebook: str | None
     size: int | None
 
 
@@ -294,6 +295,7 @@ def summary(version: ModelVersion) -> VersionSummary:
         "parameters": version.record.get("parameters", {}),
         "trained_at": version.record.get("trained_at"),
         "data_digest": version.record.get("data_digest"),
+        "notebook": version.record.get("notebook"),
         "size": version.size,
     }
 

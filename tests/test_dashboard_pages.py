@@ -14,10 +14,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from dashboard.verdict_words import latencies
 from tests.conftest import CI, House, Reply, running, until
 from traffic.clients import population
 from verdict.drift import psi
 
+# The heights in a chart of the verdict, of each of its traces.
+DRAWN = """name => document.querySelector(`#${name} .js-plotly-plot`).data.map(each => Array.from(each.y))"""
+
+NOTEBOOK = "https://connect.example.com/content/0f5a/"
 KEY = "an-operator's-key-of-these-tests"
 PAGES = ("", "verdict", "models", "load", "drift", "experiment")
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -34,6 +39,12 @@ def keyed(
     """A house whose router asks for keys, with 160 requests on record, half of them with outcomes."""
     var = tmp_path_factory.mktemp("keyed")
     own = shutil.copytree(board, var / "models")
+    # As if Posit Connect had run the one notebook, and somebody had written what is no address for the other.
+    for model, address in (("model-a", NOTEBOOK), ("model-b", "javascript:alert(1)")):
+        [description] = own.glob(f"{model}/*/data.txt")
+        text = description.read_text("utf-8")
+        assert "notebook: null" in text
+        description.write_text(text.replace("notebook: null", f"notebook: {address}"), "utf-8")
     with running(var, own, RUNOFF_OPERATOR_KEY=KEY) as house:
         told = [asks(house, client) for client in clients[:160]]
         outcomes = [
@@ -59,6 +70,10 @@ def rest(house: House, path: str) -> Any:
 def opens(page: Page, house: House, path: str = "") -> None:
     page.goto(f"{house.dashboard_url}/{path}")
     expect(page.locator("#as-of")).to_contain_text("As of")
+
+
+def opens_table(page: Page, chart: str) -> None:
+    page.locator(f"#{chart}-table").locator("..").locator("summary").click()
 
 
 def types_in(page: Page, key: str) -> None:
@@ -311,7 +326,10 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
         card = keyed.dashboard.gets(f"/cards/{variant}/{version['version']}")
         assert version["digest"] in card.body.decode()
         assert card.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
-    expect(page.locator("#comparison")).to_contain_text("roc_auc")
+    notebooks = page.locator("#versions a", has_text="Notebook")
+    expect(notebooks).to_have_count(1)
+    expect(notebooks).to_have_attribute("href", NOTEBOOK)
+    expect(page.locator("#comparison")).to_contain_text("AUC of precision and recall")
     page.get_by_text("Importance of the factors").click()
     expect(page.locator("#comparison")).to_contain_text("PAY_0")
 
@@ -392,11 +410,31 @@ def test_the_verdict_is_the_routers_down_to_the_figures_and_says_what_it_rests_o
     row = page.locator("tr", has_text="Brier score")
     expect(row).to_contain_text(f"{brier['champion']:.4g}")
 
+    # Latencies with their intervals, what scores were worth, and what came, down to the figures.
+    p95 = next(row for row in compared["rows"] if row["metric"] == "latency-p95")
+    assert page.evaluate(DRAWN, "latency-0") == [
+        *(pytest.approx([row[side] for row in latencies(compared)]) for side in ("champion", "challenger")),
+    ]
+    opens_table(page, "latency-0")
+    expect(page.locator("#latency-0-table tr", has_text="p95")).to_contain_text(f"{p95['challenger']:.4g}")
+    for number, each in enumerate(told["reliability"]):
+        [_, true] = page.evaluate(DRAWN, f"reliable-{number}")
+        assert true == pytest.approx([bin_["positives"] / bin_["count"] for bin_ in each["bins"]])
+        opens_table(page, f"reliable-{number}")
+        shown = page.locator(f"#reliable-{number}-table tbody tr td:nth-child(2)").all_inner_texts()
+        assert [int(text) for text in shown] == [bin_["count"] for bin_ in each["bins"]]
+    mine = [[cell["requests"][name] for cell in told["traffic"]] for name in ("A", "B")]
+    assert page.evaluate(DRAWN, "verdict-traffic")[:2] == mine
+    expect(page.locator("#verdict-traffic-summary")).to_contain_text("where 20.0% were to come")
+
     # Where nothing was asked, there is nothing to judge, and no accuracy is spoken of.
     page.get_by_text("Simulated", exact=True).click()
     expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=simulation")["sentence"])
     expect(page.locator("#verdict-basis")).to_contain_text("Labelled 0 of 0 requests of simulated traffic.")
     expect(page.locator("#verdict-basis")).to_contain_text("Without outcomes nothing is said of accuracy.")
+    expect(page.locator("#verdict .empty")).to_contain_text("Of simulated traffic nothing was recorded")
+    expect(page.get_by_role("link", name="Send some on the live page")).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).to_have_count(0)
 
 
 def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_network(
@@ -414,11 +452,13 @@ def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_netw
     page.on("request", lambda request: asked.append(request.url))
     page.goto(file.as_uri())
     expect(page.locator("h1")).to_have_text(rest(keyed, "/v1/verdict?tag=real")["sentence"])
-    expect(page.locator(".js-plotly-plot .scatterlayer")).to_be_visible()
+    # The funnel, latencies, reliability of both, the traffic.
+    expect(page.locator(".js-plotly-plot .scatterlayer")).to_have_count(5)
+    expect(page.locator("body")).to_contain_text("Do the probabilities of B mean what they say?")
     assert [url for url in asked if url.startswith("http")] == []
     with page.expect_download() as picture:
-        page.locator(".js-plotly-plot").hover()
-        page.locator(".modebar-btn[data-title*='png' i]").click()
+        page.locator(".js-plotly-plot").first.hover()
+        page.locator(".modebar-btn[data-title*='png' i]").first.click()
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
 
 

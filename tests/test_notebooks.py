@@ -185,3 +185,13 @@ def test_a_newer_version_is_served_after_a_restart(
         reply = house.model_a.asks(client)
         assert reply.json["version"] == written.id
         assert reply.prediction == float(model.probabilities(pd.DataFrame([client]))[0])
+
+
+def test_a_notebook_that_posit_connect_runs_knows_where_it_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CONNECT_CONTENT_GUID", raising=False)
+    assert evaluation.published_at() is None
+    monkeypatch.setenv("CONNECT_SERVER", "https://connect.example.com/")
+    monkeypatch.setenv("CONNECT_CONTENT_GUID", "0f5a")
+    assert evaluation.published_at() == "https://connect.example.com/content/0f5a/"

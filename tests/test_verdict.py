@@ -252,21 +252,6 @@ def test_it_is_said_how_much_has_matured_of_each_variant_and_that_no_maturity_is
     assert seen.endswith("A 100% and 100%, B 100% and 100%")
 
 
-def test_pairs_say_how_many_more_outcomes_a_split_would_take() -> None:
-    rows = clients(2000)
-    [compared] = judge(shadowed(rows), Rules()).comparisons
-    one, other = (score("brier", each, rows.outcome) for each in rows[:2])
-    wanted = 2 * (one.var(ddof=1) + other.var(ddof=1)) / (one - other).var(ddof=1)
-    assert compared.pairing == pytest.approx(wanted)
-    assert judge(parted(rows), Rules()).comparisons[0].pairing is None
-    assert (
-        judge(shadowed(Rows(rows.champion, rows.champion, rows.outcome)), Rules()).comparisons[0].pairing
-        is None
-    )
-    page = markdown(judge(shadowed(rows), Rules()))
-    assert f"A split would take {wanted:.4g} times as many outcomes as these pairs." in page
-
-
 def test_a_page_shows_how_the_interval_came_about_in_a_dozen_lines() -> None:
     rows = clients(3000)
     cells = {
@@ -562,6 +547,51 @@ def test_the_exact_interval_is_wider_and_says_so() -> None:
 def test_a_rule_that_is_out_of_its_range_is_named(wrong: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         judge(Evidence("shadow", "A", ("B",)), Rules(**wrong))
+
+
+def test_traffic_is_told_by_cells_of_time_with_the_propensities_in_force() -> None:
+    def cell(first: float, *periods: tuple[float, int, int]) -> Evidence:
+        each = tuple(Period({"A": 1 - share, "B": share}, {"A": a, "B": b}) for share, a, b in periods)
+        arms = {name: Arm(requests=sum(period.requests[name] for period in each)) for name in ("A", "B")}
+        return Evidence("split", "A", ("B",), arms, periods=each, first=first)
+
+    cells = {DAY: cell(0.0, (0.2, 80, 20)), 3 * DAY: cell(2 * DAY, (0.2, 70, 30), (0.5, 160, 140))}
+    one, other = judge(gathered(Evidence("split", "A", ("B",)), cells), Rules()).traffic
+    assert (one.begin, one.end, one.requests) == (0.0, DAY, {"A": 80, "B": 20})
+    assert dict(one.shares) == pytest.approx({"A": 0.8, "B": 0.2})
+    assert other.requests == {"A": 230, "B": 170}
+    # Of 400 requests a hundred had 20 %, the others 50 %.
+    assert dict(other.shares) == pytest.approx({"A": 0.575, "B": 0.425})
+    # Whom a shadow scores is nobody's choice.
+    shadow = judge(gathered(Evidence("shadow", "A", ("B",)), {DAY: shadowed(clients(50))}), Rules())
+    assert [(each.requests, each.shares) for each in shadow.traffic] == [({"A": 50, "B": 50}, {})]
+
+
+def test_reliability_is_told_in_tenths_of_what_was_said() -> None:
+    scored = Arm(negative_scores={0: 3, 4: 1, 49: 1}, positive_scores={4: 1, 5: 2})
+    mine, its = judge(Evidence("split", "A", ("B",), {"A": scored}), Rules()).reliability
+    assert [(each.lower, each.upper, each.count, each.positives) for each in mine.bins] == [
+        (0.0, 0.1, 5, 1),
+        (0.1, 0.2, 2, 2),
+        (0.9, 1.0, 1, 0),
+    ]
+    assert [each.sum_p for each in mine.bins] == pytest.approx([3 * 0.01 + 2 * 0.09, 2 * 0.11, 0.99])
+    assert (its.variant, its.bins) == ("B", ())
+
+
+def test_pairs_say_how_many_times_fewer_outcomes_they_take_than_a_split() -> None:
+    rows = clients(2000)
+    one, other, y = rows
+    difference = score("brier", one, y) - score("brier", other, y)
+    variances = [np.var(score("brier", each, y), ddof=1) for each in (one, other)]
+    fewer = judge(shadowed(rows), Rules()).comparisons[0].fewer
+    # Either half of a split has half of the outcomes.
+    wanted = 2 * sum(variances) / np.var(difference, ddof=1)
+    assert fewer == pytest.approx(wanted)
+    page = markdown(judge(shadowed(rows), Rules()))
+    assert f"A split would take {wanted:.4g} times as many outcomes as these pairs." in page
+    for other_evidence in (shadowed(clients(50)), parted(rows), shadowed(Rows(one, one, y))):
+        assert judge(other_evidence, Rules()).comparisons[0].fewer is None
 
 
 def test_evidence_of_different_experiments_does_not_add() -> None:

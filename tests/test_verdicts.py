@@ -152,6 +152,15 @@ def test_shadows_and_replays_are_judged_by_pairs(engine: sa.Engine) -> None:
     assert replayed.pair("later").brier.total == pytest.approx(0.16 - 0.04)
 
 
+def test_models_that_say_the_same_are_seen_to(engine: sa.Engine) -> None:
+    book = Book(engine, mode="shadow")
+    for number in range(120):
+        book.asked(str(number), score := 0.2 + number / 200, number % 2, shadow=score)
+    verdict = book.verdict()
+    assert verdict.decision == "equivalent"
+    assert "the same score on all 120 pairs" in verdict.sentence
+
+
 def test_outcomes_count_when_their_requests_have_matured(engine: sa.Engine) -> None:
     book = Book(engine, maturity="30d")
     book.asked("young", 0.8, 1, hours_ago=24)
@@ -221,6 +230,38 @@ def test_where_weights_changed_rows_count_by_their_propensity(engine: sa.Engine)
     a, b = (evidence.arm(name).weighted["brier"] for name in "AB")
     assert (a.n, b.n) == (7, 13)
     assert [a.w, b.w] == pytest.approx([5 / 0.5 + 2 / 0.2, 5 / 0.5 + 8 / 0.8])
+
+
+def test_a_verdict_is_judged_anew_where_something_is_new_and_only_there(engine: sa.Engine) -> None:
+    book = Book(engine, maturity="2h")
+    verdicts, current = Verdicts(engine, book.fold), book.experiments.current()
+    assert current
+
+    def labelled(now: datetime = NOW, tag: str | None = "real") -> tuple[Verdict, int]:
+        verdict, evidence = verdicts.verdict(current, tag, now=now)
+        return verdict, evidence.arm("A").labelled
+
+    book.asked("1", 0.8, 1, variant="A", hours_ago=4)
+    first, count = labelled()
+    assert count == 1
+    assert labelled(NOW + timedelta(minutes=5))[0] is first
+    # Of other traffic, with another outcome, once more has matured, after a recount.
+    assert labelled(tag="simulation")[1] == 0
+    book.asked("2", 0.3, variant="A", hours_ago=3)
+    book.asked("3", 0.3, 1, variant="A", hours_ago=1)
+    list(book.reported.append([{"id": "2", "outcome": 1}]))
+    assert labelled()[1] == 2
+    assert labelled(NOW + timedelta(hours=2))[1] == 3
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE labels SET labelled = 7 WHERE hour <> ''"))
+    book.asked("4", 0.3, variant="A")
+    assert labelled()[1] == 14
+    assert book.fold.recount()
+    assert labelled()[1] == 2
+    # However often other questions are asked, few answers are kept.
+    for hour in range(30):
+        labelled(NOW + timedelta(hours=hour))
+    assert labelled()[1] == 2
 
 
 def test_a_change_of_the_split_begins_anew_and_one_of_the_rules_does_not(engine: sa.Engine) -> None:
@@ -448,7 +489,10 @@ def test_the_verdict_is_told_over_rest_and_from_a_shell(
 
         reply = house.router.gets("/v1/verdict")
         told = reply.json
-        assert told["labelled"] >= 60
+        # What the shadow scored besides is no further request.
+        assert (told["requests"], told["labelled"]) == (60, 60)
+        assert [each["requests"] for each in told["traffic"]] == [{"A": 60, "B": 60}]
+        assert [sum(bin_["count"] for bin_ in each["bins"]) for each in told["reliability"]] == [60, 60]
         assert told["other_traffic"] == {"simulation": 1}
         assert told["tag"] == "real"
         document = house.router.gets("/openapi.json").json

@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from verdict import money
 from verdict.declared import LIVE, Declared, Terms
-from verdict.evidence import HOUR, Arm, Costs, Decisions, Evidence, Pairs, Period, in_cells
+from verdict.evidence import (
+    HOUR,
+    SCORE_BINS,
+    Arm,
+    Costs,
+    Decisions,
+    Evidence,
+    Pairs,
+    Part,
+    Period,
+    in_cells,
+)
 from verdict.moments import Moments
 from verdict.quantiles import GROWTH
 from verdict.segments import part
@@ -27,7 +38,6 @@ Truths = NDArray[np.bool_]
 Wholes = NDArray[np.int64]
 
 # Into so many equal bins scores are counted, pairs of scores on each side, and |p − p′|.
-SCORE_BINS = 50
 JOINT_BINS = 20
 GAP_BINS = 100
 LEAST_MS = 0.001
@@ -221,12 +231,12 @@ class _Rows:
                 yield name, self.where(mine)
 
 
-def _by_hours(rows: _Rows) -> Iterator[tuple[float, Evidence]]:
+def _by_hours(rows: _Rows) -> Iterator[Part]:
     """What was counted in each hour."""
     hours = _hour(rows.all.time)
     for hour in np.unique(hours).tolist():
         for terms, part_ in rows.where(hours == hour).periods():
-            yield hour, _asked(part_, terms, hour < rows.matured) + _known(part_, terms)
+            yield hour, hour, _asked(part_, terms, hour < rows.matured) + _known(part_, terms)
 
 
 def _asked(rows: _Rows, terms: Terms, mature: bool) -> Evidence:

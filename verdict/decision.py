@@ -8,8 +8,7 @@ from verdict import guardrails, plan, rows, trust, words
 from verdict.contrast import FIELDS, Contrast, basis, contrast, ruler
 from verdict.evidence import Evidence, Rules
 from verdict.fairness import gaps
-from verdict.moments import Moments
-from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict
+from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict, finite
 
 __all__ = ["Check", "Comparison", "Decision", "GuardrailResult", "Verdict", "judge"]
 
@@ -55,6 +54,8 @@ def judge(evidence: Evidence, rules: Rules) -> Verdict:
         checks=checks,
         comparisons=found,
         gaps=gaps(evidence, rules),
+        reliability=rows.reliability(evidence),
+        traffic=rows.traffic(evidence),
     )
 
 
@@ -107,7 +108,7 @@ def _compare(
         advantage=advantage,
         more_outcomes=remaining[0] if decision == "keep collecting" else None,
         more_days=remaining[1] if decision == "keep collecting" else None,
-        pairing=_pairing(evidence, challenger, rules.metric),
+        fewer=_fewer(evidence, challenger, rules),
     )
 
 
@@ -178,7 +179,7 @@ def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
 def _identical(evidence: Evidence, challenger: str) -> bool:
     """Whether both gave the same score on every pair."""
     pairs = evidence.pair(challenger)
-    return bool(pairs.labelled) and pairs.max_gap == 0 and pairs.brier.squares == 0
+    return bool(pairs.labelled) and pairs.brier.squares == 0
 
 
 def _remaining(
@@ -195,14 +196,16 @@ def _remaining(
     return more, more / per_day
 
 
-def _pairing(evidence: Evidence, challenger: str, metric: str) -> float | None:
-    """How many times as many outcomes a split of halves would take as pairs do."""
-    seen = (evidence.arm(evidence.champion), evidence.arm(challenger), evidence.pair(challenger))
-    sums: list[Moments | None] = [getattr(each, FIELDS[metric]) for each in seen]
-    one, other, d = (each.variance if each else math.inf for each in sums)
-    if evidence.design != "shadow" or not d or not math.isfinite(one + other + d):
+def _fewer(evidence: Evidence, challenger: str, rules: Rules) -> float | None:
+    """How many times fewer outcomes pairs take than a split in halves."""
+    pairs = evidence.pair(challenger)
+    field = FIELDS[rules.metric]
+    arms = [getattr(evidence.arm(name), field) for name in (evidence.champion, challenger)]
+    paired = getattr(pairs, field)
+    if pairs.labelled < rules.min_outcomes or not paired or not paired.variance or not all(arms):
         return None
-    return plan.variance_of("split", (one, other), 0.5) / d
+    one, other = (arm.variance for arm in arms)
+    return finite(plan.variance_of("split", (one, other), 0.5) / paired.variance)
 
 
 def _check_rules(rules: Rules) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 
 Design = Literal["shadow", "split", "bandit"]
 # What is decided by. Of the losses less is better, of profit more.
 Metric = Literal["brier", "log-loss", "profit"]
+
+# Equal bins that scores are counted in, by outcome.
+SCORE_BINS = 50
 
 Key = TypeVar("Key")
 
@@ -72,7 +75,7 @@ class Arm:
         by_unit: by metric, the same sums by unit. Needed where a unit is seen more than once.
         latencies: how many answered requests took about as long, matured or not: bin b holds those of
             [1.01^b, 1.01^(b+1)) ms.
-        negative_scores: of rows with the outcome 0, how many by bin of the score, any number of equal bins.
+        negative_scores: of rows with the outcome 0, how many by bin of the score, of SCORE_BINS.
         positive_scores: of rows with the outcome 1.
     """
 
@@ -246,25 +249,42 @@ def gathered(empty: Evidence, cells: Mapping[float, Evidence]) -> Evidence:
     return total + Evidence(empty.design, empty.champion, empty.challengers, history=dict(cells))
 
 
-def in_cells(empty: Evidence, parts: Sequence[tuple[float, Evidence]], now: float) -> Evidence:
-    """The evidence of some hours, with its history on a grid of CELLS cells of whole hours at most.
+class Grid(NamedTuple):
+    """CELLS cells of time at most, of whole hours each: when the first begins, and how long each is."""
+
+    begin: float
+    width: float
+
+    @classmethod
+    def over(cls, hours: Collection[float]) -> Grid:
+        """One that holds the hours that began at these moments, at least one."""
+        begin = min(hours)
+        return cls(begin, math.ceil((max(hours) + HOUR - begin) / HOUR / CELLS) * HOUR)
+
+    def end(self, hour: float) -> float:
+        """When the cell of an hour ends."""
+        return self.begin + (math.floor((hour - self.begin) / self.width) + 1) * self.width
+
+
+# When the first and the last hour of a stretch began, in seconds since 1970, and what was counted in it.
+Part = tuple[float, float, Evidence]
+
+
+def in_cells(empty: Evidence, parts: Sequence[Part], now: float) -> Evidence:
+    """The evidence of some hours, with its history on a grid.
 
     Args:
         empty: with the design and the names, and nothing counted.
-        parts: when an hour began, in seconds since 1970, and what was counted in it, in any order; an hour
-            may have several.
+        parts: each within a cell of the grid over all of them, in any order.
         now: where the hour ends that is not over.
     """
     if not parts:
         return empty
-    begins = [hour for hour, _ in parts]
-    begin = min(begins)
-    width = math.ceil((max(begins) + HOUR - begin) / HOUR / CELLS) * HOUR
+    grid = Grid.over([hour for first, last, _ in parts for hour in (first, last)])
     cells: dict[float, list[Evidence]] = defaultdict(list)
-    for hour, part in parts:
-        end = begin + (math.floor((hour - begin) / width) + 1) * width
-        whole = replace(part, first=hour, last=min(hour + HOUR, now))
-        cells[min(end, max(now, hour))].append(whole)
+    for first, last, part in parts:
+        whole = replace(part, first=first, last=min(last + HOUR, now))
+        cells[min(grid.end(first), max(now, first))].append(whole)
     return gathered(empty, {time: sum(each[1:], each[0]) for time, each in sorted(cells.items())})
 
 

@@ -30,7 +30,7 @@ def markdown(verdict: Verdict) -> str:
             f"## {verdict.champion} and {each.challenger}",
             each.sentence if len(verdict.comparisons) > 1 else "",
             figures(verdict.champion, each, level),
-            pairing(each),
+            fewer(each),
             over_time(each, level),
             guardrails(each),
             segments(each, level),
@@ -54,11 +54,11 @@ def figures(champion: str, compared: Comparison, level: str) -> str:
     return table(header, [_figures(row) for row in compared.rows])
 
 
-def pairing(compared: Comparison) -> str:
+def fewer(compared: Comparison) -> str:
     """What comparing in pairs saves."""
-    if compared.pairing is None:
+    if compared.fewer is None:
         return ""
-    return f"A split would take {number(compared.pairing)} times as many outcomes as these pairs."
+    return f"A split would take {number(compared.fewer)} times as many outcomes as these pairs."
 
 
 def over_time(compared: Comparison, level: str) -> str:

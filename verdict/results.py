@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -87,6 +88,43 @@ class Point:
 
 
 @dataclass(frozen=True)
+class ScoreBin:
+    """The rows that a variant scored from `lower` up to `upper` and whose outcome counts.
+
+    How many they are, the sum of their scores, of which each is known to half of 1 / SCORE_BINS, and how many
+    outcomes are 1.
+    """
+
+    lower: float
+    upper: float
+    count: int
+    sum_p: float
+    positives: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Whether a variant's scores mean what they say, in bins of which none is empty."""
+
+    variant: str
+    bins: tuple[ScoreBin, ...]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What came in one cell of the grid of time, in seconds since 1970; requests by variant.
+
+    `shares` are the propensities in force, by variant: what each was to get of these requests, on average
+    where they changed meanwhile. There are none in shadow mode, and where the experiment was paused.
+    """
+
+    begin: float
+    end: float
+    requests: Mapping[str, int]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class SegmentRow:
     """The primary metric within a part of the requests; the intervals of all parts hold together."""
 
@@ -119,8 +157,8 @@ class Comparison:
 
     `n` outcomes are compared, pairs or those of both arms. `advantage` is what the challenger is better by
     (in profit higher, in losses lower). `more_outcomes` and `more_days` are about what a decision still
-    takes, if the estimate stays as it is. `pairing` is how many times as many outcomes a split of halves
-    would take for the same error, as both vary; None where there are no pairs.
+    takes, if the estimate stays as it is. `fewer` is how many times fewer outcomes the pairs take than a
+    split in halves, by the variances that were seen; None without pairs, and with too few.
     """
 
     challenger: str
@@ -136,7 +174,7 @@ class Comparison:
     advantage: float
     more_outcomes: int | None
     more_days: float | None
-    pairing: float | None
+    fewer: float | None
 
 
 @dataclass(frozen=True)
@@ -159,6 +197,8 @@ class Verdict:
     checks: tuple[Check, ...]
     comparisons: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
+    reliability: tuple[Reliability, ...]
+    traffic: tuple[Traffic, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON takes it: no NaN, no infinity."""

@@ -10,11 +10,27 @@ from scipy.stats import norm
 
 from verdict import discrimination, quantiles, rates, sequence
 from verdict.contrast import Contrast, basis, contrast, means, of_history, ruler
-from verdict.evidence import Arm, Evidence, Rules
+from verdict.evidence import SCORE_BINS, Arm, Evidence, Rules
 from verdict.guardrails import LATENCY
-from verdict.results import NO_INTERVAL, Interval, Point, Row, SegmentRow, finite, finite_exp
+from verdict.results import (
+    NO_INTERVAL,
+    Interval,
+    Point,
+    Reliability,
+    Row,
+    ScoreBin,
+    SegmentRow,
+    Traffic,
+    finite,
+    finite_exp,
+)
 
 Better = Literal["lower", "higher", "nearer to 0"]
+
+# The latencies that are always told of.
+QUANTILES = ("latency-p50", "latency-p95", "latency-p99")
+# Of these many bins each makes one of a reliability diagram.
+COARSER = SCORE_BINS // 10
 
 
 def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[Row, ...]:
@@ -28,9 +44,7 @@ def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tu
     found.append(_calibration(arms, rules, alpha))
     found.append(_errors(arms, alpha, evidence.design != "shadow"))
     asked = [each.metric for each in rules.guardrails if LATENCY.fullmatch(each.metric)]
-    found += [
-        _latency(arms, metric, alpha) for metric in dict.fromkeys((*asked, "latency-p50", "latency-p95"))
-    ]
+    found += [_latency(arms, metric, alpha) for metric in sorted({*asked, *QUANTILES}, key=_share)]
     found.append(_area(evidence, challenger, alpha))
     return tuple(found)
 
@@ -83,6 +97,49 @@ def segments(evidence: Evidence, challenger: str, rules: Rules, alpha: float) ->
     return tuple(found)
 
 
+def reliability(evidence: Evidence) -> tuple[Reliability, ...]:
+    """What came true of each variant's scores, in tenths."""
+    return tuple(
+        Reliability(name, _score_bins(evidence.arm(name)))
+        for name in (evidence.champion, *evidence.challengers)
+    )
+
+
+def _score_bins(arm: Arm) -> tuple[ScoreBin, ...]:
+    found = []
+    for lower in range(0, SCORE_BINS, COARSER):
+        mine = range(lower, lower + COARSER)
+        counts = [arm.negative_scores.get(each, 0) + arm.positive_scores.get(each, 0) for each in mine]
+        if any(counts):
+            # A score is taken to be in the middle of its bin.
+            said = sum((each + 0.5) * count for each, count in zip(mine, counts, strict=True)) / SCORE_BINS
+            positives = sum(arm.positive_scores.get(each, 0) for each in mine)
+            ends = lower / SCORE_BINS, (lower + COARSER) / SCORE_BINS
+            found.append(ScoreBin(*ends, sum(counts), said, positives))
+    return tuple(found)
+
+
+def traffic(evidence: Evidence) -> tuple[Traffic, ...]:
+    """What came to each variant in each cell of the grid of time, and by which propensities."""
+    variants = (evidence.champion, *evidence.challengers)
+    found = []
+    for end, cell in sorted(evidence.history.items()):
+        counts = [sum(period.requests.values()) for period in cell.periods]
+        total = sum(counts)
+        shares = {
+            name: sum(
+                period.weights.get(name, 0.0) * n for period, n in zip(cell.periods, counts, strict=True)
+            )
+            / total
+            for name in variants
+            if total
+        }
+        begin = end if cell.first is None else cell.first
+        requests = {name: cell.arm(name).requests for name in variants}
+        found.append(Traffic(begin, end, requests, shares))
+    return tuple(found)
+
+
 def around(now: Contrast, radius: float) -> Interval:
     """The interval of a contrast; no ends where nothing is known."""
     if not now.n or not math.isfinite(radius):
@@ -114,10 +171,15 @@ def _errors(arms: list[Arm], alpha: float, independent: bool) -> Row:
     return _row("error-rate", "lower", values, interval=Interval(*ends), log_e=log_e)
 
 
-def _latency(arms: list[Arm], metric: str, alpha: float) -> Row:
+def _share(metric: str) -> float:
+    """Of which requests a latency is the quantile, in (0, 1)."""
     found = LATENCY.fullmatch(metric)
     assert found
-    q = float(found[1]) / 100
+    return float(found[1]) / 100
+
+
+def _latency(arms: list[Arm], metric: str, alpha: float) -> Row:
+    q = _share(metric)
     values = [quantiles.estimate(arm.latencies, q) for arm in arms]
     ends = [Interval(*quantiles.interval(arm.latencies, q, alpha)) for arm in arms]
     return _row(metric, "lower", values, ends, note="ms")

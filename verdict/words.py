@@ -108,13 +108,12 @@ def estimand(evidence: Evidence, rules: Rules) -> str:
     days = rules.maturity / DAY
     age = "" if not days else f" {days:,.3g} days after it" if days != 1 else " a day after it"
     over = {
-        "shadow": "on the same request, over all requests",
-        "split": "over all requests, had one variant answered them all",
-        "bandit": "over all requests, had one variant answered them all, whatever the shares were",
-    }[evidence.design]
-    told = (
-        f"The mean difference in {METRICS[rules.metric]} between {whose} {over} whose outcome is known{age}."
-    )
+        "shadow": "on the same request, over all requests whose outcome is known{age}",
+        "split": "over all requests whose outcome is known{age}, had one variant answered them all",
+        "bandit": "over all requests whose outcome is known{age}, had one variant answered them all, "
+        "whatever the shares were",
+    }[evidence.design].format(age=age)
+    told = f"The mean difference in {METRICS[rules.metric]} between {whose} {over}."
     if rules.selective:
         told += (
             " The served score decides who can ever have an outcome: nothing is said of those who were turned"
