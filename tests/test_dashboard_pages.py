@@ -271,19 +271,6 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     confirms("Undo the newest", "fallback: A → none")
     until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
 
-    field.fill(json.dumps(before | {"mode": "canary"}))
-    confirms("Set …", "mode: split → canary")
-    expect(page.locator("#experiment-summary")).to_contain_text("Canary")
-    confirms("Hold …", "Nothing moves the shares by itself")
-    expect(page.locator("#experiment-summary")).to_contain_text("held")
-    assert rest(keyed, "/v1/experiment/state")["held"]
-    confirms("Undo the newest", "Undo: resume the experiment")
-    until(lambda: not rest(keyed, "/v1/experiment/state")["held"], "it is resumed")
-    expect(page.get_by_role("button", name="Hold …")).to_be_visible()
-    field.fill(json.dumps(before))
-    confirms("Set …", "mode: canary → split")
-    until(lambda: rest(keyed, "/v1/experiment") == before, "it is a split again")
-
 
 def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to_do(
     keyed: House, page: Page
@@ -485,6 +472,35 @@ def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: H
     expect(dialog).to_be_hidden()
     roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
     assert roles == {"A": "champion", "B": "challenger"}
+
+
+def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Page) -> None:
+    # After those who look at the verdict: with another split, too, evidence begins anew.
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+
+    def confirms(button: str, said: str) -> None:
+        page.get_by_role("button", name=button).click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text(said)
+        dialog.get_by_label("Reason").fill("to see")
+        dialog.get_by_role("button", name="Confirm").click()
+        expect(dialog).to_be_hidden()
+
+    before = rest(keyed, "/v1/experiment")
+    page.get_by_text("the whole document").click()
+    page.get_by_label("Document, JSON").fill(json.dumps(before | {"mode": "canary"}))
+    confirms("Set …", "mode: split → canary")
+    expect(page.locator("#experiment-summary")).to_contain_text("Canary")
+    confirms("Hold …", "Nothing moves the shares by itself")
+    expect(page.locator("#experiment-summary")).to_contain_text("held")
+    assert rest(keyed, "/v1/experiment/state")["held"]
+    confirms("Undo the newest", "Undo: resume the experiment")
+    expect(page.get_by_role("button", name="Hold …")).to_be_visible()
+    assert not rest(keyed, "/v1/experiment/state")["held"]
+    page.get_by_label("Document, JSON").fill(json.dumps(before))
+    confirms("Set …", "mode: canary → split")
+    until(lambda: rest(keyed, "/v1/experiment") == before, "it is a split again")
 
 
 def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed: House, page: Page) -> None:
