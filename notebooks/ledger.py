@@ -31,7 +31,7 @@ TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 # Traffic of whatever tag, and that without one.
 ALL, REAL = "all", "real"
 
-TEXTS = ("time", "experiment", "variant", "answered_by", "tag", "features", "side_answers")
+TEXTS = ("time", "experiment", "variant", "answered_by", "tag", "unit", "features", "side_answers")
 NUMBERS = ("experiment_version", "allocation", "propensity", "prediction", "latency_ms", "status", "outcome")
 # The columns that live and side answers have.
 _ANSWERED = ("status", "prediction", "latency_ms")
@@ -148,7 +148,15 @@ def answers(found: pd.DataFrame) -> Answers:
         latency=latency,
         outcome=row("outcome", float),
         saved=both(saved, [False] * len(side), bool),
+        unit=_units(found)[request],
     )
+
+
+def _units(found: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A number for each unit; of what came without one, or with another tag, one of its own."""
+    alone = [f"row {number}" for number in range(len(found))]
+    named = found["tag"].fillna("") + "/" + found["unit"]
+    return np.asarray(pd.factorize(named.where(found["unit"].notna(), alone))[0], np.int64)
 
 
 def counted(found: pd.DataFrame, told: Said) -> Evidence:

@@ -3,7 +3,8 @@
 The table `folds` has the cursors up to which the ledger's tables are in the sums. A fold takes what is new
 after those. Of new predictions the database itself counts requests, latencies and scores. What depends on
 outcomes is added by prediction: for each that something new is known of, what it adds now less what it added
-before. So answers, outcomes, corrections and shadows may come in any order.
+before; and what those of its unit add together, likewise. So answers, outcomes, corrections and shadows may
+come in any order.
 
 What is new is read and added up without a lock, as of one moment; then the cursors are moved and the sums
 are added in one transaction, if nobody has moved them meanwhile. Reading the sums costs the same however many
@@ -18,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -27,7 +29,7 @@ from router import database
 from router.controllers import Sums
 from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
-from router.labelling import ALL, Beside, Known, adds
+from router.labelling import ALL, Beside, Known, Rules, adds, adds_of_unit
 from router.tables import (
     experiments,
     folds,
@@ -39,6 +41,8 @@ from router.tables import (
     outcomes,
     pairs,
     predictions,
+    repeat_decisions,
+    repeats,
     scores,
     side_answers,
     standings,
@@ -49,12 +53,17 @@ from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
 
 ROWS_AT_ONCE = 10_000
+# Of a unit that is seen more often than that, the newest rows count together.
+ROWS_OF_A_UNIT = 500
 # Less is a difference in rounding.
 NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.
 GROWTH = math.log(1.01)
 
-SUMS = (sums, latencies, scores, labels, outcome_scores, pairs, gaps, joint_scores)
+SUMS = (
+    *(sums, latencies, scores, labels, outcome_scores, pairs, gaps, joint_scores),
+    *(repeats, repeat_decisions),
+)
 BINNED = (latencies, scores)
 # The kinds of side answers that make a pair with the live one.
 BESIDE = ("shadow", "replay")
@@ -62,8 +71,8 @@ BESIDE = ("shadow", "replay")
 TOTAL = ""
 
 Key = tuple[Any, ...]
-# What a version of the experiment declares of decisions.
-Decisions = Callable[[sa.Connection, int], Decision]
+# What a version of the experiment declares of decisions, and its series.
+Declared = Callable[[sa.Connection, int], Rules]
 # What is added, by table and key.
 Added = dict[tuple[sa.Table, Key], list[float]]
 
@@ -131,7 +140,7 @@ class Fold:
         self._begin_at_0 = insert(folds).values(begin).on_conflict_do_nothing()
         self._upserts = {table: _upsert(insert(table), table, _plus) for table in SUMS}
         self._stand = _upsert(insert(standings), standings, _newer)
-        self._decisions: dict[int, Decision] = {}
+        self._rules: dict[int, Rules] = {}
 
     def catch_up(self) -> int:
         """Fold what is not folded yet; returns the cursor up to which predictions are in the sums.
@@ -204,13 +213,10 @@ class Fold:
 
     def _add(self, at: Cursors, to: Cursors, added: Added, stand: list[dict[str, Any]]) -> None:
         """Add to the sums, if those are still where they were when the rows were read."""
-        moved = {f"at_{name}": value for name, value in at._asdict().items()} | {
-            f"to_{name}": value for name, value in to._asdict().items()
-        }
         with database.writing(self._engine) as connection:
             if at == Cursors():
                 connection.execute(self._begin_at_0)
-            if connection.execute(_MOVE, moved).rowcount != 1:
+            if connection.execute(_MOVE, _bounds(at, to)).rowcount != 1:
                 return
             self._upsert(connection, added | _totals(added))
             if stand:
@@ -224,17 +230,18 @@ class Fold:
         for table, rows in by_table.items():
             connection.execute(self._upserts[table], rows)
 
-    def _declared(self, connection: sa.Connection, version: int) -> Decision:
-        """What a version of the experiment declares of decisions; versions are never changed."""
-        known = self._decisions.get(version)
+    def _declared(self, connection: sa.Connection, version: int) -> Rules:
+        """What a version of the experiment declares of decisions, and its series; versions never change."""
+        known = self._rules.get(version)
         if known is None:
-            query = sa.select(experiments.c.document).where(experiments.c.version == version)
+            query = sa.select(experiments.c.document, experiments.c.series)
+            found = connection.execute(query.where(experiments.c.version == version)).one_or_none()
             try:
-                known = read(json.loads(connection.scalar(query) or "{}")).decision
+                decision = read(json.loads(found.document if found else "{}")).decision
             # Rows of an older ledger have no document, and one of a later release cannot be read.
             except ExperimentError:
-                known = Decision()
-            self._decisions[version] = known
+                decision = Decision()
+            known = self._rules[version] = Rules(decision, found.series if found else version)
         return known
 
     def counts(self, experiment: str, tag: str | None = None) -> dict[tuple[int, int, str], Counts]:
@@ -488,16 +495,27 @@ _shadowed = (
     .where(_between(side_answers), side_answers.c.kind.in_(BESIDE), _known_outcome)
 )
 _predicted = sa.select(_P.id).join(outcomes, outcomes.c.prediction_id == _P.id).where(_COUNTS, _known_outcome)
-_CONCERNED = sa.select(
+_LABELLABLE = sa.select(
     *(_P.cursor, _P.id, _P.experiment, _P.experiment_version, _P.allocation, _P.variant, _P.tag, _P.time),
-    *(_P.prediction, _P.features),
+    *(_P.prediction, _P.features, _P.propensity, _P.unit),
 ).where(
     _P.cursor <= sa.bindparam("to_predictions"),
     _P.propensity.is_not(None),
     _P.prediction.is_not(None),
     # What another variant said in its place says nothing of this one.
     _P.answered_by.is_(None),
-    _P.id.in_(sa.union(_told, _shadowed, _predicted)),
+)
+_CONCERNED = _LABELLABLE.where(_P.id.in_(sa.union(_told, _shadowed, _predicted)))
+# Of units all rows, but of those that have very many.
+_REPEATED = (
+    sa.select(_P.unit, sa.func.count().label("rows"))
+    .where(_P.unit.in_(sa.bindparam("units", expanding=True)))
+    .group_by(_P.unit)
+    .having(sa.func.count() > 1)
+)
+_OF_UNITS = _LABELLABLE.where(_P.unit.in_(sa.bindparam("units", expanding=True)))
+_OF_A_UNIT = (
+    _LABELLABLE.where(_P.unit == sa.bindparam("unit")).order_by(_P.cursor.desc()).limit(ROWS_OF_A_UNIT)
 )
 _IDS: Any = sa.bindparam("ids", expanding=True)
 _OUTCOMES = (
@@ -534,23 +552,32 @@ def _reached(connection: sa.Connection, at: Cursors) -> Cursors:
     return Cursors(*found)
 
 
-def _added(connection: sa.Connection, at: Cursors, to: Cursors, decisions: Decisions) -> Added:
+def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared) -> Added:
     """What is added to the sums by what came after some cursors, up to others."""
-    between = {f"at_{name}": place for name, place in at._asdict().items()} | {
-        f"to_{name}": place for name, place in to._asdict().items()
-    }
+    between = _bounds(at, to)
     added: Added = defaultdict(list)
     for counted in _COUNTED:
         for table, query in counted.items():
             keys = len(table.primary_key)
             for row in connection.execute(query, between):
                 _into(added, (table, tuple(row[:keys])), row[keys:])
+    for place, values, sign in _of_known(connection, at, to, declared):
+        _into(added, place, values, sign)
+    return added
+
+
+def _of_known(
+    connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared
+) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float], int]]:
+    """What depends on outcomes: what is added, and with the sign -1 what is taken away."""
+    between = _bounds(at, to)
     rows = {row.id: row for row in connection.execute(_CONCERNED, between)}
+    units = _of_units(connection, {row.unit for row in rows.values() if row.unit}, between)
     told: dict[str, list[Any]] = defaultdict(list)
     beside: dict[str, list[Any]] = defaultdict(list)
-    for ids in _slices(list(rows)):
-        for row in connection.execute(_OUTCOMES, {"ids": ids}):
-            told[row.prediction_id].append(row)
+    for ids in _slices([*rows.keys() | {row.id for unit in units for row in unit}]):
+        for outcome in connection.execute(_OUTCOMES, {"ids": ids}):
+            told[outcome.prediction_id].append(outcome)
         for other in connection.execute(_BESIDE, {"ids": ids}):
             beside[other.prediction_id].append(other)
 
@@ -561,13 +588,37 @@ def _added(connection: sa.Connection, at: Cursors, to: Cursors, decisions: Decis
         return Known(row, outcome[-1] if outcome else None, said)
 
     for row in rows.values():
-        declared = decisions(connection, row.experiment_version)
+        decision = declared(connection, row.experiment_version).decision
         if row.cursor <= at.predictions:
-            for place, values in adds(known(row, at), declared):
-                _into(added, place, values, -1)
-        for place, values in adds(known(row, to), declared):
-            _into(added, place, values)
-    return added
+            for place, values in adds(known(row, at), decision):
+                yield place, values, -1
+        for place, values in adds(known(row, to), decision):
+            yield place, values, 1
+    for unit in units:
+        for upto, sign in ((at, -1), (to, 1)):
+            those = [known(row, upto) for row in unit if row.cursor <= upto.predictions]
+            for place, values in adds_of_unit(those, partial(declared, connection)):
+                yield place, values, sign
+
+
+def _bounds(at: Cursors, to: Cursors) -> dict[str, int]:
+    """Two places in the ledger, as queries take them."""
+    return {f"at_{name}": place for name, place in at._asdict().items()} | {
+        f"to_{name}": place for name, place in to._asdict().items()
+    }
+
+
+def _of_units(connection: sa.Connection, units: Iterable[str], between: Mapping[str, int]) -> list[list[Any]]:
+    """The rows of each of some units that has more than one."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for some in _slices(sorted(units)):
+        counts = {row.unit: row.rows for row in connection.execute(_REPEATED, {"units": some})}
+        few = [unit for unit, rows in counts.items() if rows <= ROWS_OF_A_UNIT]
+        for row in connection.execute(_OF_UNITS, {**between, "units": few}):
+            found[row.unit].append(row)
+        for unit in counts.keys() - set(few):
+            found[unit] = list(connection.execute(_OF_A_UNIT, {**between, "unit": unit}))
+    return [rows for rows in found.values() if len(rows) > 1]
 
 
 def _totals(added: Added) -> Added:

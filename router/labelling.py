@@ -1,20 +1,23 @@
 """What a prediction adds to the sums by what became of it: its outcome, and what others said of the same row.
 
 A prediction has its adds once: whoever knows something new of it takes away what it added before
-(`router/fold.py`). Here is only what one adds.
+(`router/fold.py`). Here is only what one adds; and what those of a unit add together, since they are not
+independent of each other.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from router.experiment import Decision, Segment
-from router.tables import gaps, joint_scores, labels, outcome_scores, pairs
+from router.tables import gaps, joint_scores, labels, outcome_scores, pairs, repeat_decisions, repeats
 from verdict.counted import CLIP, GAP_BINS, JOINT_BINS
 from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
@@ -80,6 +83,71 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         yield (gaps, (*period, _bin(gap, GAP_BINS))), (1,)
         bins = (_bin(p, JOINT_BINS), _bin(other, JOINT_BINS))
         yield (joint_scores, (*period, int(y), *bins)), (1,)
+
+
+@dataclass
+class _Before:
+    """The rows of a unit that came before: how many, Σw, Σx and Σwx of both scores; and of each cell."""
+
+    n: int = 0
+    w: float = 0.0
+    totals: tuple[float, ...] = (0.0, 0.0)
+    weighted: tuple[float, ...] = (0.0, 0.0)
+    cells: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, w: float, scores: tuple[float, ...], cell: int) -> None:
+        self.n += 1
+        self.w += w
+        self.totals = tuple(t + x for t, x in zip(self.totals, scores, strict=True))
+        self.weighted = tuple(t + w * x for t, x in zip(self.weighted, scores, strict=True))
+        count, weight = self.cells.get(cell, (0, 0.0))
+        self.cells[cell] = count + 1, weight + w
+
+
+class Rules(NamedTuple):
+    """What a version of the experiment declares of decisions, and the first version of its series."""
+
+    decision: Decision
+    series: int
+
+
+def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Rules]) -> Iterator[Add]:
+    """What the predictions of one unit add together, beyond what each adds by itself.
+
+    Args:
+        rows: answered ones, in any order.
+        declared: by version of the experiment.
+    """
+    before: dict[Key, _Before] = defaultdict(_Before)
+    for known in sorted(rows, key=lambda each: (each.row.time, each.row.cursor)):
+        row, p, y = known.row, known.row.prediction, known.outcome
+        if y not in (0, 1):
+            continue
+        decision, series = declared(row.experiment_version)
+        w, tag = 1 / row.propensity, row.tag or ""
+        period = (row.experiment, row.time[:13], row.experiment_version, row.allocation, row.variant)
+        one = p >= decision.threshold(row.variant)
+        said = [(LIVE, "", (brier_score(p, y), log_loss(p, y)), _decided(one, y).index(True))]
+        for kind, name, other in known.beside:
+            scores = brier_score(p, y) - brier_score(other, y), log_loss(p, y) - log_loss(other, y)
+            cell = 4 * one + 2 * (other >= decision.threshold(name)) + int(y)
+            said.append((kind, name, scores, cell))
+        segments = (ALL, *_segments(row.features, (*decision.segments, *decision.sensitive)))
+        for kind, beside, scores, cell in said:
+            for segment in segments:
+                mine = before[row.experiment, series, tag, row.variant, kind, beside, segment]
+                if mine.n:
+                    key = (*period, kind, tag, beside, segment)
+                    yield (repeats, key), (1, mine.n, w * mine.w, *_together(mine, w, scores))
+                    for earlier, (count, weight) in mine.cells.items():
+                        yield (repeat_decisions, (*key, cell, earlier)), (count, w * weight)
+                mine.add(w, scores, cell)
+
+
+def _together(before: _Before, w: float, scores: tuple[float, ...]) -> Iterator[float]:
+    """Of each score x of a row: x·n + t, x·t, and both with weights."""
+    for x, t, t_w in zip(scores, before.totals, before.weighted, strict=True):
+        yield from (x * before.n + t, x * t, w * (x * before.w + t_w), w * x * t_w)
 
 
 def brier_score(p: float, y: float) -> float:

@@ -58,7 +58,12 @@ predictions = sa.Table(
 )
 sa.Index("predictions_by_time", predictions.c.time)
 _has_unit = predictions.c.unit.is_not(None)
-sa.Index("predictions_by_unit", predictions.c.unit, sqlite_where=_has_unit, postgresql_where=_has_unit)
+sa.Index(
+    "predictions_by_unit",
+    *(predictions.c.unit, predictions.c.cursor),
+    sqlite_where=_has_unit,
+    postgresql_where=_has_unit,
+)
 
 # What another variant said of a row: a shadow, one that failed before a fallback answered, or a replay.
 side_answers = sa.Table(
@@ -249,6 +254,35 @@ joint_scores = sa.Table(
     metadata,
     *_key(("beside", NAME), ("outcome", sa.Integer), ("bin", sa.Integer), ("other_bin", sa.Integer)),
     _sum("pairs", sa.BigInteger),
+)
+
+# Rows of units that are seen more than once, in a series of the experiment: of the live answers of a variant
+# (`beside` is ''), or of pairs. Each row counts in its own hour, by those of its unit that came before it:
+# how many rows have any, how many pairs of rows that makes (twins), for a score x of the row and the sum t of
+# the n before it Σ(x·n + t) (cross) and Σx·t (product), and the same with each row weighted by its inverse
+# propensity. From these follows how means spread over units (`verdict/moments.py`).
+repeats = sa.Table(
+    "repeats",
+    metadata,
+    *_key(("beside", NAME), _SEGMENT),
+    *(_sum(name, sa.BigInteger) for name in ("repeats", "twins")),
+    _sum("twins_w"),
+    *(
+        _sum(f"{score}_{what}")
+        for score in ("brier", "log_loss")
+        for what in ("cross", "product", "cross_w", "product_w")
+    ),
+)
+
+# How many of those pairs of rows by what was decided of the later row and of the earlier one, and what came
+# of them: for a live answer 0 is a true positive, 1 a false one, 2 a true negative, 3 a false one; for a pair
+# of models 4·(the live one is positive) + 2·(the other is) + the outcome.
+repeat_decisions = sa.Table(
+    "repeat_decisions",
+    metadata,
+    *_key(("beside", NAME), _SEGMENT, ("cell", sa.Integer), ("other_cell", sa.Integer)),
+    _sum("twins", sa.BigInteger),
+    _sum("twins_w"),
 )
 
 # How a variant stands now: who answered for it last, and what is wrong where its newest request failed.

@@ -31,6 +31,8 @@ from router.tables import (
     latencies,
     outcome_scores,
     pairs,
+    repeat_decisions,
+    repeats,
     sums,
 )
 from runoff.problems import NotFound
@@ -51,7 +53,7 @@ from verdict.evidence import (
     Rules,
     in_cells,
 )
-from verdict.moments import Moments
+from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.results import Verdict
 
 # Verdicts that are kept for who asks again, by what they are on.
@@ -123,6 +125,8 @@ class Question:
 
     scope: Scope
     declared: Declared
+    # Whether units are seen more than once: rows then do not count by themselves.
+    by_unit: bool = False
 
     @property
     def who(self) -> Roles:
@@ -224,8 +228,10 @@ class Verdicts:
         declared = self.declared(current, replay=replay, step=step)
         since = step[1] if step else 0
         scope = Scope(document.name, declared.versions, "" if tag == "real" else tag, matured, since)
-        question = Question(scope, declared)
         who = declared.who
+        some = sa.and_(scope.matured_of(repeats), _compared(who, repeats), repeats.c.segment == ALL)
+        by_unit = bool(self._read(sa.select(sa.literal(1)).where(some).limit(1)))
+        question = Question(scope, declared, by_unit)
         whole = in_cells(who.nothing, list(self._parts(question)), now.timestamp())
         if replay is not None and not whole.pair(replay).labelled:
             raise NotFound(
@@ -258,8 +264,12 @@ class Verdicts:
                 yield _begin(row.hour), _begin(row.last), _of_known(row, question)
         for row in _summed(both, PAIRS, cells):
             if row.variant == who.champion and row.kind == who.kind and row.beside in who.challengers:
-                part = _of_pairs(row, question.declared.rules.costs)
-                yield _begin(row.hour), _begin(row.last), replace(who.nothing, pairs={row.beside: part})
+                yield _begin(row.hour), _begin(row.last), _of_pairs(row, question)
+        if question.by_unit:
+            for row in _summed(self._repeats(question, ALL), REPEATS, cells):
+                yield _begin(row.hour), _begin(row.last), _of_repeats(row, question)
+            for row in _summed(self._decided(question, ALL), DECIDED, cells):
+                yield _begin(row.hour), _begin(row.last), _of_decided(row, question)
 
     def _segments(self, question: Question) -> dict[tuple[str, str], Evidence]:
         """The declared parts of the traffic, over all hours."""
@@ -281,11 +291,25 @@ class Verdicts:
         some = sa.and_(scope.matured_of(pairs), pairs.c.segment != ALL)
         for row in self._sums(pairs, some, PAIRS, ("beside", "segment")):
             if row.variant == who.champion and row.kind == who.kind and row.beside in who.challengers:
-                put(
-                    row.segment,
-                    replace(empty, pairs={row.beside: _of_pairs(row, question.declared.rules.costs)}),
-                )
+                put(row.segment, _of_pairs(row, question))
+        if question.by_unit:
+            for row in self._repeats(question):
+                put(row.segment, _of_repeats(row, question))
+            for row in self._decided(question):
+                put(row.segment, _of_decided(row, question))
         return found
+
+    def _repeats(self, question: Question, segment: str | None = None) -> Sequence[sa.Row[Any]]:
+        """Sums over units that are seen more than once, of a segment or of all but ALL."""
+        return self._sums(repeats, _of_segment(question, repeats, segment), REPEATS, ("beside", "segment"))
+
+    def _decided(self, question: Question, segment: str | None = None) -> Sequence[sa.Row[Any]]:
+        """The same of what was decided of them, where that matters."""
+        if not question.declared.rules.costs:
+            return ()
+        more = ("beside", "segment", "cell", "other_cell")
+        chosen = _of_segment(question, repeat_decisions, segment)
+        return self._sums(repeat_decisions, chosen, DECIDED, more)
 
     def _histograms(self, scope: Scope, who: Roles) -> dict[str, Arm]:
         """Latencies, and scores by outcome, over all hours."""
@@ -349,6 +373,22 @@ PAIRS = (
 )
 
 
+REPEATS = tuple(column.name for column in repeats.columns if not column.primary_key)
+DECIDED = ("twins", "twins_w")
+
+
+def _compared(who: Roles, table: sa.Table) -> sa.ColumnElement[bool]:
+    """The sums over units of those who are compared: of pairs, or of live answers."""
+    beside = table.c.beside.in_(who.challengers) if who.design == "shadow" else table.c.beside == ""
+    names = (who.champion,) if who.design == "shadow" else who.variants
+    return sa.and_(beside, table.c.variant.in_(names), table.c.kind == who.kind)
+
+
+def _of_segment(question: Question, table: sa.Table, segment: str | None) -> sa.ColumnElement[bool]:
+    which = table.c.segment != ALL if segment is None else table.c.segment == segment
+    return sa.and_(question.scope.matured_of(table), _compared(question.who, table), which)
+
+
 def _summed(
     rows: Iterable[sa.Row[Any]], added: Sequence[str], cells: Mapping[str, Any]
 ) -> Iterable[SimpleNamespace]:
@@ -402,6 +442,7 @@ def _of_known(row: Any, question: Question) -> Evidence:
     if costs:
         moments["profit"] = money.moments(costs, decisions)
     shares = question.declared.at((row.experiment_version, row.allocation)).weights
+    arms_apart = question.by_unit and who.design != "shadow"
     arm = Arm(
         labelled=n,
         positives=int(row.positives),
@@ -413,6 +454,7 @@ def _of_known(row: Any, question: Question) -> Evidence:
         weighted={name: each.weighted(shares[row.variant]) for name, each in moments.items()}
         if who.chances(shares)
         else {},
+        by_unit={name: ClusteredMoments.apart(each) for name, each in moments.items()} if arms_apart else {},
     )
     found = replace(who.nothing, arms={row.variant: arm})
     if who.design != "shadow" and shares:
@@ -420,9 +462,9 @@ def _of_known(row: Any, question: Question) -> Evidence:
     return found
 
 
-def _of_pairs(row: Any, costs: Costs | None) -> Pairs:
+def _of_pairs(row: Any, question: Question) -> Evidence:
     """What outcomes say of the champion beside another one."""
-    n = int(row.pairs)
+    n, costs = int(row.pairs), question.declared.rules.costs
     # By the champion's decision, the other's, and the outcome; where they agree it makes no difference.
     counts = {
         (True, False, 1): int(row.live_only_1),
@@ -431,12 +473,69 @@ def _of_pairs(row: Any, costs: Costs | None) -> Pairs:
         (False, True, 0): int(row.other_only_0),
     }
     agreed = {(True, True, 1): n - sum(counts.values())}
-    return Pairs(
+    moments = {
+        "brier": Moments(n, row.brier, row.brier2),
+        "log-loss": Moments(n, row.log_loss, row.log_loss2),
+    }
+    if costs:
+        moments["profit"] = money.paired(costs, counts | agreed)
+    pairs_ = Pairs(
         labelled=n,
-        brier=Moments(n, row.brier, row.brier2),
-        log_loss=Moments(n, row.log_loss, row.log_loss2),
-        profit=money.paired(costs, counts | agreed) if costs else None,
+        brier=moments["brier"],
+        log_loss=moments["log-loss"],
+        profit=moments.get("profit"),
+        by_unit={name: ClusteredMoments.apart(each) for name, each in moments.items()}
+        if question.by_unit
+        else {},
     )
+    return replace(question.who.nothing, pairs={row.beside: pairs_})
+
+
+def _of_repeats(row: Any, question: Question) -> Evidence:
+    """What the rows of a unit add together."""
+    repeated, twins = int(row.repeats), int(row.twins)
+    by_unit = {
+        "brier": ClusteredMoments.repeated(repeated, twins, row.brier_cross, row.brier_product),
+        "log-loss": ClusteredMoments.repeated(repeated, twins, row.log_loss_cross, row.log_loss_product),
+    }
+    weighted = {
+        "brier": WeightedMoments.repeated(row.twins_w, row.brier_cross_w, row.brier_product_w),
+        "log-loss": WeightedMoments.repeated(row.twins_w, row.log_loss_cross_w, row.log_loss_product_w),
+    }
+    if question.declared.rules.costs:
+        # By what was decided: `_of_decided` has the rest.
+        by_unit["profit"] = ClusteredMoments.repeated(repeated, twins, 0.0, 0.0)
+        weighted["profit"] = WeightedMoments.repeated(row.twins_w, 0.0, 0.0)
+    return _together(row, question, by_unit, weighted)
+
+
+def _of_decided(row: Any, question: Question) -> Evidence:
+    """What the decisions on the rows of a unit bring together."""
+    costs = question.declared.rules.costs
+    assert costs
+    value = money.of_pair if row.beside else money.of_cell
+    one, other = value(costs, row.cell), value(costs, row.other_cell)
+    cross, product, twins = one + other, one * other, int(row.twins)
+    return _together(
+        row,
+        question,
+        {"profit": ClusteredMoments.repeated(0, 0, twins * cross, twins * product)},
+        {"profit": WeightedMoments.repeated(0.0, row.twins_w * cross, row.twins_w * product)},
+    )
+
+
+def _together(
+    row: Any,
+    question: Question,
+    by_unit: Mapping[str, ClusteredMoments],
+    weighted: Mapping[str, WeightedMoments],
+) -> Evidence:
+    who = question.who
+    if who.design == "shadow":
+        return replace(who.nothing, pairs={row.beside: Pairs(by_unit=by_unit)})
+    chances = who.chances(question.declared.at((row.experiment_version, row.allocation)).weights)
+    arm = Arm(by_unit=by_unit, weighted=weighted if chances else {})
+    return replace(who.nothing, arms={row.variant: arm})
 
 
 def _counted(

@@ -78,8 +78,10 @@ def flat(value: Any, place: str = "") -> dict[str, Any]:
     return {place: value}
 
 
-def fill(book: Book, count: int, *, shadow: bool, allocation: int = 0, share: float = 0.5) -> None:
-    """Requests of many hours with all that may happen to them."""
+def fill(
+    book: Book, count: int, *, shadow: bool, allocation: int = 0, share: float = 0.5, units: int = 0
+) -> None:
+    """Requests of many hours with all that may happen to them; half of them of so many units, if any."""
     draw: random.Random = book.random
     rows, beside, became = [], [], []  # type: list[Any], list[Any], list[Any]
     for number in range(count):
@@ -95,6 +97,7 @@ def fill(book: Book, count: int, *, shadow: bool, allocation: int = 0, share: fl
             "features": json.dumps(features) if draw.random() < 0.9 else None,
             "latency_ms": draw.lognormvariate(1, 0.5),
             "tag": draw.choice([None, None, None, "simulation"]),
+            "unit": f"unit-{draw.randrange(units)}" if units and draw.random() < 0.5 else None,
         }
         if draw.random() < 0.05:
             more["propensity"] = None
@@ -114,28 +117,36 @@ def fill(book: Book, count: int, *, shadow: bool, allocation: int = 0, share: fl
     list(book.reported.append(became))
 
 
-@pytest.mark.parametrize(("form", "tag"), [("csv", "real"), ("ndjson", "all"), ("parquet", "simulation")])
-def test_pairs_in_rows_are_those_in_sums(engine: sa.Engine, tmp_path: Path, form: str, tag: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "tag", "units"), [("csv", "real", 0), ("ndjson", "all", 60), ("parquet", "simulation", 20)]
+)
+def test_pairs_in_rows_are_those_in_sums(
+    engine: sa.Engine, tmp_path: Path, form: str, tag: str, units: int
+) -> None:
     book = Book(engine, mode="shadow", maturity="30h", decision=PARTS)
-    fill(book, 400, shadow=True)
+    fill(book, 400, shadow=True, units=units)
     book.experiments.set(
         _document(mode="shadow", maturity="20h", decision=PARTS | COSTS), expected=1, by="a", reason="costs"
     )
-    assert_same(book, from_rows(book, tmp_path, form, tag), None if tag == "all" else tag)
+    mine = from_rows(book, tmp_path, form, tag)
+    assert bool(mine.pair("B").by_unit) == bool(units)
+    assert_same(book, mine, None if tag == "all" else tag)
 
 
-@pytest.mark.parametrize("mode", ["split", "bandit"])
+@pytest.mark.parametrize(("mode", "units"), [("split", 0), ("split", 80), ("bandit", 80)])
 def test_arms_in_rows_are_those_in_sums_also_where_shares_changed(
-    engine: sa.Engine, tmp_path: Path, mode: str
+    engine: sa.Engine, tmp_path: Path, mode: str, units: int
 ) -> None:
     guard = {"name": "errors", "metric": "error-rate", "margin": 0.01}
     book = Book(engine, mode=mode, decision=PARTS | COSTS, guardrails=[guard])
-    fill(book, 400, shadow=False)
-    assert_same(book, from_rows(book, tmp_path, "csv"))
+    fill(book, 400, shadow=False, units=units)
+    mine = from_rows(book, tmp_path, "csv")
+    assert bool(mine.arm("A").by_unit) == bool(units)
+    assert_same(book, mine)
     current = book.experiments.current()
     assert current
     book.experiments.allocate(current, {"A": 1, "B": 4}, "update", by="a test", reason="more")
-    fill(book, 400, shadow=False, allocation=1, share=0.8)
+    fill(book, 400, shadow=False, allocation=1, share=0.8, units=units)
     mine = from_rows(book, tmp_path, "ndjson")
     assert mine.arm("B").weighted
     assert_same(book, mine)

@@ -6,7 +6,9 @@ import json
 import random
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from tests.databases import fresh
 from tests.test_ledger import aside, record
 from tests.test_routing import a_house
 from verdict.evidence import Evidence
-from verdict.moments import Moments
+from verdict.moments import ClusteredMoments, Moments
 from verdict.results import Verdict
 
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
@@ -150,6 +152,82 @@ def test_shadows_and_replays_are_judged_by_pairs(engine: sa.Engine) -> None:
     assert replayed.challengers == ("later",)
     assert replayed.pair("later").labelled == 1
     assert replayed.pair("later").brier.total == pytest.approx(0.16 - 0.04)
+
+
+def of_units(rows: list[tuple[str, float]]) -> ClusteredMoments:
+    """The sums by unit of numbers, each of a unit."""
+    units: dict[str, list[float]] = defaultdict(list)
+    for unit, x in rows:
+        units[unit].append(x)
+    sums = [(len(each), sum(each)) for each in units.values()]
+    return ClusteredMoments(
+        *(len(sums), len(rows), sum(t for _, t in sums)),
+        *(sum(n * n for n, _ in sums), sum(n * t for n, t in sums), sum(t * t for _, t in sums)),
+    )
+
+
+def test_rows_of_a_unit_are_counted_together_in_whatever_order_they_become_known(engine: sa.Engine) -> None:
+    book = Book(engine)
+    rows = [(str(number), f"unit-{number % 7}", number / 40, number % 3 == 0) for number in range(40)]
+    for id_, unit, p, _ in rows:
+        # The last ones are the oldest.
+        book.asked(id_, p, unit=unit, variant="AB"[int(unit[-1]) % 2], hours_ago=1 + int(id_))
+    told = list(rows)
+    book.random.shuffle(told)
+    for id_, _, _, y in told:
+        # One of them is corrected below.
+        list(book.reported.append([{"id": id_, "outcome": int(y) if id_ != "11" else int(not y)}]))
+        book.fold.catch_up()
+    list(book.reported.append([{"id": "11", "outcome": int(rows[11][3]), "correction": True}]))
+
+    def scores(variant: str) -> list[tuple[str, float]]:
+        return [(unit, (p - y) ** 2) for _, unit, p, y in rows if "AB"[int(unit[-1]) % 2] == variant]
+
+    def as_it_should_be(evidence: Evidence) -> None:
+        for variant in "AB":
+            found, wanted = evidence.arm(variant).by_unit["brier"], of_units(scores(variant))
+            assert asdict(found) == pytest.approx(asdict(wanted))
+
+    evidence = book.evidence()
+    as_it_should_be(evidence)
+    # Each row counts in its own hour: what has matured by then adds up.
+    cells = [cell.arm("A").by_unit["brier"] for cell in evidence.history.values() if "A" in cell.arms]
+    added = sum(cells[1:], cells[0])
+    assert asdict(added) == pytest.approx(asdict(evidence.arm("A").by_unit["brier"]))
+    # Made anew from the rows they are the same.
+    assert book.fold.recount() == 0
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE repeats SET brier_product = brier_product + 1"))
+    assert book.fold.recount() > 0
+    as_it_should_be(book.evidence())
+
+
+def test_units_that_come_again_and_again_are_as_many_as_they_are(engine: sa.Engine) -> None:
+    def asked_by(units: int) -> Book:
+        book = Book(engine, name=f"by-{units}")
+        current = book.experiments.current()
+        assert current
+        # A unit is asked the same each time, and the same comes of it.
+        became = [int(book.random.random() < 0.5) for _ in range(units)]
+        more = {"experiment": f"by-{units}", "experiment_version": current.version, "propensity": 0.5}
+        more["time"] = stamp(NOW - timedelta(hours=1))
+        asked = [(f"{units}-{number}", number % units) for number in range(1200)]
+        rows = [
+            record(id_, variant="AB"[unit % 2], unit=str(unit), prediction=0.3 + unit % 3 / 5, **more)
+            for id_, unit in asked
+        ]
+        book.ledger.append(Entry(rows))
+        list(book.reported.append({"id": id_, "outcome": became[unit]} for id_, unit in asked))
+        return book
+
+    few = asked_by(60).verdict()
+    assert few.decision == "keep collecting"
+    assert "30 of the 100 units" in few.sentence
+    many = asked_by(400)
+    arm = many.evidence().arm("A")
+    # Three rows each of 200 units say as much as 200 rows.
+    assert arm.by_unit["brier"].standard_error == pytest.approx(3**0.5 * arm.brier.standard_error, rel=0.01)
+    assert "units" not in many.verdict().sentence
 
 
 def test_models_that_say_the_same_are_seen_to(engine: sa.Engine) -> None:

@@ -29,13 +29,16 @@ from verdict.evidence import (
     Period,
     in_cells,
 )
-from verdict.moments import Moments
+from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.quantiles import GROWTH
 from verdict.segments import part
 from verdict.sequence import Floats
 
 Truths = NDArray[np.bool_]
 Wholes = NDArray[np.int64]
+
+# In the order in which sums by unit are kept.
+METRICS = ("brier", "log-loss", "profit")
 
 # Into so many equal bins scores are counted, pairs of scores on each side, and |p − p′|.
 JOINT_BINS = 20
@@ -116,6 +119,8 @@ class Answers(NamedTuple):
         latency: in ms; NaN where it was not measured.
         outcome: of the request, 0 or 1; NaN or anything else does not count.
         saved: of live answers, whether another variant gave it since this one failed.
+        unit: a number for each unit by which requests were assigned; requests that are units by themselves
+            have one that nobody else has.
     """
 
     request: Wholes
@@ -129,6 +134,7 @@ class Answers(NamedTuple):
     latency: Floats
     outcome: Floats
     saved: Truths
+    unit: Wholes
 
     def where(self, chosen: Truths) -> Answers:
         """Some of them."""
@@ -151,7 +157,9 @@ def evidence(
             maturity began; without a maturity all.
         records: what was asked about, by request; needed where parts of the traffic are declared.
     """
-    rows = _Rows.of(answers, declared, now)
+    rows = _Rows.of(answers, declared, now).with_units()
+    if rows.units and not rows.units.before.any():
+        rows = replace(rows, units=None)
     whole = in_cells(declared.who.nothing, list(_by_hours(rows)), now)
     return whole + replace(
         declared.who.nothing,
@@ -168,6 +176,54 @@ def known(answers: Answers, declared: Declared, now: float, variant: str) -> tup
     return rows.all.score[mine], rows.all.outcome[mine]
 
 
+class _Units(NamedTuple):
+    """Of each row that counts itself, and what came before it of its unit: arrays of one length.
+
+    Attributes:
+        w: its inverse propensity.
+        x: by metric, of shape (3, rows): its score, or the difference of both scores.
+        before: how many rows of its unit came before it.
+        before_w: their Σw.
+        before_x: their Σx, of shape (3, rows).
+        before_wx: their Σwx, of shape (3, rows).
+    """
+
+    w: Floats
+    x: Floats
+    before: Floats
+    before_w: Floats
+    before_x: Floats
+    before_wx: Floats
+
+    def where(self, chosen: Truths) -> _Units:
+        """Some of them."""
+        columns: Any = (column[..., chosen] for column in self)
+        return _Units(*columns)
+
+    def by_unit(self, plain: Mapping[str, Moments]) -> dict[str, ClusteredMoments]:
+        """The sums by unit, from those by row."""
+        repeats, twins = int((self.before > 0).sum()), int(self.before.sum())
+        crosses = (self.x * self.before + self.before_x).sum(axis=1).tolist()
+        products = (self.x * self.before_x).sum(axis=1).tolist()
+        return {
+            metric: ClusteredMoments.apart(plain[metric])
+            + ClusteredMoments.repeated(repeats, twins, cross, product)
+            for metric, cross, product in zip(METRICS, crosses, products, strict=True)
+            if metric in plain
+        }
+
+    def weighted(self, plain: Mapping[str, WeightedMoments]) -> dict[str, WeightedMoments]:
+        """The same of those by inverse propensity."""
+        twins = float((self.w * self.before_w).sum())
+        crosses = (self.w * (self.x * self.before_w + self.before_wx)).sum(axis=1).tolist()
+        products = (self.w * self.x * self.before_wx).sum(axis=1).tolist()
+        return {
+            metric: plain[metric] + WeightedMoments.repeated(twins, cross, product)
+            for metric, cross, product in zip(METRICS, crosses, products, strict=True)
+            if metric in plain
+        }
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Answers of those who are compared, and what of them counts.
@@ -178,6 +234,7 @@ class _Rows:
         beside: the champion's score of the same request; NaN where it has none of its own.
         declared: of the experiment.
         matured: outcomes count of what was asked before.
+        units: None where no unit is seen more than once.
     """
 
     all: Answers
@@ -185,6 +242,7 @@ class _Rows:
     beside: Floats
     declared: Declared
     matured: float
+    units: _Units | None = None
 
     @classmethod
     def of(cls, answers: Answers, declared: Declared, now: float) -> _Rows:
@@ -214,14 +272,56 @@ class _Rows:
 
     def where(self, chosen: Truths) -> _Rows:
         """Some of them."""
-        return replace(self, all=self.all.where(chosen), known=self.known[chosen], beside=self.beside[chosen])
+        return replace(
+            self,
+            all=self.all.where(chosen),
+            known=self.known[chosen],
+            beside=self.beside[chosen],
+            units=self.units and self.units.where(chosen),
+        )
 
-    def periods(self) -> Iterator[tuple[Terms, _Rows]]:
-        """Those of each version and allocation."""
+    def with_units(self) -> _Rows:
+        """The same, where each row knows what came before it of its unit among these."""
+        who, variant = self.declared.who, self.all.variant
+        counts = self.known
+        if who.design == "shadow":
+            counts = counts & ~np.isnan(self.beside) & (variant != who.champion)
+        w, x = np.zeros(len(variant)), np.zeros((len(METRICS), len(variant)))
+        for terms, here in self._places():
+            for name in who.variants:
+                its = counts & here & (variant == name)
+                w[its] = 1 / terms.weights[name] if terms.weights.get(name) else 0.0
+                x[:, its] = self.where(its)._scores(terms, name)
+        # A unit counts in each arm by itself.
+        _, arm = np.unique(variant.astype(str), return_inverse=True)
+        _, unit = np.unique(np.stack([arm, self.all.unit]), axis=1, return_inverse=True)
+        sums = _before(unit.ravel(), self.all.time, np.vstack([counts, w, x, w * x])) * counts
+        return replace(self, units=_Units(w, x, sums[0], sums[1], sums[2:5], sums[5:8]))
+
+    def _scores(self, terms: Terms, variant: str) -> Floats:
+        """By metric the scores of a variant, whose rows these are; in pairs the champion's less those."""
+        costs, y = self.declared.rules.costs, self.all.outcome
+
+        def of(p: Floats, name: str) -> Floats:
+            flagged = p >= _threshold(terms, name)
+            profit = money.each(costs, flagged, y) if costs else np.zeros(len(y))
+            return np.stack([score("brier", p, y), score("log-loss", p, y), profit])
+
+        own = of(self.all.score, variant)
+        who = self.declared.who
+        return of(self.beside, who.champion) - own if who.design == "shadow" else own
+
+    def _places(self) -> Iterator[tuple[Terms, Truths]]:
+        """Which are of each version and allocation."""
         places = np.stack([self.all.version, self.all.allocation], 1)
         for version, allocation in np.unique(places, axis=0).tolist():
             mine = (self.all.version == version) & (self.all.allocation == allocation)
-            yield self.declared.at((version, allocation)), self.where(mine)
+            yield self.declared.at((version, allocation)), mine
+
+    def periods(self) -> Iterator[tuple[Terms, _Rows]]:
+        """Those of each version and allocation."""
+        for terms, mine in self._places():
+            yield terms, self.where(mine)
 
     def arms(self) -> Iterator[tuple[str, _Rows]]:
         """Those of each variant that has any."""
@@ -265,11 +365,13 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
     for name, mine in rows.where(rows.known).arms():
         p, y = mine.all.score, mine.all.outcome
         arm = scored(p, y, _threshold(terms, name), costs)
+        plain = _by_metric(arm)
         if who.chances(terms.weights):
-            plain = {"brier": arm.brier, "log-loss": arm.log_loss, "profit": arm.profit}
             share = terms.weights[name]
-            weighted = {metric: each.weighted(share) for metric, each in plain.items() if each}
-            arm = replace(arm, weighted=weighted)
+            weighted = {metric: each.weighted(share) for metric, each in plain.items()}
+            arm = replace(arm, weighted=mine.units.weighted(weighted) if mine.units else weighted)
+        if mine.units and who.design != "shadow":
+            arm = replace(arm, by_unit=mine.units.by_unit(plain))
         found = found + replace(who.nothing, arms={name: arm})
         if who.design != "shadow" and terms.weights:
             found = found + replace(who.nothing, periods=(Period(terms.weights, labels={name: len(p)}),))
@@ -277,6 +379,8 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
             both = ~np.isnan(mine.beside)
             thresholds = _threshold(terms, who.champion), _threshold(terms, name)
             pairs = paired(mine.beside[both], p[both], y[both], thresholds, costs)
+            if mine.units:
+                pairs = replace(pairs, by_unit=mine.units.where(both).by_unit(_by_metric(pairs)))
             found = found + replace(who.nothing, pairs={name: replace(pairs, max_gap=0.0)})
     return found
 
@@ -316,19 +420,38 @@ def _segments(rows: _Rows, records: Sequence[Mapping[str, Any]]) -> dict[tuple[s
     nothing = rows.declared.who.nothing
     found: dict[tuple[str, str], Evidence] = {}
     wanted = {*rows.declared.rules.segments, *rows.declared.rules.sensitive}
-    for terms, period in rows.where(rows.known).periods():
-        chosen: dict[tuple[str, str], Truths] = {}
+    mine = rows.where(rows.known)
+    chosen: dict[tuple[str, str], Truths] = {}
+    for terms, here in mine._places():
         for column, cuts in terms.parts:
             if column not in wanted:
                 continue
-            values = [part(records[each].get(column), cuts) for each in period.all.request]
-            for value in dict.fromkeys(values):
+            values = [part(records[each].get(column), cuts) for each in mine.all.request]
+            for value in {value for value, is_here in zip(values, here, strict=True) if is_here}:
                 # A column may be both a segment and sensitive.
-                mine = np.array([each == value for each in values])
-                chosen[column, value] = chosen.get((column, value), False) | mine
-        for key, mine in chosen.items():
-            found[key] = found.get(key, nothing) + _known(period.where(mine), terms)
+                these = here & np.array([each == value for each in values])
+                chosen[column, value] = chosen.get((column, value), False) | these
+    for key, these in chosen.items():
+        those = mine.where(these)
+        for terms, period in (those.with_units() if rows.units else those).periods():
+            found[key] = found.get(key, nothing) + _known(period, terms)
     return found
+
+
+def _before(unit: Wholes, time: Floats, values: Floats) -> Floats:
+    """Of each row the sums over the rows of its unit that came before it; values of shape (k, rows)."""
+    order = np.lexsort((time, unit))
+    ordered, units = values[:, order], unit[order]
+    starts = np.flatnonzero(np.diff(units, prepend=-1))
+    until = np.cumsum(ordered, axis=1) - ordered
+    found = np.empty_like(until)
+    found[:, order] = until - np.repeat(until[:, starts], np.diff(starts, append=len(units)), axis=1)
+    return found
+
+
+def _by_metric(sums: Arm | Pairs) -> dict[str, Moments]:
+    found = dict(zip(METRICS, (sums.brier, sums.log_loss, sums.profit), strict=True))
+    return {metric: each for metric, each in found.items() if each is not None}
 
 
 def _threshold(terms: Terms, variant: str) -> float:

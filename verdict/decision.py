@@ -8,6 +8,7 @@ from verdict import guardrails, plan, rows, trust, words
 from verdict.contrast import FIELDS, Contrast, basis, contrast, ruler
 from verdict.evidence import Evidence, Rules
 from verdict.fairness import gaps
+from verdict.moments import ClusteredMoments
 from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict, finite
 
 __all__ = ["Check", "Comparison", "Decision", "GuardrailResult", "Verdict", "judge"]
@@ -173,6 +174,11 @@ def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
         rarer = min(arm.positives, arm.labelled - arm.positives)
         if rarer < rules.min_each:
             return f"of the {name} only {rarer:,} have the rarer outcome, of {rules.min_each:,} at least"
+    # Where units are seen more than once they are what is independent.
+    clusters = basis(evidence, challenger, rules.metric).parts
+    units = min((each.units for each in clusters if isinstance(each, ClusteredMoments)), default=None)
+    if units is not None and units < rules.min_outcomes:
+        return f"{units:,} of the {rules.min_outcomes:,} units that a decision takes at least have outcomes"
     return ""
 
 

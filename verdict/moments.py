@@ -71,6 +71,17 @@ class WeightedMoments:
     w2s: float = 0.0
     w2s2: float = 0.0
 
+    @classmethod
+    def repeated(cls, twins: float, cross: float, product: float) -> WeightedMoments:
+        """What rows add, beyond what each adds by itself, since others of their units came before them.
+
+        With these added the squares are those of the sums by unit, as the error needs them where the rows of
+        a unit are not independent. The arguments are Σ over those pairs of rows i, j of a unit of w_i·w_j, of
+        w_i·w_j·(s_i + s_j) and of w_i·w_j·s_i·s_j.
+        """
+        # (Σᵢ xᵢ)(Σⱼ yⱼ) = Σᵢ xᵢyᵢ + Σ_{i<j} (xᵢyⱼ + xⱼyᵢ)
+        return cls(w2=2 * twins, w2s=cross, w2s2=2 * product)
+
     def __add__(self, other: WeightedMoments) -> WeightedMoments:
         return WeightedMoments(
             self.n + other.n,
@@ -96,6 +107,23 @@ class ClusteredMoments:
     rows2: float = 0.0
     cross: float = 0.0
     squares: float = 0.0
+
+    @classmethod
+    def apart(cls, rows: Moments) -> ClusteredMoments:
+        """Rows of which each is a unit by itself."""
+        return cls(rows.n, rows.n, rows.total, rows.n, rows.total, rows.squares)
+
+    @classmethod
+    def repeated(cls, repeats: int, twins: int, cross: float, product: float) -> ClusteredMoments:
+        """What rows add, beyond what each adds by itself, since others of their units came before them.
+
+        Args:
+            repeats: how many rows have one of their unit before them.
+            twins: how many pairs of rows i, j of a unit that makes.
+            cross: Σ over those pairs of x_i + x_j.
+            product: of x_i·x_j.
+        """
+        return cls(units=-repeats, rows2=2 * twins, cross=cross, squares=2 * product)
 
     def __add__(self, other: ClusteredMoments) -> ClusteredMoments:
         return ClusteredMoments(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from verdict.evidence import Costs, Decisions
 from verdict.moments import Moments
+from verdict.sequence import Floats
 
 
 def of(costs: Costs, decision: bool, outcome: int) -> float:
@@ -14,6 +18,23 @@ def of(costs: Costs, decision: bool, outcome: int) -> float:
     if decision:
         return costs.tp if outcome else costs.fp
     return costs.fn if outcome else costs.tn
+
+
+def of_cell(costs: Costs, cell: int) -> float:
+    """The profit of a decision by what became of it: 0 a true positive, 1 a false one, 2, 3 negatives."""
+    return (costs.tp, costs.fp, costs.tn, costs.fn)[cell]
+
+
+def of_pair(costs: Costs, cell: int) -> float:
+    """The champion's profit less the challenger's: 4·(its decision) + 2·(the challenger's) + the outcome."""
+    y = cell & 1
+    return of(costs, bool(cell & 4), y) - of(costs, bool(cell & 2), y)
+
+
+def each(costs: Costs, decisions: NDArray[np.bool_], outcomes: Floats) -> Floats:
+    """The profit of each of some decisions, arrays of one length; outcomes are 0 or 1."""
+    known = np.where(decisions, costs.tp, costs.fn), np.where(decisions, costs.fp, costs.tn)
+    return np.where(outcomes == 1, *known).astype(float)
 
 
 def moments(costs: Costs, decisions: Decisions) -> Moments:
