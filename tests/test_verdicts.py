@@ -34,7 +34,7 @@ from tests.conftest import House, Reply
 from tests.databases import fresh
 from tests.test_ledger import aside, record
 from tests.test_routing import a_house
-from verdict.evidence import Evidence
+from verdict.evidence import Arm, Evidence
 from verdict.moments import ClusteredMoments, Moments
 from verdict.results import Verdict
 
@@ -200,6 +200,26 @@ def test_rows_of_a_unit_are_counted_together_in_whatever_order_they_become_known
         connection.execute(sa.text("UPDATE repeats SET brier_product = brier_product + 1"))
     assert book.fold.recount() > 0
     as_it_should_be(book.evidence())
+
+
+def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(6):
+        book.asked(str(number), 0.2 + number / 10, number % 2, unit=f"unit-{number % 3}", variant="A")
+    before = book.evidence().arm("A")
+    # As it was before there were sums by unit.
+    with engine.begin() as connection:
+        for table in ("repeats", "repeat_decisions"):
+            connection.execute(sa.text(f"DROP TABLE {table}"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    database.migrate(engine)
+    after = book.evidence().arm("A")
+    assert after.by_unit["brier"].units == 3
+    assert flat_of(after) == pytest.approx(flat_of(before))
+
+
+def flat_of(arm: Arm) -> list[float]:
+    return [float(each) for sums in (arm.by_unit["brier"], arm.brier) for each in asdict(sums).values()]
 
 
 def test_units_that_come_again_and_again_are_as_many_as_they_are(engine: sa.Engine) -> None:
