@@ -103,6 +103,7 @@ def _form() -> html.Section:
                     ],
                 ),
                 html.Div(id="load-progress", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+                html.Div(id="load-trouble", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 html.P(
                     "It runs in a process of its own, ends by itself, and goes to these targets alone. Each "
                     "request is due at a moment decided beforehand, and latency counts from then. It is "
@@ -315,7 +316,7 @@ def _once(shown: list[Run], runs: list[Run]) -> list[Run]:
 def _command(app: Dash, router: RouterClient, loader: Loader) -> None:
     @app.callback(
         Output("load-commanded", "data"),
-        Output("load-progress", "children", allow_duplicate=True),
+        Output("load-trouble", "children"),
         Input("load-start", "n_clicks"),
         Input("load-stop", "n_clicks"),
         Input("load-sample", "n_clicks", allow_optional=True),
@@ -340,7 +341,8 @@ def _command(app: Dash, router: RouterClient, loader: Loader) -> None:
         may, why = acting.may_act(router, key)
         if not may:
             return no_update, pieces.notice("Nothing was done", why)
-        run, trouble = None, no_update
+        run: str | None = None
+        trouble: Any = []
         if ctx.triggered_id == "load-stop":
             loader.stop()
         else:
@@ -358,7 +360,7 @@ def _start(loader: Loader, form: dict[str, Any], key: str | None, *, sample: boo
         return None, pieces.notice("There is no such target", "Choose one that is listed.")
     if run is None:
         return None, pieces.notice("One at a time", "Another load test is running: stop it, or wait.")
-    return run, no_update
+    return run, []
 
 
 def _asked(form: dict[str, Any]) -> Load:

@@ -116,8 +116,8 @@ def test_what_cannot_be_offered_is_refused_with_the_field(quiet: House, page: Pa
     expect(page.get_by_role("button", name="Start")).to_be_enabled()
     page.get_by_label("Seconds ≤ 600").fill("")
     page.get_by_role("button", name="Start").click()
-    expect(page.locator("#load-progress")).to_contain_text("This load cannot be offered")
-    expect(page.locator("#load-progress")).to_contain_text("seconds")
+    expect(page.locator("#load-trouble")).to_contain_text("This load cannot be offered")
+    expect(page.locator("#load-trouble")).to_contain_text("seconds")
 
 
 def test_failures_are_drawn_by_kind(own_house: House, page: Page) -> None:

@@ -221,7 +221,10 @@ def test_shadows_are_decided_from_kept_files_without_a_router(
     costs = "[decision.costs]\ntp = 0.0\nfp = -1.0\ntn = 1.0\nfn = -4.0\n"
     with a_house(tmp_path, board, f'mode = "shadow"\n{costs}') as house:
         asks_and_reports(house, clients)
-        until(lambda: house.router.gets("/v1/verdict").json["labelled"] == 540, "all shadows are judged")
+        until(
+            lambda: house.router.gets("/v1/verdict").json["comparisons"][0]["n"] == 270,
+            "all shadows are judged",
+        )
         kept = {"rows.parquet": ("/v1/predictions", "application/vnd.apache.parquet")}
         kept["verdict.json"] = ("/v1/verdict?declared=true", "application/json")
         for name, (path, accept) in kept.items():
