@@ -322,13 +322,19 @@ def _facts(document: Answer) -> list[tuple[str, str]]:
     facts += [
         ("Guardrails", "; ".join(rails) or "none"),
         ("Unit", f"{document['unit']}, by the salt {document['salt']}"),
-        ("Outcomes count", "at once" if document["maturity"] == "PT0S" else f"after {document['maturity']}"),
+        ("Outcomes count", _matures(document["maturity"])),
         (
             "Where one fails",
             f"{document['fallback']} answers" if document["fallback"] else "the caller is told",
         ),
     ]
     return facts
+
+
+def _matures(maturity: str | None) -> str:
+    if maturity is None:
+        return "not declared, so no verdict is trusted"
+    return "at once" if maturity == "PT0S" else f"after {maturity}"
 
 
 def _timeline(entries: Sequence[Answer]) -> list[html.Li]:

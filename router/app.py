@@ -125,7 +125,7 @@ class Parts:
 
     def _counted(self, current: Current, versions: tuple[int, int], allocation: int) -> dict[str, Sums]:
         document = current.document
-        matured = datetime.now(UTC) - document.maturity
+        matured = datetime.now(UTC) - document.matures_after
         return self.fold.counted(document.name, versions, allocation, matured)
 
     def _look(self) -> None:

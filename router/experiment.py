@@ -245,8 +245,9 @@ class Experiment(Part):
     unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "X-Unit-ID"
     # Two experiments with different salts assign independently of each other.
     salt: Annotated[str, Field(min_length=1, max_length=128, default_factory=lambda data: data["name"])]
-    # How old a request must be for its outcome to count: until then, those that come early mislead.
-    maturity: Duration = timedelta(0)
+    # How old a request must be for its outcome to count: until then, those that come early mislead. 0 says
+    # that all are known at once. As long as it is not declared no verdict is trusted.
+    maturity: Duration | None = None
     # What a caller waits at most; within that, for a connection and for the first byte of the answer.
     timeout_seconds: Seconds = 2.0
     connect_timeout_seconds: Seconds = 1.0
@@ -343,6 +344,11 @@ class Experiment(Part):
     def variant(self, name: str) -> Variant:
         """A variant by its name; raises KeyError where there is none."""
         return {variant.name: variant for variant in self.variants}[name]
+
+    @property
+    def matures_after(self) -> timedelta:
+        """How old a request must be for its outcome to count; not declared, it counts at once."""
+        return self.maturity or timedelta(0)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -612,6 +612,10 @@ def _entry(row: sa.Row[Any]) -> Entry:
 
 def _is(stored: str, document: Experiment) -> bool:
     try:
-        return read(json.loads(stored)) == document
+        known = read(json.loads(stored))
     except ExperimentError:
         return False
+    # Earlier releases wrote 0 down where the file said nothing: that file has not changed.
+    if document.maturity is None and not known.maturity:
+        known = known.model_copy(update={"maturity": None})
+    return known == document

@@ -94,7 +94,7 @@ def plans(asked: Asked, current: Current, evidence: Evidence) -> Plans:
     single = asked.variance or _variance(evidence, metric)
     paired = asked.pair_variance if asked.pair_variance is not None else _pair_variance(evidence, metric)
     variances: Mapping[Design, float | None] = {"shadow": paired, "split": single, "bandit": single}
-    maturity = document.maturity.total_seconds() / DAY
+    maturity = document.matures_after.total_seconds() / DAY
     sample = document.shadow.sample if document.mode == "shadow" else 1.0
     found: list[Planned] = []
     for design in get_args(Design):

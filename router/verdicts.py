@@ -108,7 +108,7 @@ def rules(document: Experiment) -> Rules:
         metric=declared.metric,
         margin=declared.margin,
         n_star=declared.planned_outcomes,
-        maturity=document.maturity.total_seconds(),
+        maturity=None if document.maturity is None else document.maturity.total_seconds(),
         costs=_costs(document),
         thresholds={each.name: declared.threshold(each.name) for each in document.variants},
         guardrails=tuple(Guardrail(each.name, each.metric, each.margin) for each in document.guardrails),
@@ -157,7 +157,7 @@ class Verdicts:
             DatabaseDown: the database cannot be read.
         """
         now = now or datetime.now(UTC)
-        hours = [stamp(each)[:13] for each in (now, now - current.document.maturity)]
+        hours = [stamp(each)[:13] for each in (now, now - current.document.matures_after)]
         asked = (current.place, tag, replay, *hours, self._fold.state())
         found = self._kept.get(asked)
         if found is None:
@@ -222,7 +222,7 @@ class Verdicts:
         self._fold.catch_up()
         document = current.document
         now = now or datetime.now(UTC)
-        maturity = document.maturity
+        maturity = document.matures_after
         # Without a maturity the hour that is not over counts, too.
         matured = stamp(now - maturity if maturity else now + timedelta(hours=1))[:13]
         declared = self.declared(current, replay=replay, step=step)

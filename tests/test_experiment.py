@@ -48,6 +48,13 @@ def test_a_duration_is_written_shortly_or_as_iso_8601(written: Any, means: timed
     assert read(document(maturity=written)).maturity == means
 
 
+def test_a_maturity_that_is_not_declared_stays_so_and_outcomes_count_at_once() -> None:
+    undeclared = read(document())
+    assert read(json.loads(undeclared.model_dump_json())).maturity is None
+    assert undeclared.matures_after == timedelta(0)
+    assert read(document(maturity="0d")).maturity == timedelta(0)
+
+
 names = st.from_regex(r"[A-Za-z0-9._-]{1,40}", fullmatch=True)
 durations = st.timedeltas(timedelta(microseconds=1), timedelta(days=3650))
 shares = st.floats(0, 1, exclude_min=True)
@@ -64,7 +71,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         "name": draw(names),
         "mode": mode,
         "salt": draw(st.text(min_size=1, max_size=20)),
-        "maturity": draw(durations),
+        "maturity": draw(st.none() | durations),
         "fallback": draw(st.sampled_from([None, *called])),
         "variants": [
             {

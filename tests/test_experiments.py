@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,19 @@ def test_what_was_set_over_rest_outlives_a_restart_unless_the_file_has_changed(
 ) -> None:
     begun(experiments)
     experiments.set(document(maturity="1d"), expected=1, **WHO)
-    assert begun(experiments).document.maturity.days == 1
+    assert begun(experiments).document.matures_after.days == 1
     edited = begun(experiments, maturity="30d")
-    assert (edited.version, edited.document.maturity.days, edited.action) == (3, 30, "configure")
+    assert (edited.version, edited.document.matures_after.days, edited.action) == (3, 30, "configure")
+
+
+def test_a_file_without_a_maturity_that_an_earlier_release_took_in_as_0_has_not_changed(
+    experiments: Experiments,
+) -> None:
+    begun(experiments, maturity="0d")
+    experiments.set(document(timeout_seconds=1, maturity="0d"), expected=1, **WHO)
+    kept = begun(experiments)
+    assert (kept.version, kept.document.maturity) == (2, timedelta(0))
+    assert begun(experiments, maturity="30d").version == 3
 
 
 def test_workers_that_start_at_once_take_the_file_in_once(experiments: Experiments) -> None:

@@ -40,7 +40,7 @@ weight = 20
 def a_house(folder: Path, board: Path, settings: str, *services: str, **environment: str) -> Iterator[House]:
     """A router by an experiment's settings, before both models or those that are named."""
     document = folder / "experiment.toml"
-    document.write_text(f'name = "ours"\n{settings}\n{TWO}')
+    document.write_text(f'name = "ours"\nmaturity = "0d"\n{settings}\n{TWO}')
     names = services or ("model_a", "model_b", "router")
     with running(folder, board, *names, RUNOFF_EXPERIMENT=str(document), **environment) as house:
         yield house

@@ -84,7 +84,7 @@ class Book:
 
 
 def _document(**more: Any) -> Experiment:
-    return read({"name": "e", "variants": TWO} | more)
+    return read({"name": "e", "maturity": "0d", "variants": TWO} | more)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -269,6 +269,27 @@ def test_outcomes_count_when_their_requests_have_matured(engine: sa.Engine) -> N
     matured = next(check for check in book.verdict().checks if check.name == "maturity")
     assert "2 of 3 requests have matured" in matured.seen
     assert matured.seen.endswith("have an outcome (50%): A 67% and 50%, B 0% and 0%")
+
+
+def test_no_verdict_on_outcomes_is_trusted_before_a_maturity_is_declared(engine: sa.Engine) -> None:
+    book = Book(engine, mode="shadow", maturity=None)
+    for number in range(300):
+        y = number % 2
+        book.asked(f"{number}", 0.5, y if number >= 150 else None, shadow=0.5 + (y - 0.5) * (number % 7) / 10)
+        if number == 100:
+            early = book.verdict()
+            assert early.decision == "keep collecting"
+            assert {each.name: each.state for each in early.checks} == {"maturity": "not yet"}
+    refused = book.verdict()
+    assert refused.decision == "don't trust"
+    assert 'say after how long outcomes count, maturity = "30d", or "0d"' in refused.sentence
+    current = book.experiments.current()
+    assert current
+    [doubt] = Guards(Verdicts(engine, book.fold)).doubts(current, "B")
+    assert doubt.startswith("maturity: no maturity is declared")
+    book.experiments.set(_document(mode="shadow"), expected=1, by="a test", reason="known at once")
+    trusted = book.verdict()
+    assert (trusted.decision, trusted.comparisons[0].n) == ("promote", 150)
 
 
 def test_decisions_bring_what_the_costs_say(engine: sa.Engine) -> None:

@@ -222,7 +222,7 @@ def _check_rules(rules: Rules) -> None:
         ("metric", rules.metric in FIELDS),
         ("margin", 0 <= rules.margin < math.inf),
         ("n_star", 1 <= rules.n_star < math.inf),
-        ("maturity", 0 <= rules.maturity < math.inf),
+        ("maturity", rules.maturity is None or 0 <= rules.maturity < math.inf),
         ("max_gap", rules.max_gap is None or 0 < rules.max_gap <= 1),
         ("spread", rules.spread is None or 0 < rules.spread < math.inf),
         ("min_outcomes", rules.min_outcomes >= 0),

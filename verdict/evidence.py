@@ -325,7 +325,8 @@ class Rules:
         margin: differences below it do not matter, in units of the metric; 0: each does.
         n_star: the outcomes for which one plans; there intervals are at their tightest. They hold at any
             other number, too. In shadow mode pairs, else outcomes of all arms together.
-        maturity: in seconds, how old a request must be for its outcome to count.
+        maturity: in seconds, how old a request must be for its outcome to count; 0: outcomes are known at
+            once. None: it is not declared; they then count as with 0, and no verdict on them is trusted.
         costs: what decisions bring; None without the metric "profit".
         thresholds: by variant, the score from which on a decision is positive.
         guardrails: what must not become worse.
@@ -346,7 +347,7 @@ class Rules:
     metric: Metric = "brier"
     margin: float = 0.0
     n_star: int = 10_000
-    maturity: float = 0.0
+    maturity: float | None = 0.0
     costs: Costs | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     guardrails: tuple[Guardrail, ...] = ()

@@ -12,6 +12,10 @@ from verdict.results import Check, CheckState, finite_exp
 
 # The share of pairs that may be missing without a word.
 MISSING = 0.05
+UNDECLARED = (
+    "no maturity is declared: say after how long outcomes count, "
+    'maturity = "30d", or "0d" where they are known at once'
+)
 
 
 def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
@@ -50,9 +54,11 @@ def _matured(evidence: Evidence, rules: Rules) -> Check:
             for name, arm in arms.items()
         )
         seen += f": {', '.join(parts)}"
-    if not rules.maturity:
-        seen += "; no maturity is declared, and outcomes that come early may mislead"
-    return Check("maturity", "passed" if labelled else "not yet", seen)
+    if not labelled:
+        return Check("maturity", "not yet", seen)
+    if rules.maturity is None:
+        return Check("maturity", "failed", UNDECLARED)
+    return Check("maturity", "passed", seen)
 
 
 def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:

@@ -105,7 +105,7 @@ class Said:
 def estimand(evidence: Evidence, rules: Rules) -> str:
     """What the difference is a difference of, in a sentence or two."""
     whose = f"{evidence.champion} and " + " or ".join(evidence.challengers)
-    days = rules.maturity / DAY
+    days = (rules.maturity or 0.0) / DAY
     age = "" if not days else f" {days:,.3g} days after it" if days != 1 else " a day after it"
     over = {
         "shadow": "on the same request, over all requests whose outcome is known{age}",
