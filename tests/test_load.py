@@ -259,7 +259,7 @@ def test_a_run_that_fell_silent_was_broken_off_and_no_name_leads_elsewhere(tmp_p
     assert [each.id for each in runs.newest(5)] == [run.id]
 
 
-def test_locust_sends_the_same_clients_tagged_as_simulated(house: House, tmp_path: Path) -> None:
+def test_locust_sends_the_same_clients_tagged_as_simulated(house: House) -> None:
     since = house.stats()["cursor"]
     command = [sys.executable, "-m", "locust", "-f", "traffic/locustfile.py", "--host", house.router_url]
     done = subprocess.run(
