@@ -103,6 +103,7 @@ def test_a_challenger_that_learnt_nothing_is_sent_back_by_its_guardrail(
 ) -> None:
     document = """
 name = "guarded"
+maturity = "0d"
 mode = "canary"
 [[guardrails]]
 name = "scores"
