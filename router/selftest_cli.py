@@ -59,7 +59,11 @@ def selftest(
         CHAMPION: document.decision.threshold(who.champion),
         CHALLENGER: document.decision.threshold(who.challengers[0]),
     }
-    declared = replace(declared, thresholds=thresholds, segments=(), sensitive=())
+    if document.maturity is None:
+        click.echo("No maturity is declared, so no verdict would be trusted: simulated as 0d.", err=True)
+    declared = replace(
+        declared, maturity=declared.maturity or 0.0, thresholds=thresholds, segments=(), sensitive=()
+    )
     experiment = Experiment(declared, who.design, share, outcomes or declared.n_star)
     results: list[Result] = []
     with Progress(console=console, transient=True, disable=wants_json) as progress:

@@ -61,6 +61,7 @@ def test_a_much_better_challenger_is_promoted_a_broken_one_kept_out_and_nobody_e
 def test_it_tells_the_same_of_a_split_as_a_table(tmp_path: Path) -> None:
     done = runoff(DOCUMENT.format(mode="split"), tmp_path, "--streams", "2", "--outcomes", "800")
     assert done.returncode == 0, done.stderr
+    assert "No maturity is declared" in done.stderr
     assert "a drifting base rate" in done.stdout
     assert "100.0% keep" in done.stdout
 
