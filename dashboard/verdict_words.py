@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dashboard.charts import Stats
+from verdict.report import NONE, number
 
 # A table as texts: its heads, and its rows.
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -26,16 +27,6 @@ KINDS = {"real": "real traffic", "simulation": "simulated traffic", "all": "all 
 CAPITALS = ("brier", "auc")
 LATENCY = "latency-"
 SIDES = ("champion", "challenger")
-NONE = "–"
-
-
-def number(value: float | None) -> str:
-    """A figure in a few digits."""
-    if value is None:
-        return NONE
-    if value and (abs(value) < 1e-4 or abs(value) >= 1e6):  # noqa: PLR2004
-        return f"{value:.2e}"
-    return f"{value:,.4g}".replace("-", "−")
 
 
 def interval(ends: Stats) -> str:
