@@ -12,7 +12,8 @@ from router.experiment import ExperimentError, load
 from router.verdicts import roles, rules
 from runoff.cli import as_json, console, examples, say_json, say_table
 from verdict import selftest as selftests
-from verdict.selftest import CHALLENGER, CHAMPION, Experiment, Result
+from verdict.selftest import CHALLENGER, CHAMPION, SAME, Better, Experiment, Result
+from verdict.words import METRICS, figure
 
 
 @click.command(
@@ -29,21 +30,27 @@ from verdict.selftest import CHALLENGER, CHAMPION, Experiment, Result
 @click.option("--outcomes", type=click.IntRange(100), help="Of each life. Default: planned_outcomes.")
 @click.option(
     "--better",
-    type=click.FloatRange(0.5, 1),
-    default=0.76,
-    show_default=True,
-    help="AUC of a better challenger, where the champion's is 0.731.",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    help=f"AUC of the better challenger, where the champion's is {SAME.champion}. "
+    "Default: it is better by as much as is planned for.",
 )
 @click.option("--seed", type=int, default=1, show_default=True)
 @as_json
 def selftest(
-    *, config: Path | None, streams: int, outcomes: int | None, better: float, seed: int, wants_json: bool
+    *,
+    config: Path | None,
+    streams: int,
+    outcomes: int | None,
+    better: float | None,
+    seed: int,
+    wants_json: bool,
 ) -> None:
     """Simulate the configured experiment, and say how often it would be judged wrongly.
 
     Clients, scores and outcomes are simulated; the sums, the trust checks, the guardrails and the decision
     are the real ones. A wrong decision at any look counts. Of the same quality at most alpha of the lives
-    should ever name a winner.
+    should ever name a winner. The better challenger is better by what one look at planned_outcomes would find
+    with a power of 80 %.
     """
     try:
         document = load(config)
@@ -64,10 +71,12 @@ def selftest(
     declared = replace(
         declared, maturity=declared.maturity or 0.0, thresholds=thresholds, segments=(), sensitive=()
     )
-    experiment = Experiment(declared, who.design, share, outcomes or declared.n_star)
+    steps = len(document.canary.steps) if document.mode == "canary" else 1
+    experiment = Experiment(declared, who.design, share, outcomes or declared.n_star, steps)
+    challenger = experiment.planned() if better is None else experiment.better(better)
     results: list[Result] = []
     with Progress(console=console, transient=True, disable=wants_json) as progress:
-        for scenario in selftests.scenarios(better):
+        for scenario in selftests.scenarios(challenger.auc):
             task = progress.add_task(scenario.name, total=streams)
             lives = []
             for each in selftests.tried(experiment, scenario, streams, seed):
@@ -75,7 +84,10 @@ def selftest(
                 progress.advance(task)
             results.append(lives[-1])
     if wants_json:
-        return say_json([asdict(each) | {"interval": each.interval} for each in results])
+        told = {selftests.BETTER: {"challenger": asdict(challenger)}}
+        return say_json(
+            [asdict(each) | {"interval": each.interval} | told.get(each.scenario, {}) for each in results]
+        )
     say_table(
         ("world", "lives", "wrong", "at most (95 %)", "as hoped"),
         [
@@ -87,10 +99,32 @@ def selftest(
             for each in results
         ],
     )
+    click.echo(_told(challenger, experiment))
     late = next(each for each in results if each.scenario == "late outcomes")
     if not document.maturity and late.interval[0] > document.decision.alpha:
         click.echo("Declare a maturity: outcomes that come late would name a winner where there is none.")
     return None
+
+
+def _told(better: Better, experiment: Experiment) -> str:
+    """By how much the better challenger is better, whether it was planned for, and how often it is named."""
+    rules = experiment.rules
+    told = f"The better challenger (AUC {better.auc:.4g}, the champion's is {SAME.champion}) "
+    if better.outcomes is None:
+        return f"{told}is not better in {METRICS[rules.metric]}."
+    told += (
+        f"is better in {METRICS[rules.metric]} by {figure(better.difference)}: one look at "
+        f"{better.outcomes:,} outcomes finds that with a power of {selftests.POWER:.0%}, "
+        f"{rules.n_star:,} are planned."
+    )
+    if better.auc == selftests.BEST and better.outcomes > rules.n_star:
+        told += " No simulated one is better by as much as these would find."
+    if rules.max_gap is not None:
+        return told
+    return (
+        f"{told} By theory {experiment.expected(better):.0%} of lives of {experiment.outcomes:,} outcomes "
+        "name it, if no guardrail is in the way."
+    )
 
 
 if __name__ == "__main__":

@@ -64,10 +64,22 @@ class Credit:
         own = np.sqrt(1 - self.correlation)
         scores = []
         for area, shift in ((self.champion, self.shift), (self.challenger, self.challenger_shift)):
-            d = separation(area)
-            x = common + own * rng.standard_normal(shape) + d * y
-            scores.append(expit(self.sharpness * (logit(self.rate) + d * x - d * d / 2) + shift))
+            noise = common + own * rng.standard_normal(shape)
+            scores.append(self.score(noise, y, area, shift))
         return Rows(scores[0], scores[1], y)
+
+    def score(self, noise: Floats, y: Floats, area: float, shift: float = 0.0) -> Floats:
+        """What a model says.
+
+        Args:
+            noise: N(0, 1), what it sees of a client besides the outcome.
+            y: the outcomes, 0 or 1, of the same shape.
+            area: its AUC.
+            shift: what its logits are too high by.
+        """
+        d = separation(area)
+        x = noise + d * y
+        return np.asarray(expit(self.sharpness * (logit(self.rate) + d * x - d * d / 2) + shift))
 
 
 def separation(area: float) -> float:
