@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -16,11 +17,14 @@ from verdict import bernstein, rates, sequence
 from verdict.counted import score
 from verdict.decision import Verdict, judge
 from verdict.evidence import (
+    CELLS,
+    HOUR,
     Arm,
     Costs,
     Decisions,
     Design,
     Evidence,
+    Grid,
     Guardrail,
     Pairs,
     Period,
@@ -663,3 +667,15 @@ def test_differences_that_are_all_the_same_are_not_taken_for_certain() -> None:
     assert verdict.decision == "keep collecting"
     assert verdict.comparisons[0].rows[0].interval.lower is None
     assert said(verdict) == "Keep collecting: nothing tells A and B apart yet."
+
+
+def test_the_grid_of_the_history_is_fixed_whatever_ends_a_cell_has_ended_one_before() -> None:
+    def ends(hours: int) -> set[float]:
+        grid = Grid.over([hour * HOUR for hour in range(hours)])
+        return {grid.end(hour * HOUR) for hour in range(hours)}
+
+    grown = [ends(hours) for hours in range(1, 500)]
+    assert max(map(len, grown)) == CELLS
+    for younger, older in itertools.pairwise(grown):
+        # The newest end may lie ahead; of the others none is new.
+        assert {end for end in older if end <= max(younger)} <= younger

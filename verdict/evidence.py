@@ -250,7 +250,10 @@ def gathered(empty: Evidence, cells: Mapping[float, Evidence]) -> Evidence:
 
 
 class Grid(NamedTuple):
-    """CELLS cells of time at most, of whole hours each: when the first begins, and how long each is."""
+    """CELLS cells of time at most: when the first begins, and how long each is, 2^k hours.
+
+    So what ends a cell has ended one as long as the experiment was younger.
+    """
 
     begin: float
     width: float
@@ -259,7 +262,8 @@ class Grid(NamedTuple):
     def over(cls, hours: Collection[float]) -> Grid:
         """One that holds the hours that began at these moments, at least one."""
         begin = min(hours)
-        return cls(begin, math.ceil((max(hours) + HOUR - begin) / HOUR / CELLS) * HOUR)
+        cells = (max(hours) + HOUR - begin) / HOUR / CELLS
+        return cls(begin, HOUR * 2 ** max(0, math.ceil(math.log2(cells))))
 
     def end(self, hour: float) -> float:
         """When the cell of an hour ends."""

@@ -157,13 +157,16 @@ def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[See
     positives = np.zeros((2, size.streams))
     share = np.full(size.streams, 0.5)
     for look in range(size.looks):
-        rows = stress.credit.draw(rng, (size.streams, size.batch), look / size.looks)
-        challenged = rng.random(rows.outcome.shape) < share[:, None]
+        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
+        rows = stress.credit.draw(rng, shape, look / size.looks)
+        challenged = rng.random(shape) < share[:, None]
+        # All rows of a unit are the same, so its squares are those of its sum.
+        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
         for side, (scores, mine, propensity) in enumerate(
             ((rows.champion, ~challenged, 1 - share), (rows.challenger, challenged, share))
         ):
-            arms[side].add(score(stress.metric, scores, rows.outcome), mine.astype(float), propensity)
-            positives[side] += (rows.outcome * mine).sum(1)
+            arms[side].add(score(stress.metric, scores, rows.outcome), count * mine, propensity)
+            positives[side] += (rows.outcome * count * mine).sum(1)
         error = np.hypot(arms[0].error, arms[1].error)
         value = arms[0].mean - arms[1].mean
         enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
@@ -283,8 +286,6 @@ def type_one(size: Size, seed: int = 5) -> list[Rate]:
     for design, looks in DESIGNS.items():
         for stress in STRESSES:
             if stress.share != 0.5 and design != "split":  # noqa: PLR2004
-                continue
-            if stress.rows_of_unit > 1 and design == "bandit":
                 continue
             rng = np.random.default_rng(seed)
             when, _ = rejections(looks(rng, stress, size), always_valid(n_star))
