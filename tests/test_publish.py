@@ -169,7 +169,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             publish(bundle, folder / "stage" / name, [])
     for name, content in zip(BUNDLES, contents.values(), strict=True):
         with tarfile.open(fileobj=io.BytesIO(content.bundles[0])) as bundle_file:
-            bundle_file.extractall(folder / name, filter="data")
+            # Python 3.11 has filters from 3.11.4 on.
+            bundle_file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            bundle_file.extractall(folder / name)
     return {name: folder / name for name in BUNDLES}
 
 
