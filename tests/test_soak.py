@@ -28,7 +28,7 @@ GROWTH, MIB_MORE = 1.15, 16.0
 EXACT = ("--enable-precise-memory-info", "--js-flags=--expose-gc")
 HEAP = "() => { gc(); return performance.memory.usedJSHeapSize; }"
 POINTS = """() => Math.max(0, ...Array.from(document.querySelectorAll(".js-plotly-plot"),
-    plot => plot.data.filter(each => each.type === "bar").reduce((sum, each) => sum + each.x.length, 0)))"""
+    plot => (plot.data || []).filter(each => each.type === "bar").reduce((sum, each) => sum + each.x.length, 0)))"""
 
 pytestmark = pytest.mark.skipif(not SECONDS, reason="takes ten minutes: make soak")
 
