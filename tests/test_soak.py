@@ -27,8 +27,8 @@ GROWTH, MIB_MORE = 1.15, 16.0
 # Chromium gives the exact size of a heap, and lets it be swept before.
 EXACT = ("--enable-precise-memory-info", "--js-flags=--expose-gc")
 HEAP = "() => { gc(); return performance.memory.usedJSHeapSize; }"
-POINTS = """() => Math.max(0, ...Array.from(document.querySelectorAll(".js-plotly-plot"),
-    plot => (plot.data || []).filter(each => each.type === "bar").reduce((sum, each) => sum + each.x.length, 0)))"""
+POINTS = """() => Math.max(0, ...Array.from(document.querySelectorAll(".js-plotly-plot"), plot =>
+    (plot.data || []).filter(each => each.type === "bar").reduce((sum, each) => sum + each.x.length, 0)))"""
 
 pytestmark = pytest.mark.skipif(not SECONDS, reason="takes ten minutes: make soak")
 
