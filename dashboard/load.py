@@ -61,13 +61,7 @@ def _form() -> html.Section:
             children=[
                 html.H2("Offer a load"),
                 dmc.Select(id="load-target", label="Target", data=[], allowDeselect=False),
-                dmc.Select(
-                    id="load-how",
-                    label="Offer",
-                    data=[{"value": value, "label": label} for value, label in HOW.items()],
-                    value=RATE,
-                    allowDeselect=False,
-                ),
+                pieces.select("load-how", "Offer", HOW, RATE),
                 html.Div(
                     className="two",
                     children=[
@@ -86,12 +80,8 @@ def _form() -> html.Section:
                         dmc.NumberInput(id="load-seed", label="Seed", value=1, min=0, max=MAX_SEED, step=1),
                     ],
                 ),
-                dmc.Select(
-                    id="load-kind",
-                    label="Who asks",
-                    data=[{"value": kind, "label": pieces.kind_title(kind)} for kind in KINDS],
-                    value=HELD_OUT,
-                    allowDeselect=False,
+                pieces.select(
+                    "load-kind", "Who asks", {kind: pieces.kind_title(kind) for kind in KINDS}, HELD_OUT
                 ),
                 dmc.Group(
                     grow=True,

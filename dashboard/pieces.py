@@ -58,6 +58,16 @@ def empty(title: str, reason: Any, action: Any = None) -> html.Section:
     return html.Section([html.H2(title), html.P(reason), action], className="card empty")
 
 
+def select(
+    name: str, label: str, options: dict[str, str], value: str, description: str | None = None
+) -> dmc.Select:
+    """A field in which one of some options is chosen, which are titles by value."""
+    data = [{"value": each, "label": title} for each, title in options.items()]
+    return dmc.Select(
+        id=name, label=label, description=description, data=data, value=value, allowDeselect=False
+    )
+
+
 def skeletons(*heights: int) -> list[dmc.Skeleton]:
     """What stands in the place of cards before anything is known."""
     return [dmc.Skeleton(height=height, mb="sm") for height in heights]

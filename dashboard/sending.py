@@ -7,7 +7,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, ctx, html
 
-from dashboard.pieces import kind_title
+from dashboard.pieces import kind_title, select
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.simulation import (
     MAX_CONCURRENCY,
@@ -52,8 +52,8 @@ def card(usual: Wish) -> html.Section:
             gap="sm",
             children=[
                 html.H2("Simulate traffic"),
-                _select("kind", "Who asks", {kind: kind_title(kind) for kind in KINDS}, usual.kind),
-                _select("pace", "How they come", PACES, usual.pace),
+                select("kind", "Who asks", {kind: kind_title(kind) for kind in KINDS}, usual.kind),
+                select("pace", "How they come", PACES, usual.pace),
                 html.Div(
                     id="of-queries",
                     className="two",
@@ -111,8 +111,8 @@ def _more(usual: Wish) -> html.Details:
                         allowDecimal=False,
                         hideControls=True,
                     ),
-                    _select("drift", "What happens to those who ask", DRIFTS, usual.drift),
-                    _select(
+                    select("drift", "What happens to those who ask", DRIFTS, usual.drift),
+                    select(
                         "fault",
                         "What happens to the challenger",
                         FAULTS,
@@ -126,15 +126,6 @@ def _more(usual: Wish) -> html.Details:
                 ],
             ),
         ]
-    )
-
-
-def _select(
-    name: str, label: str, options: dict[str, str], value: str, description: str | None = None
-) -> dmc.Select:
-    data = [{"value": each, "label": title} for each, title in options.items()]
-    return dmc.Select(
-        id=name, label=label, description=description, data=data, value=value, allowDeselect=False
     )
 
 

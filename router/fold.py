@@ -614,8 +614,9 @@ def _of_units(connection: sa.Connection, units: Iterable[str], between: Mapping[
     for some in _slices(sorted(units)):
         counts = {row.unit: row.rows for row in connection.execute(_REPEATED, {"units": some})}
         few = [unit for unit, rows in counts.items() if rows <= ROWS_OF_A_UNIT]
-        for row in connection.execute(_OF_UNITS, {**between, "units": few}):
-            found[row.unit].append(row)
+        if few:
+            for row in connection.execute(_OF_UNITS, {**between, "units": few}):
+                found[row.unit].append(row)
         for unit in counts.keys() - set(few):
             found[unit] = list(connection.execute(_OF_A_UNIT, {**between, "unit": unit}))
     return [rows for rows in found.values() if len(rows) > 1]

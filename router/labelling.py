@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from router.experiment import Decision, Segment
+from router.experiment import Decision
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs, repeat_decisions, repeats
 from verdict.counted import CLIP, GAP_BINS, JOINT_BINS
 from verdict.declared import LIVE
@@ -57,13 +57,13 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         return
     experiment, weights = (row.experiment, row.time[:13]), (row.experiment_version, row.allocation)
     tag = row.tag or ""
-    segments = (ALL, *_segments(row.features, (*declared.segments, *declared.sensitive)))
+    segments = _segments(row.features, declared)
 
     def scored(name: str, kind: str, p: float) -> Iterator[Add]:
         period = (*experiment, *weights, name, kind, tag)
         positive = p >= declared.threshold(name)
         decided = [float(each) for each in _decided(positive, y)]
-        brier, loss, residual = brier_score(p, y), log_loss(p, y), y - p
+        (brier, loss), residual = _losses(p, y), y - p
         values = (1, int(y), *decided, brier, brier**2, loss, loss**2, residual, residual**2)
         for segment in segments:
             yield (labels, (*period, segment)), values
@@ -73,7 +73,7 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
     for kind, name, other in known.beside:
         yield from scored(name, kind, other)
         period = (*experiment, *weights, row.variant, kind, tag, name)
-        d, e = brier_score(p, y) - brier_score(other, y), log_loss(p, y) - log_loss(other, y)
+        d, e = _differences(p, other, y)
         gap = abs(p - other)
         one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
         only = [float(a and not b and y == c) for a, b in ((one, two), (two, one)) for c in (1, 0)]
@@ -127,12 +127,11 @@ def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Rules]) -> Ite
         w, tag = 1 / row.propensity, row.tag or ""
         period = (row.experiment, row.time[:13], row.experiment_version, row.allocation, row.variant)
         one = p >= decision.threshold(row.variant)
-        said = [(LIVE, "", (brier_score(p, y), log_loss(p, y)), _decided(one, y).index(True))]
+        said = [(LIVE, "", _losses(p, y), _decided(one, y).index(True))]
         for kind, name, other in known.beside:
-            scores = brier_score(p, y) - brier_score(other, y), log_loss(p, y) - log_loss(other, y)
             cell = 4 * one + 2 * (other >= decision.threshold(name)) + int(y)
-            said.append((kind, name, scores, cell))
-        segments = (ALL, *_segments(row.features, (*decision.segments, *decision.sensitive)))
+            said.append((kind, name, _differences(p, other, y), cell))
+        segments = _segments(row.features, decision)
         for kind, beside, scores, cell in said:
             for segment in segments:
                 mine = before[row.experiment, series, tag, row.variant, kind, beside, segment]
@@ -160,6 +159,17 @@ def log_loss(p: float, y: float) -> float:
     return -math.log(min(max(p if y else 1 - p, CLIP), 1.0))
 
 
+def _losses(p: float, y: float) -> tuple[float, float]:
+    """The Brier score and the log loss."""
+    return brier_score(p, y), log_loss(p, y)
+
+
+def _differences(p: float, other: float, y: float) -> tuple[float, float]:
+    """The live answer's losses less the other's."""
+    (brier, loss), (its_brier, its_loss) = _losses(p, y), _losses(other, y)
+    return brier - its_brier, loss - its_loss
+
+
 def _decided(positive: bool, y: float) -> tuple[bool, bool, bool, bool]:
     """True and false positive, true and false negative."""
     right = positive == bool(y)
@@ -171,10 +181,11 @@ def _bin(value: float, bins: int) -> int:
     return min(int(value * bins), bins - 1)
 
 
-def _segments(features: str | None, declared: Sequence[Segment]) -> list[str]:
-    """The declared parts of the traffic that a record is of, each COLUMN=value."""
+def _segments(features: str | None, decision: Decision) -> list[str]:
+    """All of the traffic, and the declared parts of it that a record is of, each COLUMN=value."""
+    declared = (*decision.segments, *decision.sensitive)
     if not declared:
-        return []
+        return [ALL]
     try:
         record = json.loads(features or "{}")
     except ValueError:
@@ -182,6 +193,5 @@ def _segments(features: str | None, declared: Sequence[Segment]) -> list[str]:
     if not isinstance(record, dict):
         record = {}
     # A column may be both a segment and sensitive.
-    return list(
-        dict.fromkeys(f"{each.column}={part(record.get(each.column), each.cuts)}" for each in declared)
-    )
+    parts = (f"{each.column}={part(record.get(each.column), each.cuts)}" for each in declared)
+    return list(dict.fromkeys((ALL, *parts)))

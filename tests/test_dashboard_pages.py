@@ -89,6 +89,16 @@ def types_in(page: Page, key: str) -> None:
     until(is_taken, "the key is taken")
 
 
+def confirms(page: Page, button: str, said: str) -> None:
+    """Press a button, see what it would do, and confirm that with a reason."""
+    page.get_by_role("button", name=button).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(said)
+    dialog.get_by_label("Reason").fill("to see")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+
+
 def barriers(page: Page) -> list[Any]:
     """What axe finds that is serious or critical, with its places; not in the charts' drawings."""
     spec = importlib.util.find_spec("axe_playwright_python")
@@ -238,18 +248,10 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     opens(page, keyed, "experiment")
     types_in(page, KEY)
 
-    def confirms(button: str, said: str) -> None:
-        page.get_by_role("button", name=button).click()
-        dialog = page.get_by_role("dialog")
-        expect(dialog).to_contain_text(said)
-        dialog.get_by_label("Reason").fill("to see")
-        dialog.get_by_role("button", name="Confirm").click()
-        expect(dialog).to_be_hidden()
-
-    confirms("Pause …", "B 20% → 0%")
+    confirms(page, "Pause …", "B 20% → 0%")
     expect(page.locator("#status")).to_contain_text("Paused")
     assert rest(keyed, "/v1/experiment/state")["paused"]
-    confirms("Resume …", "B 0% → 20%")
+    confirms(page, "Resume …", "B 0% → 20%")
     expect(page.locator("#status")).to_contain_text("Running")
     assert not rest(keyed, "/v1/experiment/state")["paused"]
 
@@ -257,7 +259,7 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     page.get_by_text("the whole document").click()
     field = page.get_by_label("Document, JSON")
     field.fill(json.dumps(before | {"fallback": "A"}))
-    confirms("Set …", "fallback: none → A")
+    confirms(page, "Set …", "fallback: none → A")
     until(lambda: rest(keyed, "/v1/experiment")["fallback"] == "A", "the document is set")
     expect(page.locator("#timeline")).to_contain_text("fallback: none → A")
     # The router refuses what breaks a rule, and says which; nothing is changed.
@@ -268,7 +270,7 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     expect(page.get_by_role("dialog")).to_contain_text("The router did not do it")
     expect(page.get_by_role("dialog")).to_contain_text("mode")
     page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
-    confirms("Undo the newest", "fallback: A → none")
+    confirms(page, "Undo the newest", "fallback: A → none")
     until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
 
 
@@ -479,27 +481,19 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     opens(page, keyed, "experiment")
     types_in(page, KEY)
 
-    def confirms(button: str, said: str) -> None:
-        page.get_by_role("button", name=button).click()
-        dialog = page.get_by_role("dialog")
-        expect(dialog).to_contain_text(said)
-        dialog.get_by_label("Reason").fill("to see")
-        dialog.get_by_role("button", name="Confirm").click()
-        expect(dialog).to_be_hidden()
-
     before = rest(keyed, "/v1/experiment")
     page.get_by_text("the whole document").click()
     page.get_by_label("Document, JSON").fill(json.dumps(before | {"mode": "canary"}))
-    confirms("Set …", "mode: split → canary")
+    confirms(page, "Set …", "mode: split → canary")
     expect(page.locator("#experiment-summary")).to_contain_text("Canary")
-    confirms("Hold …", "Nothing moves the shares by itself")
+    confirms(page, "Hold …", "Nothing moves the shares by itself")
     expect(page.locator("#experiment-summary")).to_contain_text("held")
     assert rest(keyed, "/v1/experiment/state")["held"]
-    confirms("Undo the newest", "Undo: resume the experiment")
+    confirms(page, "Undo the newest", "Undo: resume the experiment")
     expect(page.get_by_role("button", name="Hold …")).to_be_visible()
     assert not rest(keyed, "/v1/experiment/state")["held"]
     page.get_by_label("Document, JSON").fill(json.dumps(before))
-    confirms("Set …", "mode: canary → split")
+    confirms(page, "Set …", "mode: canary → split")
     until(lambda: rest(keyed, "/v1/experiment") == before, "it is a split again")
 
 

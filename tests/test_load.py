@@ -16,25 +16,13 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from tests.conftest import House, free_ports, until
-from tests.test_cli import ROOT
+from tests.test_cli import ROOT, runoff
 from tests.test_traffic import stalling
 from traffic.load import MAX_RATE, MAX_SECONDS, MAX_USERS, Load, Recorder, Run, measure
 from traffic.load_process import Loader
 from traffic.plan import Request
 from traffic.runs import NoSuchRun, Runs, targets
 from traffic.send import NOT_SENT, STILL_WAITING, TIMED_OUT, Sent
-
-
-def runoff(*arguments: object, loads: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
-    return subprocess.run(
-        [sys.executable, "-m", "runoff.cli", *map(str, arguments)],
-        env=inherited | environment | {"RUNOFF_LOADS": str(loads)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def came(at: float, seconds: float, error: str | None = None, late: float = 0.0) -> Sent:
@@ -50,7 +38,9 @@ def test_what_a_shell_offers_is_on_the_routers_record_and_is_kept_compared_and_e
     house: House, tmp_path: Path
 ) -> None:
     since = house.stats()["cursor"]
-    done = runoff("load", "--url", house.router_url, "--rate", 40, "--seconds", 3, "--json", loads=tmp_path)
+    done = runoff(
+        "load", "--url", house.router_url, "--rate", 40, "--seconds", 3, "--json", RUNOFF_LOADS=str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     run = Run.model_validate_json(done.stdout)
     record = house.record(since)
@@ -63,26 +53,32 @@ def test_what_a_shell_offers_is_on_the_routers_record_and_is_kept_compared_and_e
     assert run.latency["p50"] <= run.latency["p99"] <= run.latency["max"] == run.curve[-1][1]
 
     # The same seed offers the same clients.
-    again = runoff(*("load", "--url", house.router_url, "--rate", 40, "--seconds", 3), loads=tmp_path)
+    again = runoff(
+        *("load", "--url", house.router_url, "--rate", 40, "--seconds", 3), RUNOFF_LOADS=str(tmp_path)
+    )
     assert f"Offered {run.offered} requests in 3.0 s: {run.offered} answered" in again.stdout
     asked = [row["features"] for row in sorted(record, key=lambda row: int(row["id"].split("-")[1]))]
     more = house.record(record[-1]["cursor"])
     assert [row["features"] for row in sorted(more, key=lambda row: int(row["id"].split("-")[1]))] == asked
 
-    listed = runoff("loads", "--json", loads=tmp_path)
+    listed = runoff("loads", "--json", RUNOFF_LOADS=str(tmp_path))
     newest, first = json.loads(listed.stdout)
     assert first["id"] == run.id
-    beside = runoff("loads", run.id, newest["id"], loads=tmp_path).stdout
+    beside = runoff("loads", run.id, newest["id"], RUNOFF_LOADS=str(tmp_path)).stdout
     assert run.id in beside
     assert newest["id"] in beside
     assert f"{run.offered:,}" in beside
-    rows = list(csv.DictReader(io.StringIO(runoff("loads", run.id, "--csv", loads=tmp_path).stdout)))
+    rows = list(
+        csv.DictReader(io.StringIO(runoff("loads", run.id, "--csv", RUNOFF_LOADS=str(tmp_path)).stdout))
+    )
     assert sum(float(row["achieved"]) for row in rows) == run.answered
 
 
 def test_users_wait_for_their_answers_and_each_asks_once_a_second(house: House, tmp_path: Path) -> None:
     since = house.stats()["cursor"]
-    done = runoff("load", "--url", house.router_url, "--users", 7, "--seconds", 3, "--json", loads=tmp_path)
+    done = runoff(
+        "load", "--url", house.router_url, "--users", 7, "--seconds", 3, "--json", RUNOFF_LOADS=str(tmp_path)
+    )
     run = Run.model_validate_json(done.stdout)
     record = house.record(since)
     assert run.offered == 20  # seven a second, the last of which would be due when it is over
@@ -160,7 +156,7 @@ def test_a_long_run_has_no_more_moments_than_a_chart_can_hold() -> None:
     ],
 )
 def test_beyond_its_bounds_nothing_is_offered(given: tuple[object, ...], said: str, tmp_path: Path) -> None:
-    done = runoff("load", *given, loads=tmp_path)
+    done = runoff("load", *given, RUNOFF_LOADS=str(tmp_path))
     assert done.returncode != 0
     assert said in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -176,7 +172,7 @@ def test_targets_are_those_of_the_list_alone() -> None:
 
 def test_where_nobody_answers_that_is_said_and_exits_with_an_error(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_ports()['router']}"
-    done = runoff("load", "--url", url, "--rate", 20, "--seconds", 1, loads=tmp_path)
+    done = runoff("load", "--url", url, "--rate", 20, "--seconds", 1, RUNOFF_LOADS=str(tmp_path))
     assert done.returncode == 1
     assert "0 answered" in done.stdout
     assert "× no connection" in done.stdout

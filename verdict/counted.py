@@ -426,11 +426,11 @@ def _segments(rows: _Rows, records: Sequence[Mapping[str, Any]]) -> dict[tuple[s
         for column, cuts in terms.parts:
             if column not in wanted:
                 continue
-            values = [part(records[each].get(column), cuts) for each in mine.all.request]
-            for value in {value for value, is_here in zip(values, here, strict=True) if is_here}:
+            values = [part(records[each].get(column), cuts) for each in mine.all.request[here]]
+            for value in dict.fromkeys(values):
                 # A column may be both a segment and sensitive.
-                these = here & np.array([each == value for each in values])
-                chosen[column, value] = chosen.get((column, value), False) | these
+                these = chosen.setdefault((column, value), np.zeros(len(here), bool))
+                these[here] |= np.array([each == value for each in values])
     for key, these in chosen.items():
         those = mine.where(these)
         for terms, period in (those.with_units() if rows.units else those).periods():
