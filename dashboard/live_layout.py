@@ -129,5 +129,6 @@ def _one_request() -> dmc.Modal:
         title="One request",
         size="lg",
         closeButtonProps={"aria-label": "Close"},
+        transitionProps={"duration": 0},
         children=html.Div(id="request-told"),
     )

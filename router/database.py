@@ -43,7 +43,13 @@ BOUNDS = {
 
 
 class DatabaseDown(Exception):
-    """The database cannot be written or read now."""
+    """The database cannot be written or read now.
+
+    Of SQLAlchemy's errors it tells what the driver said, on one line: a log has no use for the statement.
+    """
+
+    def __init__(self, why: str | Exception) -> None:
+        super().__init__(" ".join(str(getattr(why, "orig", None) or why).split()))
 
 
 def connect(url: str | None = None) -> sa.Engine:
@@ -82,7 +88,7 @@ def migrate(engine: sa.Engine) -> None:
             settings.attributes["connection"] = connection
             command.upgrade(settings, "head")
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseDown(str(error)) from error
+        raise DatabaseDown(error) from error
     finally:
         engine.dispose()
 
@@ -93,7 +99,7 @@ def read(engine: sa.Engine, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         with engine.connect() as connection:
             return connection.execute(query).all()
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseDown(str(error)) from error
+        raise DatabaseDown(error) from error
 
 
 def _is_up_to_date(engine: sa.Engine) -> bool:

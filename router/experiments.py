@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
-from router import assignment
+from router import assignment, database
 from router.assignment import Assignment
 from router.database import DatabaseDown, stamp
 from router.experiment import Experiment, ExperimentError, read
@@ -456,11 +456,7 @@ class Experiments:
         return found.number or 0
 
     def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
-        try:
-            with self._engine.connect() as connection:
-                return connection.execute(query).all()
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+        return database.read(self._engine, query)
 
     def _write(self, *rows: tuple[sa.Table, list[dict[str, Any]]]) -> None:
         try:
@@ -471,7 +467,7 @@ class Experiments:
         except sa.exc.IntegrityError:
             raise Stale("another change came first") from None
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
 
 
 class Following:

@@ -159,7 +159,7 @@ class Fold:
                     stand = _standings(connection, at, to)
                 self._add(at, to, added, stand)
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
 
     def state(self) -> tuple[Any, ...]:
         """What changes whenever the sums may have: where they are, recounts, and what was pruned.
@@ -208,7 +208,7 @@ class Fold:
                     return 0
                 self._upsert(connection, wrong)
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
         return len(wrong)
 
     def _add(self, at: Cursors, to: Cursors, added: Added, stand: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 import sqlalchemy as sa
 
-from router import tables
+from router import database, tables
 from router.database import DatabaseDown, stamp
 from runoff.problems import Forbidden, TooManyRequests, Unauthorized, Unavailable
 
@@ -85,7 +85,7 @@ class Keys:
         except sa.exc.IntegrityError:
             raise KeyTrouble(f"there is a key named {name} already; revoked ones keep their name") from None
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
         return key
 
     def revoke(self, name: str) -> None:
@@ -101,7 +101,7 @@ class Keys:
             with self._engine.begin() as connection:
                 done = connection.execute(change).rowcount
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
         if not done:
             raise KeyTrouble(f"there is no key named {name} that could be revoked")
 
@@ -111,11 +111,7 @@ class Keys:
 
     def by_digest(self) -> dict[str, Key]:
         """All keys by what is kept of them, oldest first; raises DatabaseDown."""
-        try:
-            with self._engine.connect() as connection:
-                rows = connection.execute(sa.select(tables.keys).order_by(tables.keys.c.added)).all()
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+        rows = database.read(self._engine, sa.select(tables.keys).order_by(tables.keys.c.added))
         return {row.digest: Key(row.name, row.scope, row.per_second, row.added, row.revoked) for row in rows}
 
 

@@ -50,7 +50,7 @@ class Ledger:
         try:
             self._commits.commit(entry)
         except TimeoutError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
 
     def settle(self) -> int:
         """Write to the database what waits on this machine's disk; returns how many entries that were.

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from router import database
 from router.database import DatabaseDown, stamp
 from router.tables import outcomes, predictions
 
@@ -78,11 +79,7 @@ class Outcomes:
     def of(self, id_: str) -> list[dict[str, Any]]:
         """All that was reported of a prediction, oldest first."""
         query = sa.select(outcomes).where(outcomes.c.prediction_id == id_).order_by(outcomes.c.cursor)
-        try:
-            with self._engine.connect() as connection:
-                return [dict(row._mapping) for row in connection.execute(query)]
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+        return [dict(row._mapping) for row in database.read(self._engine, query)]
 
     def _write(self, given: Sequence[Any]) -> list[Told]:
         now = stamp(datetime.now(UTC))
@@ -132,7 +129,7 @@ class Outcomes:
                     connection.execute(outcomes.insert(), rows)
                 return told
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseDown(str(error)) from error
+            raise DatabaseDown(error) from error
 
 
 # Of PostgreSQL's advisory locks, that of those who report.

@@ -55,4 +55,4 @@ def prune(engine: sa.Engine, before: datetime) -> int:
                     return deleted
             deleted += len(ids)
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseDown(str(error)) from error
+        raise DatabaseDown(error) from error

@@ -47,9 +47,9 @@ class Store:
             return self._write_each(entries)
         except dbapi.Error as error:
             # After a lost connection nobody knows whether what was sent was committed.
-            return self._write_each(entries) if self._writer.lost else [_down(error)] * len(entries)
+            return self._write_each(entries) if self._writer.lost else [DatabaseDown(error)] * len(entries)
         except sa.exc.SQLAlchemyError as error:
-            return [_down(error)] * len(entries)
+            return [DatabaseDown(error)] * len(entries)
         return [None] * len(entries)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Store:
                 except ValueError as error:
                     told.append(error)
         except (dbapi.Error, sa.exc.SQLAlchemyError, DatabaseDown) as error:
-            told += [_down(error)] * (len(entries) - len(told))
+            told += [DatabaseDown(error)] * (len(entries) - len(told))
         return told
 
     def _is_there(self, entry: Entry) -> bool:
@@ -111,7 +111,3 @@ def _rows(entries: Sequence[Entry]) -> Rows:
         replies: [entry.reply for entry in entries if entry.reply],
     }
     return {table: added for table, added in rows.items() if added}
-
-
-def _down(error: Exception) -> DatabaseDown:
-    return DatabaseDown(str(error))

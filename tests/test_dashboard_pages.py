@@ -22,6 +22,10 @@ from verdict.drift import psi
 # The heights in a chart of the verdict, of each of its traces.
 DRAWN = """name => document.querySelector(`#${name} .js-plotly-plot`).data.map(each => Array.from(each.y))"""
 
+# Nothing on the page fades or moves; what turns for ever, as a sign of loading, does not count.
+RESTS = """() => document.getAnimations().every(each =>
+    each.playState !== "running" || each.effect.getComputedTiming().endTime === Infinity)"""
+
 NOTEBOOK = "https://connect.example.com/content/0f5a/"
 KEY = "an-operator's-key-of-these-tests"
 PAGES = ("", "verdict", "models", "load", "drift", "experiment")
@@ -106,6 +110,8 @@ def barriers(page: Page) -> list[Any]:
         assert not CI, "axe-playwright-python is not there"
         pytest.skip("axe-playwright-python is not there: it brings axe-core for the tests")
     page.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    # What still fades in has, for a moment, the contrast of fog.
+    page.wait_for_function(RESTS)
     return [
         (each["id"], [node["target"] for node in each["nodes"]])
         for each in page.evaluate(
