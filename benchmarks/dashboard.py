@@ -39,6 +39,9 @@ from router.outcomes import Outcomes
 from router.store import Store
 from runoff.store import Store as Board
 from traffic.clients import held_out
+from traffic.load import Load, Recorder
+from traffic.load import measure as measure_load
+from traffic.runs import Runs
 
 CHROMIUM = Path("/usr/bin/chromium")
 # Chromium on a machine without a display or a GPU, which asks nobody for news.
@@ -48,8 +51,9 @@ PATIENCE = 120_000.0
 TABS = 10
 # After so many ms a tab is at rest: each page has asked a second time what it asks seldom.
 SETTLED = 12_000
-# Requests that are asked for real; the others on record repeat them at other times, of these many days.
+# What a load test asks for real; the others on record repeat that at other times, of these many days.
 ASKED, DAYS = 1000, 30
+LOAD = Load(users=50, seconds=ASKED / 50)
 AT_ONCE = 1000
 # Requests a second of the stream, and how often somebody waits for one of them to be seen.
 RATE, LOOKS = 40, 5
@@ -86,6 +90,7 @@ HAS_CHARTS = f"() => ({CHARTS})().length >= %d && ({POINTS})()[0] > 0"
 PAGES = (
     Look("live", "", HAS_CHARTS % 5),
     Look("verdict", "verdict?traffic=real", HAS_CHARTS % 5),
+    Look("load", "load", HAS_CHARTS % 3),
     Look("drift", "drift", HAS_CHARTS % 3),
     Look("models", "models", "() => document.querySelector('#versions tbody tr')"),
     Look("experiment", "experiment", "() => document.querySelector('#in-force table')"),
@@ -105,7 +110,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Load:
+class Taken:
     """What services take while something goes on, in per cent of a core."""
 
     what: str
@@ -220,14 +225,14 @@ class House:
         return time.perf_counter() - began
 
 
-def measure(house: House, browser: Browser, seconds: float, told: Console) -> tuple[list[Found], list[Load]]:
+def measure(house: House, browser: Browser, seconds: float, told: Console) -> tuple[list[Found], list[Taken]]:
     """Each page alone, then all tabs at once."""
 
     def tab() -> Page:
         return browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
 
     rest = house.take(seconds)
-    loads = [Load("no tab, at rest", *rest)]
+    loads = [Taken("no tab, at rest", *rest)]
     found = []
     for look in PAGES:
         page = tab()
@@ -239,18 +244,18 @@ def measure(house: House, browser: Browser, seconds: float, told: Console) -> tu
         page.context.close()
         told.print(f"{look.name} is measured.")
     with house.busy():
-        loads.append(Load(f"no tab, {RATE} requests a second", *house.take(seconds)))
+        loads.append(Taken(f"no tab, {RATE} requests a second", *house.take(seconds)))
     pages = [tab() for _ in range(TABS)]
     for page, look in zip(pages, cycle(PAGES), strict=False):
         look.opens(page, house.dashboard)
     pages[0].wait_for_timeout(SETTLED)
     took = house.take(seconds, pages)
-    loads.append(Load(f"{TABS} tabs, at rest", *took, [house.seen(pages[0]) for _ in range(LOOKS)]))
+    loads.append(Taken(f"{TABS} tabs, at rest", *took, [house.seen(pages[0]) for _ in range(LOOKS)]))
     with house.busy():
         took = house.take(seconds, pages)
         seen = [house.seen(pages[0]) for _ in range(LOOKS)]
         longest = max(page.evaluate(POINTS)[1] for page in pages)
-    loads.append(Load(f"{TABS} tabs, {RATE} requests a second", *took, seen))
+    loads.append(Taken(f"{TABS} tabs, {RATE} requests a second", *took, seen))
     # Of the live page the stream made more.
     found[0] = Found(**{**found[0].__dict__, "longest": max(longest, found[0].longest)})
     return found, loads
@@ -273,7 +278,7 @@ def page_lines(found: Sequence[Found]) -> list[tuple[str, ...]]:
     ]
 
 
-def load_lines(loads: Sequence[Load]) -> list[tuple[str, ...]]:
+def load_lines(loads: Sequence[Taken]) -> list[tuple[str, ...]]:
     return [
         (
             *(each.what, f"{each.router:.1f} %", f"{each.dashboard:.1f} %"),
@@ -283,7 +288,7 @@ def load_lines(loads: Sequence[Load]) -> list[tuple[str, ...]]:
     ]
 
 
-def goals(found: Sequence[Found], loads: Sequence[Load]) -> list[str]:
+def goals(found: Sequence[Found], loads: Sequence[Taken]) -> list[str]:
     """How far each goal is reached."""
     rest, tabs = (next(each for each in loads if each.what.startswith(what)) for what in ("no", str(TABS)))
     shared = (tabs.router - rest.router) / TABS
@@ -301,7 +306,7 @@ def goals(found: Sequence[Found], loads: Sequence[Load]) -> list[str]:
     ]
 
 
-def markdown(rows: int, found: Sequence[Found], loads: Sequence[Load], seconds: float) -> str:
+def markdown(rows: int, found: Sequence[Found], loads: Sequence[Taken], seconds: float) -> str:
     """The page: how it was measured, both tables, the goals."""
 
     def table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
@@ -309,13 +314,14 @@ def markdown(rows: int, found: Sequence[Found], loads: Sequence[Load], seconds: 
         return "\n".join(f"| {' | '.join(line)} |" for line in (header, ruler, *lines))
 
     about = (
-        f"The ledger (SQLite) holds {rows:,} predictions of {DAYS} days, half of them with outcomes."
-        f" {ASKED:,} were asked for; the others repeat those under other ids and times, written by the"
-        " router's own code. Router and dashboard run as they do anywhere, each tab is a window of its own,"
-        f" and CPU is that of their processes over {seconds:g} s, in per cent of one core; of one tab less"
-        f" what is taken with no tab open. {TABS} tabs are two of each page. A request is seen when the live"
-        " page has counted it, after its answer; a page asks for what is new every two seconds. Compare"
-        " within a run only."
+        f"The ledger (SQLite) holds {rows:,} predictions of {DAYS} days, half of them with outcomes. About"
+        f" {ASKED:,} were asked for by a load test, which the load page shows; the others repeat those under"
+        " other ids and times, written by the router's own code. Router and dashboard run as they do"
+        " anywhere, each tab is a window of its own, and CPU is that of their processes over"
+        f" {seconds:g} s, in per cent of one core; of one tab less what is taken with no tab open. The {TABS}"
+        " tabs show one page after the other, in the order below. A request is seen when the live page has"
+        " counted it, after its answer; a page asks for what is new every two seconds. Compare within a run"
+        " only."
     )
     parts = [
         "# The dashboard, measured",
@@ -344,14 +350,19 @@ def main(rows: int, seconds: float, write: Path | None) -> None:
         var = Path(folder)
         ledger = f"sqlite:///{var / 'ledger.sqlite'}"
         ports = {service.name: processes.free_port() for service in SERVICES}
-        environment = processes.inherited() | {"RUNOFF_BOARD": Board.open().place, "RUNOFF_LEDGER": ledger}
+        kept = var / "load"
+        environment = processes.inherited() | {
+            "RUNOFF_BOARD": Board.open().place,
+            "RUNOFF_LEDGER": ledger,
+            "RUNOFF_LOADS": str(kept),
+        }
         services = Services(ports, var, environment)
         services.start()
         try:
             house = House(services)
-            for _ in range(ASKED):
-                house.ask()
-            fill(ledger, rows - ASKED, house.get(f"/v1/predictions?last={ASKED}")["predictions"], console)
+            Runs(kept).keep(measure_load(Recorder(LOAD, house.router)))
+            asked = house.get(f"/v1/predictions?last={ASKED}")["predictions"]
+            fill(ledger, rows - len(asked), asked, console)
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
                 found, loads = measure(house, browser, seconds, console)
