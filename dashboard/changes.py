@@ -75,13 +75,12 @@ def ramp(state: Answer, variant: str, share: float, per_hour: int) -> Proposal:
 
 
 def pause(state: Answer, document: Answer, per_hour: int) -> Proposal:
-    """Send all to the champion."""
-    first = champion(document)
+    """Send all to the champion, without one to the variant that is named first."""
+    first = champion(document) or document["variants"][0]["name"]
     after = {name: float(name == first) for name in state["weights"]}
-    lines = told(state["weights"], after, per_hour) if first else []
     return proposal(
         "Pause the experiment",
-        [*lines, "While it is paused, nothing counts for the verdict."],
+        [*told(state["weights"], after, per_hour), "While it is paused, nothing counts for the verdict."],
         "POST",
         f"{EXPERIMENT}/pause",
         {},

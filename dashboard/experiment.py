@@ -10,7 +10,7 @@ import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
-from dashboard import acting, changes, charts, pieces
+from dashboard import acting, changes, charts, pieces, verdict_words
 from dashboard.changes import Answer, percent
 from dashboard.router_client import RouterClient, RouterDown
 
@@ -35,7 +35,7 @@ ACTIONS = {
 MODES = {
     "split": "each variant gets its share of the traffic",
     "shadow": "the champion answers, challengers score the same requests unseen",
-    "canary": "a challenger is ramped up by steps while its gates hold",
+    "canary": "a challenger is ramped up by steps while its guardrails agree",
     "bandit": "each variant gets the probability that it is the best",
 }
 
@@ -266,7 +266,7 @@ def _weights(weights: changes.Weights) -> str:
 
 
 def _summary(state: Answer) -> str:
-    what = "Paused, all goes to the champion" if state["paused"] else f"{state['mode'].capitalize()}"
+    what = "Paused" if state["paused"] else f"{state['mode'].capitalize()}"
     what += ", held" if state["held"] else ""
     return f"{what}: {_weights(state['weights'])}"
 
@@ -306,21 +306,16 @@ def _facts(document: Answer) -> list[tuple[str, str]]:
     mode = document["mode"]
     facts = [("Mode", f"{mode}: {MODES[mode]}")]
     if mode == "canary":
-        canary, gates = document["canary"], document["canary"]["gates"]
+        canary = document["canary"]
         facts += [
             ("Ramp", " → ".join(map(percent, canary["steps"]))),
             ("Each step", f"{canary['hold']}, and {canary['min_requests']:,} requests of each"),
-            (
-                "Gates",
-                f"errors at most {percent(gates['max_error_rate_difference'])} more, "
-                f"latency at most {gates['max_latency_ratio']:g} times the champion's",
-            ),
         ]
-    rails = [
-        f"{each['name']} ({each['metric']}, margin {each['margin']:g})" for each in document["guardrails"]
-    ]
+    if mode in ("canary", "bandit"):
+        traffic = document[mode]["traffic"]
+        facts.append(("Moved by", verdict_words.KINDS.get(traffic, f"traffic tagged {traffic}")))
     facts += [
-        ("Guardrails", "; ".join(rails) or "none"),
+        ("Guardrails", _guardrails(document)),
         ("Unit", f"{document['unit']}, by the salt {document['salt']}"),
         ("Outcomes count", _matures(document["maturity"])),
         (
@@ -329,6 +324,19 @@ def _facts(document: Answer) -> list[tuple[str, str]]:
         ),
     ]
     return facts
+
+
+def _guardrails(document: Answer) -> str:
+    found = [
+        f"{each['name']} ({each['metric']}, margin {each['margin']:g})" for each in document["guardrails"]
+    ]
+    if found or document["mode"] != "canary":
+        return "; ".join(found) or "none"
+    gates = document["canary"]["gates"]
+    return (
+        f"none, so the gates: errors at most {percent(gates['max_error_rate_difference'])} more, "
+        f"latency at most {gates['max_latency_ratio']:g} times the champion's"
+    )
 
 
 def _matures(maturity: str | None) -> str:

@@ -85,7 +85,8 @@ def status(stats: Stats | None) -> list[Any]:
     if failing(stats):
         return [html.B("▲ Variant down")]
     if stats["paused"]:
-        return [html.B("❚❚ Paused"), " all goes to the champion"]
+        alone = max(stats["variants"], key=lambda each: each["configured_share"])["name"]
+        return [html.B("❚❚ Paused"), f" all goes to {alone}"]
     return [html.B("● Running"), f" {stats['mode']}"]
 
 
@@ -379,9 +380,10 @@ def _champion(stats: Stats) -> Stats:
 
 
 def _on_record(stats: Stats) -> str:
-    tags = stats["tags"]
-    simulated = sum(count for tag, count in tags.items() if tag != "real")
-    return f"on record: {tags.get('real', 0):,} real, {simulated:,} simulated"
+    tags = dict(stats["tags"])
+    real, simulated = tags.pop("real", 0), tags.pop("simulation", 0)
+    others = "".join(f", {count:,} tagged {tag}" for tag, count in tags.items())
+    return f"on record: {real:,} real, {simulated:,} simulated{others}"
 
 
 def _kind(tag: str | None) -> str:

@@ -79,7 +79,10 @@ BUNDLES = {
             ("router", "runoff", "verdict"),
             "router",
             files=("experiment.toml",),
-            variables=("MODEL_A_URL", "MODEL_B_URL", "RUNOFF_LEDGER"),
+            variables=(
+                *("MODEL_A_URL", "MODEL_B_URL", "RUNOFF_LEDGER", "RUNOFF_SECRET"),
+                *("RUNOFF_OPERATOR_KEY", "RUNOFF_DASHBOARD_KEY"),
+            ),
         ),
         Bundle(
             "dashboard",
@@ -87,7 +90,7 @@ BUNDLES = {
             "dashboard.app:app",
             ("dashboard", "data", "runoff", "traffic", "verdict"),
             "dashboard",
-            variables=("ROUTER_URL",),
+            variables=("ROUTER_URL", "RUNOFF_DASHBOARD_KEY"),
         ),
         _notebook("notebook-a", "train_model_a.ipynb", "data", "RUNOFF_BOARD", "CREDIT_DATA"),
         _notebook("notebook-b", "train_model_b.ipynb", "data", "RUNOFF_BOARD", "CREDIT_DATA"),

@@ -126,7 +126,7 @@ class Parts:
     def _counted(self, current: Current, versions: tuple[int, int], allocation: int) -> dict[str, Sums]:
         document = current.document
         matured = datetime.now(UTC) - document.matures_after
-        return self.fold.counted(document.name, versions, allocation, matured)
+        return self.fold.counted(document.name, versions, allocation, matured, document.moving)
 
     def _look(self) -> None:
         # A database that is away is told by whoever needs it.

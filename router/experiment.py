@@ -73,6 +73,9 @@ SomeTime = Annotated[Duration, Field(gt=timedelta(0))]
 
 Mode = Literal["split", "shadow", "canary", "bandit"]
 
+# Which traffic moves a canary or a bandit: that without a tag, that of any, or that of the tag of this name.
+REAL, ALL = "real", "all"
+
 
 class ExperimentError(Exception):
     """The experiment's document cannot be used; the message names the field and the rule.
@@ -136,6 +139,7 @@ class Canary(Part):
     )
     hold: SomeTime = timedelta(hours=1)
     min_requests: Annotated[int, Field(ge=1)] = 500
+    traffic: Name = REAL
     gates: Gates = Gates()
     # Only say in the log what would be done.
     dry_run: bool = False
@@ -149,6 +153,7 @@ class Bandit(Part):
     update_interval: SomeTime = timedelta(hours=1)
     # The outcome that is a success: its reward is 1, that of the other 0.
     success: Literal[0, 1] = 1
+    traffic: Name = REAL
 
 
 class Guardrail(Part):
@@ -235,7 +240,7 @@ class Experiment(Part):
     | --- | --- |
     | split | each variant its share, by the weights |
     | shadow | the champion; the challengers score a sample of the same requests, unseen by the caller |
-    | canary | the champion, and one challenger with a share that grows by steps while its gates hold |
+    | canary | the champion, and one challenger with a share that grows by steps while its guardrails agree |
     | bandit | each variant by the probability that it is the best, and at least a floor |
     """
 
@@ -349,6 +354,12 @@ class Experiment(Part):
     def matures_after(self) -> timedelta:
         """How old a request must be for its outcome to count; not declared, it counts at once."""
         return self.maturity or timedelta(0)
+
+    @property
+    def moving(self) -> str | None:
+        """The tag of the traffic that moves a canary or a bandit, "real" for none; None is any traffic."""
+        traffic = self.bandit.traffic if self.mode == "bandit" else self.canary.traffic
+        return None if traffic == ALL else traffic
 
     @property
     def shares(self) -> dict[str, float]:

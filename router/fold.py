@@ -323,7 +323,12 @@ class Fold:
         return {row.variant: row._mapping for row in database.read(self._engine, query)}
 
     def counted(
-        self, experiment: str, versions: tuple[int, int], allocation: int, matured: datetime
+        self,
+        experiment: str,
+        versions: tuple[int, int],
+        allocation: int,
+        matured: datetime,
+        tag: str | None,
     ) -> dict[str, Sums]:
         """The sums by variant, for those who move weights.
 
@@ -332,11 +337,12 @@ class Fold:
             versions: the first and the last of the document's versions that count.
             allocation: of each version the first that counts; with 0 all do.
             matured: outcomes count of what was asked before.
+            tag: only traffic of this tag; "real" is the traffic without one. None counts all.
         """
 
         def mine(table: sa.Table, hours: sa.ColumnElement[bool], columns: Sequence[str]) -> sa.Select[Any]:
             chosen = [
-                *(table.c.experiment == experiment, hours, _whole_of(table)),
+                *(table.c.experiment == experiment, hours, _whole_of(table), _of(table, tag)),
                 table.c.experiment_version.between(*versions),
                 table.c.allocation >= allocation,
             ]

@@ -32,7 +32,7 @@ class Guards:
     def _judge(self, current: Current, _: Counted) -> Judgement:
         document = current.document
         [challenger] = (each.name for each in document.challengers)
-        evidence = self._verdicts.evidence(current, None, step=current.step)
+        evidence = self._verdicts.evidence(current, document.moving, step=current.step)
         canary = document.canary
         step = guardrails.at_step(
             evidence, challenger, rules(document), len(canary.steps), canary.min_requests

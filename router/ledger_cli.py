@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -29,46 +30,51 @@ SECONDS = 60.0
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class OnLedger(Commands):
-    """Commands that fail in one line."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (DatabaseDown, KeyTrouble) as error:
-            raise click.ClickException(str(error)) from None
-
-
-def _connected(_: click.Context, __: click.Parameter, url: str | None) -> sa.Engine:
-    engine = database.connect(url)
-    database.migrate(engine)
+def _connected(_: click.Context, parameter: click.Parameter, url: str | None) -> sa.Engine:
+    try:
+        engine = database.connect(url)
+        database.migrate(engine)
+    except DatabaseDown as error:
+        raise click.ClickException(f"the database cannot be reached: {error}") from None
+    # No URL, or one of a database that nobody here knows.
+    except (sa.exc.ArgumentError, ImportError, OSError) as error:
+        raise click.BadParameter(str(error), param=parameter) from None
     return engine
 
 
 def on_ledger(command: Command) -> Command:
-    """Give a command the database, and the option that says which."""
+    """Give a command the database, and the option that says which; what fails there is said in one line."""
+
+    @functools.wraps(command)
+    def told(*given: Any, **named: Any) -> Any:
+        try:
+            return command(*given, **named)
+        except (DatabaseDown, KeyTrouble) as error:
+            raise click.ClickException(str(error)) from None
+
     return click.option(
         "--ledger",
         "engine",
         envvar="RUNOFF_LEDGER",
         callback=_connected,
         help="The router's database, a SQLAlchemy URL. [env: RUNOFF_LEDGER; default: var/ledger.sqlite]",
-    )(command)
+    )(told)  # type: ignore[return-value]
 
 
 def _ago(_: click.Context, parameter: click.Parameter, text: str) -> datetime:
     """A time, or how long ago it was."""
-    if found := AGE.fullmatch(text):
-        return datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})
     try:
+        if found := AGE.fullmatch(text):
+            return datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
+    # Before there were years.
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             "takes 90d, 12h, or a time such as 2026-11-23T14:05", param=parameter
         ) from None
 
 
-@click.group(cls=OnLedger)
+@click.group(cls=Commands)
 def keys() -> None:
     """Add, list and revoke the keys of those who use the router.
 
@@ -117,10 +123,7 @@ def list_(engine: sa.Engine, *, wants_json: bool) -> None:
 @on_ledger
 def prune(engine: sa.Engine, *, before: datetime) -> None:
     """Delete old predictions with all that is known of each; what they add to the sums stays."""
-    try:
-        click.echo(f"{retention.prune(engine, before):,} predictions deleted")
-    except DatabaseDown as error:
-        raise click.ClickException(str(error)) from None
+    click.echo(f"{retention.prune(engine, before):,} predictions deleted")
 
 
 @click.command(
@@ -150,11 +153,8 @@ def replay(engine: sa.Engine, *, since: datetime, model: str, version: str, url:
         predictions.c.features.is_not(None),
         predictions.c.id.not_in(done),
     )
-    try:
-        pages = track(ledger.pages(0, *where), description=f"Replaying into {name}", console=console)
-        rows = sum(_replayed(ledger, page, address, name) for page in pages)
-    except DatabaseDown as error:
-        raise click.ClickException(str(error)) from None
+    pages = track(ledger.pages(0, *where), description=f"Replaying into {name}", console=console)
+    rows = sum(_replayed(ledger, page, address, name) for page in pages)
     click.echo(f"{rows:,} requests answered by {model} {version}")
 
 

@@ -130,3 +130,33 @@ def test_every_table_has_its_place_in_a_new_database(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "new.sqlite")) as made:
         found = {name for (name,) in made.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert set(metadata.tables) <= found
+
+
+@pytest.mark.parametrize(
+    "command", [["keys", "list"], ["prune", "--older-than", "1d"]], ids=lambda each: each[0]
+)
+@pytest.mark.parametrize(
+    ("ledger", "said"),
+    [
+        ("postgresql://nobody@127.0.0.1:1/none", "Error: the database cannot be reached: connection failed"),
+        ("nonsense", "Invalid value for '--ledger': Could not parse SQLAlchemy URL"),
+        ("mongo://127.0.0.1/none", "Invalid value for '--ledger': Can't load plugin"),
+    ],
+    ids=["down", "no-url", "unknown"],
+)
+def test_a_ledger_that_cannot_be_opened_is_said_in_one_line(
+    command: list[str], ledger: str, said: str
+) -> None:
+    name, *arguments = command
+    done = CliRunner().invoke({"keys": keys, "prune": prune}[name], [*arguments, "--ledger", ledger])
+    assert isinstance(done.exception, SystemExit)
+    [line] = [each for each in done.stderr.splitlines() if "Error" in each]
+    assert said in line
+
+
+@pytest.mark.parametrize("age", ["99999999d", "yesterday", "90 years"])
+def test_an_age_that_is_none_is_refused(age: str, tmp_path: Path) -> None:
+    ledger = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    done = CliRunner().invoke(prune, ["--older-than", age, "--ledger", ledger])
+    assert done.exit_code == 2
+    assert "takes 90d, 12h, or a time such as 2026-11-23T14:05" in done.stderr

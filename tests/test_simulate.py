@@ -131,7 +131,8 @@ def test_a_variant_breaks_on_purpose_when_it_is_told_to_and_is_mended_at_the_end
 
 def test_a_canary_that_is_broken_on_purpose_is_sent_back(breakable: House) -> None:
     guardrail = {"name": "errors", "metric": "error-rate", "margin": 0.01}
-    sets(breakable, mode="canary", canary={"steps": [0.5, 1.0]}, guardrails=[guardrail])
+    canary = {"steps": [0.5, 1.0], "traffic": "simulation"}
+    sets(breakable, mode="canary", canary=canary, guardrails=[guardrail])
     simulation = Simulation(
         Order(plan=Plan(rate=60, seconds=60), broken=Break(variant="B", fault="errors")), breakable.router_url
     )

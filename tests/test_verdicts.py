@@ -471,7 +471,7 @@ CANARY: dict[str, Any] = {
 }
 
 
-def canary(book: Book, requests: int, failing: float) -> Current | None:
+def canary(book: Book, requests: int, failing: float, tag: str | None = None) -> Current | None:
     """What the canary does after so many requests, of which the challenger fails at a share."""
     current = book.experiments.current()
     assert current
@@ -482,7 +482,13 @@ def canary(book: Book, requests: int, failing: float) -> Current | None:
         status: dict[str, Any] = {"status": 502, "prediction": None} if fails else {}
         rows.append(
             record(
-                time=stamp(NOW), experiment="e", variant=variant, allocation=current.place.number, **status
+                time=stamp(NOW),
+                experiment="e",
+                variant=variant,
+                experiment_version=current.version,
+                allocation=current.place.number,
+                tag=tag,
+                **status,
             )
         )
     book.ledger.append(Entry(rows))
@@ -523,6 +529,21 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
     assert canary_decides(book) is None, "1 in 20 of B's fail, which is not sure yet, and too much to go on"
 
 
+@pytest.mark.parametrize("guardrails", [CANARY["guardrails"], []], ids=["guardrails", "gates"])
+def test_tagged_traffic_moves_a_canary_only_where_the_document_says_so(
+    engine: sa.Engine, guardrails: list[dict[str, Any]]
+) -> None:
+    book = Book(engine, **CANARY | {"guardrails": guardrails})
+    assert canary(book, 400, 1.0, tag="simulation") is None, "nobody real was failed"
+    for version, traffic in enumerate(("load-test", "simulation", "all"), start=1):
+        its = CANARY["canary"] | {"traffic": traffic}
+        document = _document(**CANARY | {"guardrails": guardrails, "canary": its})
+        book.experiments.set(document, expected=version, by="a test", reason=traffic)
+        back = canary(book, 400, 1.0, tag="simulation")
+        assert (back is not None) == (traffic != "load-test")
+        assert back is None or back.weights == {"A": 1, "B": 0}
+
+
 def test_a_canary_waits_for_a_guardrail_that_knows_nothing_yet(engine: sa.Engine) -> None:
     scores = {"name": "scores", "metric": "brier", "margin": 0.0}
     book = Book(engine, **CANARY | {"guardrails": [scores]})
@@ -550,7 +571,9 @@ def canary_decides(book: Book) -> Current | None:
     runner = Runner(
         book.experiments,
         following,
-        lambda _, versions, allocation: book.fold.counted("e", versions, allocation, NOW),
+        lambda current, versions, allocation: book.fold.counted(
+            "e", versions, allocation, NOW, current.document.moving
+        ),
         Guards(verdicts).gate,
     )
     return runner.decide(datetime.now(UTC) + timedelta(hours=1))
