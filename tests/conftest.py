@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -58,29 +58,43 @@ class Reply:
         return list(self.json.get("errors", []))
 
 
+# A service closes connections that nobody has used for two seconds, maybe just when one asks again.
+IDLE_SECONDS = 1.0
+
+
 class Visitor:
     """Somebody who talks to a service over HTTP."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._http = urllib3.PoolManager(retries=False, timeout=30.0, maxsize=16)
+        self._asked = time.monotonic()
 
     def asks(self, record: Any, **headers: str) -> Reply:
         """POST a record, or what the test says instead, to /predict."""
         return self.sends(json.dumps(record).encode(), **headers)
 
-    def sends(self, body: bytes, path: str = "/predict", method: str = "POST", **headers: str) -> Reply:
+    def sends(
+        self, body: bytes | Iterable[bytes], path: str = "/predict", method: str = "POST", **headers: str
+    ) -> Reply:
         """Send bytes as they are; header names are written with underscores."""
         sent = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): value for name, value in headers.items()
         }
-        return self._reply(self._http.request(method, self.url + path, body=body, headers=sent))
+        return self._request(method, path, body=body, headers=sent)
 
     def gets(self, path: str, method: str = "GET") -> Reply:
-        return self._reply(self._http.request(method, self.url + path))
+        return self._request(method, path)
 
-    @staticmethod
-    def _reply(response: urllib3.BaseHTTPResponse) -> Reply:
+    def fetches(self, path: str, accept: str) -> Reply:
+        """GET what is at a path in a form."""
+        return self._request("GET", path, headers={"Accept": accept})
+
+    def _request(self, method: str, path: str, **sent: Any) -> Reply:
+        if time.monotonic() - self._asked > IDLE_SECONDS:
+            self._http.clear()
+        response = self._http.request(method, self.url + path, **sent)
+        self._asked = time.monotonic()
         return Reply(response.status, response.headers, response.data)
 
 

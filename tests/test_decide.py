@@ -196,9 +196,9 @@ def asks_and_reports(house: House, clients: list[dict[str, int]]) -> None:
 
 
 def fetched(house: House, accept: str, path: str) -> bytes:
-    reply = house.router._http.request("GET", house.router_url + path, headers={"Accept": accept})
+    reply = house.router.fetches(path, accept)
     assert reply.status == 200
-    return bytes(reply.data)
+    return reply.body
 
 
 def test_a_split_is_decided_from_the_router_as_the_router_decides_it(

@@ -458,9 +458,7 @@ def reports(house: House, outcomes: dict[str, int]) -> None:
 
 
 def ask_verdict(house: House, query: str = "", accept: str = "application/json") -> Reply:
-    return house.router._reply(
-        house.router._http.request("GET", f"{house.router_url}/v1/verdict{query}", headers={"Accept": accept})
-    )
+    return house.router.fetches(f"/v1/verdict{query}", accept)
 
 
 NO_SUMS = Counted(Canary(), Sums(), Sums())
