@@ -54,6 +54,9 @@ OUTPUTS = {
     "grid": Output("grid", "rowData"),
     "progress": Output("progress", "children"),
     "cannot_send": Output("send", "disabled"),
+    "send_why": Output("send-why", "children"),
+    "cannot_sample": Output("sample", "disabled"),
+    "sample_why": Output("sample-why", "children"),
     "cannot_stop": Output("stop", "disabled"),
 }
 
@@ -70,17 +73,30 @@ def _keep_up(app: Dash, router: RouterClient, simulator: Simulator) -> None:
         OUTPUTS,
         Input("tick", "data"),
         Input("commanded", "data"),
+        Input("changed", "data"),
+        Input("may-act", "data"),
         *VIEW,
         State("drawn", "data"),
     )
     def refresh(
-        _tick: Any, _commanded: Any, look: News | None, traffic: str, range_: str, drawn: News | None
+        _tick: Any,
+        _commanded: Any,
+        _changed: Any,
+        may: bool | None,
+        look: News | None,
+        traffic: str,
+        range_: str,
+        drawn: News | None,
     ) -> News:
         run = simulator.progress
+        why = sending.NEEDS_KEY if may is False else ""
         view = View.of(look, traffic, range_)
         news: News = dict.fromkeys(OUTPUTS, no_update) | {
             "progress": sending.told(simulator.order, run),
-            "cannot_send": run.running,
+            "cannot_send": run.running or not may,
+            "send_why": why,
+            "cannot_sample": run.running or not may,
+            "sample_why": why,
             "cannot_stop": not run.running,
         }
         try:
