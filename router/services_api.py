@@ -11,7 +11,8 @@
 | `POST /v1/variants/<variant>/releases`, `/rollback` | releases a version, or the one before |
 
 The services themselves say who may release: by RUNOFF_OPERATOR_KEY. The router passes on the key with which
-it was started, for callers whose key is an operator's here, and names them.
+it was started, for callers whose key is an operator's here, and names them. They say by `If-Match` which
+release was the newest when they looked: the ETag of `GET …/releases`.
 """
 
 from __future__ import annotations
@@ -25,18 +26,31 @@ from urllib.parse import quote, urlencode
 from flask import Blueprint, Response, request
 
 from router.experiment import Variant
-from router.experiment_api import Authorize, Caller
+from router.experiment_api import Authorize, Caller, PreconditionRequired
 from router.experiments import Following
 from router.keys import OPERATOR_KEY
 from router.routing import limits_of
 from router.upstream import Answer, Limits, Upstream
 from runoff import web
 from runoff.operations import JSON, describe
-from runoff.problems import Conflict, Forbidden, Invalid, NotFound, Unauthorized, Unavailable
+from runoff.problems import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    PreconditionFailed,
+    Unauthorized,
+    Unavailable,
+)
 
 # A release is tested before it is made, which takes a while.
 SECONDS = Limits(connect=1.0, first_byte=30.0, total=30.0)
 MAX_BY = 500
+
+CHANGES = (
+    *(Unauthorized, Forbidden, NotFound, Conflict, PreconditionFailed),
+    *(Invalid, PreconditionRequired, Unavailable),
+)
 
 
 def blueprint(
@@ -73,11 +87,16 @@ def blueprint(
 
     def change(variant: str, path: str) -> Response:
         caller = authorize("operator")
+        expected = request.headers.get("If-Match")
+        if not expected:
+            raise PreconditionRequired(
+                "say by the header If-Match which release was the newest: the ETag of GET …/releases"
+            )
         asked = web.json_body()
         if not isinstance(asked, dict):
             raise Invalid("the body must be an object")
         service, model = named(variant)
-        headers = {"Content-Type": JSON}
+        headers = {"Content-Type": JSON, "If-Match": expected}
         if key := os.environ.get(OPERATOR_KEY):
             headers["Authorization"] = f"Bearer {key}"
         body = json.dumps(asked | {"by": _by(asked.get("by"), caller)}).encode()
@@ -123,7 +142,7 @@ def blueprint(
 
     @api.post("/releases")
     @describe(
-        *(Unauthorized, Forbidden, NotFound, Conflict, Invalid, Unavailable),
+        *CHANGES,
         tag="versions",
         secured=True,
         answer=dict[str, Any],
@@ -134,7 +153,7 @@ def blueprint(
 
     @api.post("/rollback")
     @describe(
-        *(Unauthorized, Forbidden, NotFound, Conflict, Invalid, Unavailable),
+        *CHANGES,
         tag="versions",
         secured=True,
         answer=dict[str, Any],
