@@ -32,7 +32,10 @@ TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 ALL, REAL = "all", "real"
 
 TEXTS = ("time", "experiment", "variant", "answered_by", "tag", "unit", "features", "side_answers")
-NUMBERS = ("experiment_version", "allocation", "propensity", "prediction", "latency_ms", "status", "outcome")
+NUMBERS = (
+    *("experiment_version", "allocation", "row", "propensity"),
+    *("prediction", "latency_ms", "status", "outcome"),
+)
 # The columns that live and side answers have.
 _ANSWERED = ("status", "prediction", "latency_ms")
 # What the router puts before a text that a spreadsheet would take for a formula.
@@ -149,6 +152,7 @@ def answers(found: pd.DataFrame) -> Answers:
         outcome=row("outcome", float),
         saved=both(saved, [False] * len(side), bool),
         unit=_units(found)[request],
+        row=row("row", np.int64),
     )
 
 

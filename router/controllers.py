@@ -20,7 +20,7 @@ import numpy as np
 from router.experiment import Canary, Experiment
 from router.experiments import AllocationAction, Current, Experiments, Following, Place, Stale
 from router.periodic import Periodic
-from verdict import sequence
+from verdict import rates, sequence
 
 LOOK_SECONDS = 5.0
 # How often a canary goes back without a reason, at most: for each gate at each step, however often one looks.
@@ -37,13 +37,19 @@ log = logging.getLogger(__name__)
 class Sums:
     """What was counted of a variant, of requests that count alone: not forced, not while paused.
 
-    `errors` are requests that got no answer from it (5xx). `log_latency` and `log_latency_squares` are sums
-    of ln(milliseconds) and of its square over the others, which are `requests` − `errors`. Of the matured
-    requests `labelled` have an outcome, and of those it is 1 for `positives`.
+    `errors` are requests that got no answer from it (5xx). `apart` are the first of batches, and of units in
+    ten minutes; `apart_failed` of them got none, and `together` is Σ over these of in how many ten minutes
+    before their unit got none. `log_latency` and `log_latency_squares` are sums of ln(milliseconds) and of
+    its square over the `timed`, which did not fail, one row of each batch. Of the matured requests `labelled`
+    have an outcome, and of those it is 1 for `positives`.
     """
 
     requests: int = 0
     errors: int = 0
+    apart: int = 0
+    apart_failed: int = 0
+    together: int = 0
+    timed: int = 0
     log_latency: float = 0.0
     log_latency_squares: float = 0.0
     labelled: int = 0
@@ -300,12 +306,13 @@ def _difference(one: Estimate, other: Estimate) -> Estimate:
 
 def _error_rate(sums: Sums) -> Estimate:
     """With one of each added, few errors are not taken for certainty (Agresti & Caffo 2000)."""
-    rate = (sums.errors + 1) / (sums.requests + 2)
-    return Estimate(rate, math.sqrt(rate * (1 - rate) / (sums.requests + 2)))
+    errors, requests = map(float, rates.alike(sums.apart_failed, sums.apart, sums.together))
+    rate = (errors + 1) / (requests + 2)
+    return Estimate(rate, math.sqrt(rate * (1 - rate) / (requests + 2)))
 
 
 def _mean_log_latency(sums: Sums) -> Estimate:
-    n = sums.requests - sums.errors
+    n = sums.timed
     if n < 2:  # noqa: PLR2004
         return Estimate(0.0, math.inf)
     mean = sums.log_latency / n

@@ -64,7 +64,7 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         positive = p >= declared.threshold(name)
         decided = [float(each) for each in _decided(positive, y)]
         (brier, loss), residual = _losses(p, y), y - p
-        values = (1, int(y), *decided, brier, brier**2, loss, loss**2, residual, residual**2)
+        values = (1, int(y), *decided, row.first, brier, brier**2, loss, loss**2, residual, residual**2)
         for segment in segments:
             yield (labels, (*period, segment)), values
         yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)

@@ -362,9 +362,10 @@ class Verdicts:
         return database.read(self._engine, query)
 
 
-ASKED = ("requests", "answered", "failed", "saved")
+APART = ("apart", "apart_failed", "together")
+ASKED = ("requests", "answered", "failed", "saved", "assigned", "served", *APART)
 LABELS = (
-    *("labelled", "positives", "tp", "fp", "tn", "fn"),
+    *("labelled", "positives", "tp", "fp", "tn", "fn", "assigned"),
     *("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2"),
 )
 PAIRS = (
@@ -415,15 +416,25 @@ def _of_asked(row: Any, question: Question) -> Evidence:
     scope, who, empty = question.scope, question.who, question.who.nothing
     requests, errors = int(row.requests), int(row.failed) + int(row.saved)
     answered = int(row.answered) - int(row.saved)
-    arm = Arm(requests=requests, errors=errors, mature=answered if row.hour < scope.matured else 0)
+    mature = row.hour < scope.matured
+    apart, apart_failed, together = (int(getattr(row, name)) for name in APART)
+    arm = Arm(requests, errors, apart, apart_failed, together, answered if mature else 0)
     weights = question.declared.at((row.experiment_version, row.allocation)).weights
     found = replace(empty, arms={row.variant: arm})
     if who.design == "shadow":
-        if row.variant != who.champion and row.hour < scope.matured:
+        if row.variant != who.champion and mature:
             found = replace(found, pairs={row.variant: Pairs(mature=answered)})
         return found
     if weights:
-        period = Period(weights, {row.variant: requests}, errors={row.variant: errors})
+        period = Period(
+            weights,
+            requests={row.variant: requests},
+            assigned={row.variant: int(row.assigned)},
+            served={row.variant: int(row.served) if mature else 0},
+            apart={row.variant: apart},
+            apart_failed={row.variant: apart_failed},
+            together={row.variant: together},
+        )
         found = replace(found, periods=(period,))
     return found
 
@@ -458,7 +469,7 @@ def _of_known(row: Any, question: Question) -> Evidence:
     )
     found = replace(who.nothing, arms={row.variant: arm})
     if who.design != "shadow" and shares:
-        found = replace(found, periods=(Period(shares, labels={row.variant: n}),))
+        found = replace(found, periods=(Period(shares, labels={row.variant: int(row.assigned)}),))
     return found
 
 

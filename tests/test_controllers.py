@@ -69,6 +69,9 @@ class World:
             one = Sums(
                 requests=1,
                 errors=int(failed),
+                apart=1,
+                apart_failed=int(failed),
+                timed=int(not failed),
                 log_latency=0 if failed else log,
                 log_latency_squares=0 if failed else log * log,
                 labelled=1,
@@ -160,7 +163,8 @@ def test_one_that_breaks_later_goes_back_from_where_it_is(engine: sa.Engine) -> 
 
 
 def sums(requests: int, errors: int = 0, **more: Any) -> Sums:
-    return Sums(requests, errors, 2.0 * (requests - errors), 4.1 * (requests - errors), **more)
+    n = requests - errors
+    return Sums(requests, errors, requests, errors, 0, n, 2.0 * n, 4.1 * n, **more)
 
 
 def test_it_is_not_moved_before_its_time_nor_on_a_few_requests() -> None:

@@ -104,8 +104,11 @@ def fill(
         if draw.random() < 0.05 and not shadow:
             more["answered_by"] = "A"
         id_ = f"{allocation}-{number}"
-        if draw.random() < 0.03:
+        if draw.random() < 0.1:
             more |= {"status": 502, "prediction": None}
+        if number % 10 < 3:
+            batch = f"{allocation}-batch-{number // 10}"
+            id_, more["request_id"], more["row"] = f"{batch}/{number % 10}", batch, number % 10
         time = stamp(NOW - timedelta(hours=draw.uniform(0, 100)))
         rows.append(record(id_, time=time, experiment="e", **{"prediction": p, **more}))
         if shadow:

@@ -128,8 +128,14 @@ def test_the_planned_difference_is_found_about_as_often_as_the_planner_says(
 def test_a_canarys_guardrails_share_their_risk_over_its_steps() -> None:
     rules = Rules(guardrails=(Guardrail("errors", "error-rate", 0.01),))
     requests = {"champion": 900, "challenger": 500}
-    arms = {"champion": Arm(requests=900), "challenger": Arm(requests=500, errors=20)}
-    halves = Period({"champion": 0.5, "challenger": 0.5}, requests)
+    arms = {
+        "champion": Arm(requests=900, apart=900),
+        "challenger": Arm(requests=500, errors=20, apart=500, apart_failed=20),
+    }
+    failed = {"champion": 0, "challenger": 20}
+    halves = Period(
+        {"champion": 0.5, "challenger": 0.5}, requests, requests, apart=requests, apart_failed=failed
+    )
     evidence = Evidence("split", "champion", ("challenger",), arms, periods=(halves,))
     # More requests than their share came to the one: no verdict is trusted, but a canary goes back.
     decided = {steps: Experiment(rules, "split", 0.5, 1000, steps).decided(evidence) for steps in (1, 100)}

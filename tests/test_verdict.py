@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verdict import bernstein, rates, sequence
+from verdict import bernstein, guardrails, rates, sequence
 from verdict.counted import score
 from verdict.decision import Verdict, judge
 from verdict.evidence import (
@@ -56,6 +56,8 @@ def arm(p: np.ndarray, y: np.ndarray, errors: int = 0, ms: float = 20.0) -> Arm:
     return Arm(
         requests=n + errors,
         errors=errors,
+        apart=n + errors,
+        apart_failed=errors,
         mature=n,
         labelled=n,
         positives=int(y.sum()),
@@ -88,8 +90,13 @@ def parted(rows: Rows, share: float = 0.5, design: Design = "split", **more: Any
     mine = np.random.default_rng(3).random(len(y)) < share
     arms = {"A": arm(one[~mine], y[~mine]), "B": arm(other[mine], y[mine], **more)}
     counts = {name: each.labelled for name, each in arms.items()}
-    period = Period({"A": 1 - share, "B": share}, counts, counts, {})
+    period = Period({"A": 1 - share, "B": share}, counts, counts, counts, counts)
     return Evidence(design, "A", ("B",), arms, None, (period,), 0.0, 10 * DAY)
+
+
+def failing(requests: int, errors: int) -> Arm:
+    """A variant that gave no answer to some requests, each of somebody else."""
+    return Arm(requests=requests, errors=errors, apart=requests, apart_failed=errors)
 
 
 def clients(n: int = 20_000, champion: float = 0.70, challenger: float = 0.76, seed: int = 1) -> Rows:
@@ -141,7 +148,7 @@ def test_while_it_is_open_the_verdict_says_about_how_long_it_will_be() -> None:
 
 def test_a_split_that_is_not_as_configured_is_not_trusted() -> None:
     evidence = parted(clients(), share=0.5)
-    wrong = replace(evidence, periods=(replace(evidence.periods[0], requests={"A": 11_000, "B": 9_000}),))
+    wrong = replace(evidence, periods=(replace(evidence.periods[0], assigned={"A": 11_000, "B": 9_000}),))
     verdict = judge(wrong, Rules())
     assert (verdict.decision, verdict.variant) == ("don't trust", None)
     assert said(verdict) == (
@@ -159,6 +166,40 @@ def test_outcomes_that_go_missing_on_one_side_are_not_trusted() -> None:
     verdict = judge(wrong, Rules())
     assert verdict.decision == "don't trust"
     assert "the outcomes that are known do not follow" in said(verdict)
+
+
+def test_what_got_no_answer_is_no_outcome_that_is_missing() -> None:
+    """A challenger that fails one request in five is broken, and not a case of lost outcomes."""
+    evidence = parted(clients())
+    failing = replace(evidence.periods[0], served={"A": 10_000, "B": 8_000}, labels={"A": 10_000, "B": 8_000})
+    checks = {each.name: each for each in judge(replace(evidence, periods=(failing,)), Rules()).checks}
+    assert checks["label ratio"].state == "passed"
+    assert "the outcomes that are known follow the answers" in checks["label ratio"].seen
+
+
+def test_errors_that_come_with_time_are_nobodys_where_shares_moved() -> None:
+    """Both fail in 1 % of all requests while B has 5 % of them, and both in 5 % while it has half of them."""
+    before = Period({"A": 0.95, "B": 0.05}, apart={"A": 19_000, "B": 1_000}, apart_failed={"A": 190, "B": 10})
+    after = Period({"A": 0.5, "B": 0.5}, apart={"A": 10_000, "B": 10_000}, apart_failed={"A": 500, "B": 500})
+    arms = {"A": failing(29_000, 690), "B": failing(11_000, 510)}
+    rules = Rules(guardrails=(Guardrail("errors", "error-rate", 0.01),))
+    [seen] = guardrails.results(Evidence("split", "A", ("B",), arms, periods=(before, after)), "B", rules)
+    assert seen.state != "breached"
+    assert seen.harm == pytest.approx(0, abs=1e-12)
+    [row] = [
+        row
+        for row in judge(Evidence("split", "A", ("B",), arms, periods=(before, after)), rules)
+        .comparisons[0]
+        .rows
+        if row.metric == "error-rate"
+    ]
+    assert row.difference == pytest.approx(0, abs=1e-12)
+    assert row.interval.lower is not None
+    assert row.interval.upper is not None
+    assert -0.03 < row.interval.lower < 0 < row.interval.upper < 0.03
+    worse = replace(after, apart_failed={"A": 500, "B": 900})
+    [seen] = guardrails.results(Evidence("split", "A", ("B",), arms, periods=(before, worse)), "B", rules)
+    assert seen.state == "breached"
 
 
 @pytest.mark.parametrize("design", ["shadow", "split", "bandit"])
@@ -616,7 +657,7 @@ def test_arms_on_the_same_requests_are_not_taken_for_independent() -> None:
     rule = Rules(guardrails=(Guardrail("errors", "error-rate"),))
     counts = []
     for design in ("shadow", "split"):
-        arms = {"A": Arm(requests=1000, errors=10), "B": Arm(requests=1000, errors=40)}
+        arms = {"A": failing(1000, 10), "B": failing(1000, 40)}
         (result,) = judge(Evidence(design, "A", ("B",), arms), rule).comparisons[0].guardrails
         expected = rates.log_e_value_of_excess((10, 1000), (40, 1000), 0.0, independent=design == "split")
         assert result.e_value == pytest.approx(math.exp(float(expected)))

@@ -13,7 +13,7 @@ from router.controllers import Gate, Judgement, Sums, next_step
 from router.experiment import read
 from router.experiments import Current
 from tests.test_verdict import shadowed
-from verdict import canary, guardrails, plan, sequence
+from verdict import canary, guardrails, plan, rates, sequence
 from verdict.canary import HASTY, USUAL, Plan, State, sent_back
 from verdict.decision import judge
 from verdict.evidence import Arm, Evidence, Period, Rules
@@ -36,6 +36,7 @@ from verdict.harness import (
     type_one,
 )
 from verdict.moments import Moments
+from verdict.selftest import clopper_pearson
 from verdict.simulate import Rows
 from verdict.validate import held_out
 
@@ -113,6 +114,8 @@ def of_one(state: State, number: int, share: float) -> Evidence:
         name: Arm(
             requests=int(state.requests[side, number]),
             errors=int(state.errors[side, number]),
+            apart=int(state.requests[side, number]),
+            apart_failed=int(state.errors[side, number]),
             labelled=int(state.scores[side, 0, number]),
             positives=int(state.scores[side, 3, number]),
             brier=Moments(int(state.scores[side, 0, number]), *state.scores[side, 1:3, number]),
@@ -204,3 +207,32 @@ def test_the_mean_time_to_a_decision_is_what_simulation_gives() -> None:
     out = np.abs(sums) > bound
     when = np.where(out.any(1), n[out.argmax(1)], 6000)
     assert when.mean() / 1000 == pytest.approx(plan.stopping().expected, rel=0.05)
+
+
+def test_units_for_whom_everything_fails_send_no_canary_back_that_is_no_worse() -> None:
+    """Of 60 units one in twenty fails always, whoever answers; each comes again and again."""
+    rng = np.random.default_rng(1)
+    streams, units = 400, 60
+    arms = rng.random((streams, units)) < 0.5
+    fails = np.where(rng.random((streams, units)) < 0.05, 1.0, 0.001)
+    comes = np.minimum(rng.exponential(0.5, (streams, units)), 1)
+    failed = np.zeros((streams, units))
+    n, k, together = np.zeros((3, 2, streams))
+    back, naive = np.zeros((2, streams), bool)
+    for _ in range(60):
+        seen = rng.random((streams, units)) < comes
+        bad = seen & (rng.random((streams, units)) < fails)
+        for side, mine in enumerate((~arms, arms)):
+            n[side] += (seen & mine).sum(axis=1)
+            k[side] += (bad & mine).sum(axis=1)
+            together[side] += np.where(bad & mine, failed, 0).sum(axis=1)
+        failed += bad
+        enough = n[1] >= guardrails.LEAST_REQUESTS
+        # Two steps of one guardrail.
+        bound = np.log(2 / 0.05)
+        one, other = (rates.alike(k[side], n[side], together[side]) for side in (0, 1))
+        log_e = rates.log_e_value_of_excess(one, other, 0.01)
+        back |= enough & (other[1] >= guardrails.LEAST_UNITS) & (log_e >= bound)
+        naive |= enough & (rates.log_e_value_of_excess((k[0], n[0]), (k[1], n[1]), 0.01) >= bound)
+    assert clopper_pearson(int(back.sum()), streams)[1] <= 0.025
+    assert naive.mean() > 0.1, "requests taken for independent would"

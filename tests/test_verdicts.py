@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -119,12 +119,68 @@ def test_a_split_is_judged_by_what_each_variant_said_of_its_own_requests(engine:
     assert sum(b.latencies.values()) == 3
     [period] = evidence.periods
     assert period.weights == {"A": 0.5, "B": 0.5}
-    assert (period.requests, period.labels, period.errors) == (
-        *({"A": 1, "B": 4}, {"A": 1, "B": 1}),
+    assert (period.requests, period.assigned, period.served, period.labels, period.apart_failed) == (
+        *({"A": 1, "B": 4}, {"A": 1, "B": 4}, {"A": 1, "B": 2}, {"A": 1, "B": 1}),
         {"A": 0, "B": 2},
     )
     assert book.evidence("simulation").arm("B").labelled == 1
     assert book.evidence(None).arm("B").labelled == 2
+
+
+def seen(verdict: Verdict, name: str) -> str:
+    """What a check of the verdict says, which is passed."""
+    [check] = [each for each in verdict.checks if each.name == name]
+    assert check.state == "passed", check
+    return check.seen
+
+
+def test_units_that_come_again_and_batches_count_once_among_what_chance_assigned(engine: sa.Engine) -> None:
+    book = Book(engine)
+    current = book.experiments.current()
+    assert current
+    units: Counter[str] = Counter()
+    rows = []
+    for unit in range(200):
+        variant = current.assign(f"u{unit}").variant.name
+        units[variant] += 1
+        rows += [
+            record(time=stamp(NOW), experiment="e", variant=variant, propensity=0.5, unit=f"u{unit}")
+            for _ in range(book.random.randrange(1, 40))
+        ]
+    for number, (variant, length) in enumerate([("A", 500), ("B", 30)]):
+        rows += [
+            record(
+                f"{number}/{row}", time=stamp(NOW), experiment="e", variant=variant, propensity=0.5
+            )._replace(request_id=str(number), row=row)
+            for row in range(length)
+        ]
+    book.ledger.append(Entry(rows))
+    list(book.reported.append([{"id": each.id, "outcome": 1} for each in rows]))
+    [period] = book.evidence().periods
+    assert sum(period.requests.values()) == len(rows)
+    once = {name: count + 1 for name, count in units.items()}
+    assert period.assigned == period.served == period.labels == once
+    verdict = book.verdict()
+    expected = f"A {once['A']:,} where 101 are expected"
+    assert expected in seen(verdict, "sample ratio")
+    assert f"A {once['A']:,} where {once['A']:,} are expected" in seen(verdict, "label ratio")
+    # A change that leaves the split as it is does not make them new ones.
+    book.experiments.set(_document(decision={"alpha": 0.01}), expected=1, by="a test", reason="stricter")
+    book.ledger.append(
+        Entry(
+            [each._replace(id=f"{each.id}-again", request_id="x", experiment_version=2) for each in rows[:50]]
+        )
+    )
+    [period] = book.evidence().periods
+    assert sum(period.requests.values()) == len(rows) + 50
+    assert period.assigned == once
+
+
+def test_a_batch_is_one_latency(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(5):
+        book.asked(f"b/{number}", 0.5, variant="A", request_id="b", row=number)
+    assert sum(book.evidence().arm("A").latencies.values()) == 1
 
 
 def test_shadows_and_replays_are_judged_by_pairs(engine: sa.Engine) -> None:
@@ -209,6 +265,10 @@ def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> No
     before = book.evidence().arm("A")
     # As it was before there were sums by unit.
     with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX predictions_failed_by_unit"))
+        for column in ("assigned", "served", "apart", "apart_failed", "together", "timed"):
+            connection.execute(sa.text(f"ALTER TABLE sums DROP COLUMN {column}"))
+        connection.execute(sa.text("ALTER TABLE labels DROP COLUMN assigned"))
         for table in ("repeats", "repeat_decisions"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
@@ -540,6 +600,30 @@ def test_tagged_traffic_moves_a_canary_only_where_the_document_says_so(
         back = canary(book, 400, 1.0, tag="simulation")
         assert (back is not None) == (traffic != "load-test")
         assert back is None or back.weights == {"A": 1, "B": 0}
+
+
+@pytest.mark.parametrize("guardrails", [CANARY["guardrails"], []], ids=["guardrails", "gates"])
+@pytest.mark.parametrize("together", ["unit", "batch"])
+def test_what_fails_together_sends_no_canary_back(
+    engine: sa.Engine, together: str, guardrails: list[dict[str, Any]]
+) -> None:
+    strict = [each | {"margin": 0.001} for each in guardrails]
+    gates = CANARY["canary"] | {"gates": {"max_error_rate_difference": 0.001}}
+    book = Book(engine, **CANARY | {"guardrails": strict, "canary": gates})
+    good = [record(time=stamp(NOW), experiment="e", variant="AB"[number % 2]) for number in range(600)]
+    failed = [
+        record(f"b/{row}", time=stamp(NOW), experiment="e", variant="B", status=502, prediction=None)
+        for row in range(100)
+    ]
+    alike: list[dict[str, Any]] = [
+        {"unit": "u"} if together == "unit" else {"request_id": "b", "row": row} for row in range(100)
+    ]
+    book.ledger.append(Entry([*good, *(row._replace(**its) for row, its in zip(failed, alike, strict=True))]))
+    assert canary_decides(book) is None, "somebody's requests, or a batch, that it cannot answer"
+    book.ledger.append(Entry([row._replace(id=f"alone-{row.id}") for row in failed]))
+    back = canary_decides(book)
+    assert back
+    assert back.weights == {"A": 1, "B": 0}
 
 
 def test_a_canary_waits_for_a_guardrail_that_knows_nothing_yet(engine: sa.Engine) -> None:

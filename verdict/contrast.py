@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from verdict import bandit, bernstein, sequence
+from verdict import bandit, bernstein, rates, sequence
 from verdict.evidence import Arm, Evidence, Pairs, Rules
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 from verdict.sequence import Floats
@@ -44,6 +44,29 @@ class Contrast:
     error: float
     n: int
     squares: float | None = None
+
+
+def errors(evidence: Evidence, challenger: str) -> tuple[rates.Count, rates.Count]:
+    """How often, of how many, the champion gave no answer, and the challenger: arrays with a place a period.
+
+    Errors that come and go with time are not taken for a variant's where shares moved meanwhile. What fails
+    for a unit again and again is not taken for many independent errors.
+    """
+    names = (evidence.champion, challenger)
+    periods = [each for each in evidence.periods if all(each.apart.get(name) for name in names)]
+    if evidence.design == "shadow" or not periods:
+        arms = [evidence.arm(name) for name in names]
+        counts = [[(arm.apart_failed, arm.apart, arm.together)] for arm in arms]
+    else:
+        counts = [
+            [
+                (each.apart_failed.get(name, 0), each.apart[name], each.together.get(name, 0))
+                for each in periods
+            ]
+            for name in names
+        ]
+    one, other = (rates.alike(*zip(*each, strict=True)) for each in counts)
+    return one, other
 
 
 def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | None = None) -> Basis:

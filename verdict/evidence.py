@@ -61,6 +61,10 @@ class Arm:
     Attributes:
         requests: those that it was asked, in shadow mode unseen by the caller.
         errors: those that got no answer from it (5xx).
+        apart: the requests by which errors are judged: the first of batches, and of units in ten minutes.
+        apart_failed: of these the errors.
+        together: Σ over these errors of in how many ten minutes before, by the same weights, their unit got
+            no answer.
         mature: its answered requests that are older than the maturity.
         labelled: of the mature ones those whose outcome is known, 0 or 1. All that follows is over them.
         positives: how many outcomes are 1.
@@ -81,6 +85,9 @@ class Arm:
 
     requests: int = 0
     errors: int = 0
+    apart: int = 0
+    apart_failed: int = 0
+    together: int = 0
     mature: int = 0
     labelled: int = 0
     positives: int = 0
@@ -99,6 +106,9 @@ class Arm:
         return Arm(
             self.requests + other.requests,
             self.errors + other.errors,
+            self.apart + other.apart,
+            self.apart_failed + other.apart_failed,
+            self.together + other.together,
             self.mature + other.mature,
             self.labelled + other.labelled,
             self.positives + other.positives,
@@ -159,14 +169,21 @@ class Period:
     Attributes:
         weights: the shares in force; they sum to 1.
         requests: requests assigned.
-        labels: matured requests with an outcome.
-        errors: requests that got no answer (5xx).
+        assigned: of these the ones that chance assigned for themselves: the first ones of units, and of
+            batches.
+        served: of the assigned ones those that are mature, and were answered by their variant.
+        labels: of the served ones those with an outcome.
+        apart, apart_failed, together: as those of an arm.
     """
 
     weights: Mapping[str, float]
     requests: Mapping[str, int] = field(default_factory=dict)
+    assigned: Mapping[str, int] = field(default_factory=dict)
+    served: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
-    errors: Mapping[str, int] = field(default_factory=dict)
+    apart: Mapping[str, int] = field(default_factory=dict)
+    apart_failed: Mapping[str, int] = field(default_factory=dict)
+    together: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Period) -> Period:
         if self.weights != other.weights:
@@ -174,8 +191,12 @@ class Period:
         return Period(
             self.weights,
             _merged(self.requests, other.requests),
+            _merged(self.assigned, other.assigned),
+            _merged(self.served, other.served),
             _merged(self.labels, other.labels),
-            _merged(self.errors, other.errors),
+            _merged(self.apart, other.apart),
+            _merged(self.apart_failed, other.apart_failed),
+            _merged(self.together, other.together),
         )
 
 

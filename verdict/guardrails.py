@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from verdict import quantiles, rates, sequence
-from verdict.contrast import FIELDS, basis, contrast
+from verdict.contrast import FIELDS, basis, contrast, errors
 from verdict.evidence import Evidence, Guardrail, Rules
 from verdict.results import GuardrailResult, GuardrailState, finite_exp
 
-# No canary is sent back on fewer of the challenger's requests, whatever they say.
-LEAST_REQUESTS = 30
+# No canary is sent back on fewer of the challenger's requests, nor on what fewer units saw.
+LEAST_REQUESTS, LEAST_UNITS = 30, 5
 
 LATENCY = re.compile(r"latency-p(\d{1,2}(?:\.\d+)?)")
 
@@ -96,8 +96,10 @@ def at_step(evidence: Evidence, challenger: str, rules: Rules, steps: int, min_r
     """
     found = results(evidence, challenger, replace(rules, guardrail_alpha=rules.guardrail_alpha / steps))
     requests = [evidence.arm(each).requests for each in (evidence.champion, challenger)]
+    its = evidence.arm(challenger)
+    _, alike = rates.alike(its.apart_failed, its.apart, its.together)
     for each in found:
-        if each.state == "breached" and requests[1] >= LEAST_REQUESTS:
+        if each.state == "breached" and its.apart >= LEAST_REQUESTS and alike >= LEAST_UNITS:
             return Step("regress", each, found)
     if min(requests) < min_requests:
         return Step("hold", None, found)
@@ -118,14 +120,13 @@ def _harm(evidence: Evidence, challenger: str, guardrail: Guardrail, rules: Rule
 
 
 def _errors(evidence: Evidence, challenger: str, margin: float, alpha: float) -> Harm:
-    one, other = (evidence.arm(each) for each in (evidence.champion, challenger))
-    if not one.requests or not other.requests:
+    if not all(evidence.arm(each).apart for each in (evidence.champion, challenger)):
         return UNKNOWN
-    counts = (one.errors, one.requests), (other.errors, other.requests)
+    counts = errors(evidence, challenger)
     independent = evidence.design != "shadow"
-    log_e = float(rates.log_e_value_of_excess(*counts, margin, independent))
-    harm = other.errors / other.requests - one.errors / one.requests
-    return Harm(harm, *rates.difference_interval(*counts, alpha, independent), log_e)
+    log_e = float(rates.log_e_value_of_excess(*counts, margin, independent).sum())
+    ends = rates.difference_interval(*counts, alpha, independent)
+    return Harm(rates.difference(*counts), *ends, log_e)
 
 
 def _latency(evidence: Evidence, challenger: str, q: float, margin: float, alpha: float) -> Harm:

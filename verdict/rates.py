@@ -22,6 +22,22 @@ HALVINGS = 30
 Count = tuple[ArrayLike, ArrayLike]
 
 
+def alike(k: ArrayLike, n: ArrayLike, together: ArrayLike) -> tuple[Floats, Floats]:
+    """How often, of how many, where it happens to a unit again: as many independent ones say as much.
+
+    Args:
+        k: how often it happened, of n.
+        n: of how many.
+        together: Σ over the k of how many of the same unit there were before.
+
+    Source: both are divided by the design effect (Rao & Scott, Biometrics 1992, section 2). Here that is
+    Σe²/Σe, e being how often it happened to a unit: all of it where it happens seldom.
+    """
+    k, n, together = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, together)))
+    effect = 1 + 2 * together / np.maximum(k, 1)
+    return np.asarray(k / effect), np.asarray(n / effect)
+
+
 def log_e_value(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
     """The logarithm of the e-value against a rate: convex in it, and smallest at k/n.
 
@@ -99,30 +115,42 @@ def log_e_value_of_excess(one: Count, other: Count, margin: ArrayLike, independe
     return log_e_value_of_difference((k, n), (m, total), np.where(seen > margin, margin, seen), independent)
 
 
+def difference(one: Count, other: Count) -> float:
+    """What the other's rate is above the one's, over all periods (Mantel & Haenszel's weights)."""
+    k, n, m, total = (np.asarray(each, float) for each in (*one, *other))
+    weights = n * total / np.maximum(n + total, 1)
+    differences = m / np.maximum(total, 1) - k / np.maximum(n, 1)
+    return float((weights * differences).sum() / max(weights.sum(), 1e-300))
+
+
 def difference_interval(
-    one: tuple[int, int], other: tuple[int, int], alpha: float, independent: bool = True
+    one: Count, other: Count, alpha: float, independent: bool = True
 ) -> tuple[float, float]:
     """What the other's rate is above the one's, at every moment at once with probability 1 − alpha.
 
     Args:
-        one: how often it happened, of how many.
+        one: how often it happened, of how many; of several periods arrays.
         other: the same.
         alpha: the probability that the interval ever misses.
         independent: False where both were counted on the same requests.
 
     Returns:
-        Lower and upper end, in [−1, 1]: where the e-value of a difference reaches 1/alpha.
+        Lower and upper end, in [−1, 1], where the e-values of all periods against a difference of at most,
+        and of at least that come to 1/alpha together. Where periods differ in their difference, the greatest
+        is above the lower end, and the least below the upper one.
     """
-    seen = other[0] / max(other[1], 1) - one[0] / max(one[1], 1)
 
     def excess(difference: float) -> float:
-        log_e = log_e_value_of_difference(one, other, difference, independent)
+        log_e = log_e_value_of_excess(one, other, difference, independent).sum()
         return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
 
-    ends = [
-        float(end) if excess(end) < 0 else float(brentq(excess, seen, end, xtol=1e-10)) for end in (-1.0, 1.0)
-    ]
-    return ends[0], ends[1]
+    def lack(difference: float) -> float:
+        log_e = log_e_value_of_excess(other, one, -difference, independent).sum()
+        return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
+
+    lower = -1.0 if excess(-1.0) < 0 else float(brentq(excess, -1.0, 1.0, xtol=1e-10))
+    upper = 1.0 if lack(1.0) < 0 else float(brentq(lack, -1.0, 1.0, xtol=1e-10))
+    return min(lower, upper), max(lower, upper)
 
 
 def _slope(k: Floats, n: Floats, rate: Floats) -> Floats:

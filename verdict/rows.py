@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from scipy.stats import norm
 
 from verdict import discrimination, quantiles, rates, sequence
-from verdict.contrast import Contrast, basis, contrast, means, of_history, ruler
+from verdict.contrast import Contrast, basis, contrast, errors, means, of_history, ruler
 from verdict.evidence import SCORE_BINS, Arm, Evidence, Rules
 from verdict.guardrails import LATENCY
 from verdict.results import (
@@ -42,7 +43,7 @@ def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tu
     metrics.sort(key=lambda metric: metric != rules.metric)
     found = [mean_row(evidence, challenger, metric, rules, alpha) for metric in metrics]
     found.append(_calibration(arms, rules, alpha))
-    found.append(_errors(arms, alpha, evidence.design != "shadow"))
+    found.append(_errors(evidence, challenger, alpha))
     asked = [each.metric for each in rules.guardrails if LATENCY.fullmatch(each.metric)]
     found += [_latency(arms, metric, alpha) for metric in sorted({*asked, *QUANTILES}, key=_share)]
     found.append(_area(evidence, challenger, alpha))
@@ -160,15 +161,23 @@ def _calibration(arms: list[Arm], rules: Rules, alpha: float) -> Row:
     return _row("calibration", "nearer to 0", values, ends)
 
 
-def _errors(arms: list[Arm], alpha: float, independent: bool) -> Row:
+def _errors(evidence: Evidence, challenger: str, alpha: float) -> Row:
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
     values = [arm.errors / arm.requests if arm.requests else None for arm in arms]
-    if not all(arm.requests for arm in arms):
+    if not all(arm.apart for arm in arms):
         return _row("error-rate", "lower", values)
-    counts = [(arm.errors, arm.requests) for arm in arms]
+    mine, its = errors(evidence, challenger)
+    independent = evidence.design != "shadow"
     # The champion's rate less the challenger's.
-    ends = rates.difference_interval(counts[1], counts[0], alpha, independent)
-    log_e = float(rates.log_e_value_of_difference(counts[1], counts[0], 0.0, independent))
-    return _row("error-rate", "lower", values, interval=Interval(*ends), log_e=log_e)
+    row = _row(
+        "error-rate",
+        "lower",
+        values,
+        interval=Interval(*rates.difference_interval(its, mine, alpha, independent)),
+        log_e=float(rates.log_e_value_of_difference(its, mine, 0.0, independent).sum()),
+        note="by periods of the same shares" if np.size(mine[0]) > 1 else "",
+    )
+    return replace(row, difference=rates.difference(its, mine))
 
 
 def _share(metric: str) -> float:

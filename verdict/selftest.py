@@ -241,9 +241,12 @@ class Experiment:
             arms[name] = self._arm(name, scores[name][which], rows.outcome[which], known[which], has)
         period = Period(
             {CHAMPION: 1 - self.share, CHALLENGER: self.share},
-            {name: arm.requests for name, arm in arms.items()},
-            {name: arm.labelled for name, arm in arms.items()},
-            {name: arm.errors for name, arm in arms.items()},
+            requests={name: arm.requests for name, arm in arms.items()},
+            assigned={name: arm.requests for name, arm in arms.items()},
+            served={name: arm.mature for name, arm in arms.items()},
+            labels={name: arm.labelled for name, arm in arms.items()},
+            apart={name: arm.apart for name, arm in arms.items()},
+            apart_failed={name: arm.apart_failed for name, arm in arms.items()},
         )
         return Evidence("split", CHAMPION, (CHALLENGER,), arms, periods=(period,))
 
@@ -252,7 +255,10 @@ class Experiment:
         p, y = scores[known & answered], outcomes[known & answered]
         arm = scored(p, y, self._threshold(name), self.rules.costs)
         answers = int(answered.sum())
-        return replace(arm, requests=len(scores), errors=len(scores) - answers, mature=answers)
+        requests, errors = len(scores), len(scores) - answers
+        return replace(
+            arm, requests=requests, errors=errors, apart=requests, apart_failed=errors, mature=answers
+        )
 
     def _threshold(self, name: str) -> float:
         return self.rules.thresholds.get(name, 0.5)

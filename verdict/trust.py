@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from verdict import rates, sequence
 from verdict.evidence import Evidence, Rules
@@ -22,8 +23,7 @@ def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """The checks that concern all variants."""
     found = [_matured(evidence, rules)]
     if evidence.design != "shadow":
-        found.append(_ratio("sample ratio", "requests", evidence, rules))
-        found.append(_ratio("label ratio", "labels", evidence, rules))
+        found += _ratios(evidence, rules)
         found += _propensities(evidence, rules)
     return tuple(found)
 
@@ -61,12 +61,35 @@ def _matured(evidence: Evidence, rules: Rules) -> Check:
     return Check("maturity", "passed", seen)
 
 
-def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:
-    """Whether requests, or labels, came to the variants as they were assigned."""
-    periods = [(each.weights, getattr(each, what)) for each in evidence.periods]
+def _ratios(evidence: Evidence, rules: Rules) -> tuple[Check, Check]:
+    """Whether requests came to the variants as they were to, and outcomes to what the variants answered.
+
+    A unit counts once, and so does a batch: chance assigned them as a whole. What got no answer can have no
+    outcome, and is no fault of the outcomes.
+    """
+    asked = [(each.weights, each.assigned) for each in evidence.periods]
+    told = [(_shares(each.served), each.labels) for each in evidence.periods if sum(each.served.values())]
+    return (
+        _ratio("sample ratio", ("the requests", "the configured shares"), asked, evidence, rules),
+        _ratio("label ratio", ("the outcomes that are known", "the answers"), told, evidence, rules),
+    )
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
+def _ratio(
+    name: str,
+    what: tuple[str, str],
+    periods: Sequence[tuple[Mapping[str, float], Mapping[str, int]]],
+    evidence: Evidence,
+    rules: Rules,
+) -> Check:
     n = sum(sum(counts.values()) for _, counts in periods)
     if not n:
-        return Check(name, "not yet", f"there are no {what} yet")
+        return Check(name, "not yet", f"there are none of {what[0]} yet")
     log_e = log_bayes_factor_of_periods(periods)
     variants = (evidence.champion, *evidence.challengers)
     counted = {each: sum(counts.get(each, 0) for _, counts in periods) for each in variants}
@@ -78,8 +101,7 @@ def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:
         f"{each} {counted[each]:,} where {expected[each]:,.0f} are expected" for each in variants
     )
     failed = log_e >= -math.log(rules.trust_alpha)
-    subject = "the requests" if what == "requests" else "the outcomes that are known"
-    seen = f"{subject} {'do not ' if failed else ''}follow the configured shares ({told})"
+    seen = f"{what[0]} {'do not ' if failed else ''}follow {what[1]} ({told})"
     return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
 
 
