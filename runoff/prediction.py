@@ -47,7 +47,7 @@ from runoff.front import Front
 from runoff.live import Live, Ready
 from runoff.management import Management
 from runoff.operations import JSON, describe
-from runoff.problems import Malformed, NotFound, Unavailable
+from runoff.problems import NotFound, Unavailable, wrong_parameter
 from runoff.records import RecordReader
 from runoff.store import Store
 
@@ -169,7 +169,7 @@ def _threshold(ready: Ready, body: Any) -> float | None:
     """
     asked = request.args.get("class", "false")
     if asked not in ("true", "false"):
-        raise Malformed(f"class takes true or false, not {asked[:40]!r}")
+        raise wrong_parameter("class", "enum", "true or false", asked)
     if asked == "true" or asks_for_class(body):
         return float(ready.model.version.record.get("threshold", DEFAULT_THRESHOLD))
     return None
