@@ -24,12 +24,12 @@ from router.experiment import Variant
 from router.fold import Fold
 from router.keys import Scope
 from router.ledger import Ledger, tagged
-from router.openapi import CALLERS
+from router.openapi import CALLERS, SERVICES
 from router.routing import Router, limits_of
 from router.tables import outcomes, predictions
 from runoff import web
 from runoff.operations import describe
-from runoff.problems import NotFound, Unavailable, wrong_parameter
+from runoff.problems import NotFound, wrong_parameter
 
 MAX_ROWS = 5000
 USUAL_ROWS = 2000
@@ -94,7 +94,7 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
 
     @api.get("/v1/drift")
     @describe(
-        *(*CALLERS, NotFound, Unavailable),
+        *(*CALLERS, *SERVICES, NotFound),
         tag="experiment",
         query={
             "variant": {"type": "string"},
