@@ -260,7 +260,7 @@ def _body(address: str, reader: RecordReader) -> Any:
         return {"dataframe_records": records_of_csv(web.text_body(), features)}
     if address in MLFLOW and request.mimetype == batches.PARQUET:
         return {"dataframe_records": batches.records_of_parquet(web.whole_body(), reader.prototype)}
-    if address in V2 and (header := request.headers.get(binary_tensors.HEADER)):
+    if address in V2 and (header := request.headers.get(binary_tensors.HEADER)) is not None:
         text, data = binary_tensors.split(web.whole_body(), header)
         body = web.from_json(text)
         binary_tensors.fill(body, data)
