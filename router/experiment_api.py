@@ -16,8 +16,9 @@ of the weights within a version, by a controller, say, does not hold an operator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from flask import Blueprint, Response, jsonify, request
@@ -28,17 +29,16 @@ from router.database import DatabaseDown
 from router.experiment import Experiment, ExperimentError, Name, Part, field_errors, read, told
 from router.experiments import Current, Entry, Experiments, NotPossible, Place, Stale
 from router.keys import Scope
+from router.openapi import CALLERS, IDEMPOTENCY_KEY, REPLAYED
 from runoff import web
 from runoff.operations import JSON, Schema, describe
 from runoff.problems import (
     Conflict,
-    Forbidden,
     Invalid,
     Malformed,
     NotFound,
     Problem,
     TooLarge,
-    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -55,7 +55,8 @@ class Caller(Protocol):
         """By which the audit knows them."""
 
 
-# Lets the caller of this request in for what a scope allows, or raises Unauthorized or Forbidden.
+# Lets the caller of this request in for what a scope allows, or raises Unauthorized, Forbidden,
+# TooManyRequests or Unavailable.
 Authorize = Callable[[Scope], Caller]
 
 
@@ -151,26 +152,32 @@ class Audit(TypedDict):
 Body = TypeVar("Body", bound=Part)
 
 
-def _like(model: type[Part], **example: Any) -> Callable[[], Mapping[str, Schema]]:
-    """The content of a body of this form."""
-    return lambda: {
-        JSON: {"schema": model.model_json_schema(), "examples": {"usual": {"value": example}}},
-    }
-
-
+# What may be wrong with a change, of whatever it is one.
 CHANGES: tuple[type[Problem], ...] = (
-    Malformed,
-    Unauthorized,
-    Forbidden,
+    *CALLERS,
+    NotFound,
     Conflict,
-    PreconditionFailed,
     TooLarge,
     UnsupportedMediaType,
     Invalid,
-    PreconditionRequired,
     Unavailable,
 )
 WHY = {"reason": "better calibrated", "by": "ada"}
+TAGGED = {"ETag": "The version of the experiment."}
+IF_MATCH: Schema = {
+    "type": "string",
+    "description": "The version that is changed: the ETag of GET /v1/experiment.",
+}
+_describe_change = partial(
+    describe,
+    *(*CHANGES, PreconditionFailed, PreconditionRequired),
+    tag="experiment",
+    secured=True,
+    answer=State,
+    headers=TAGGED | REPLAYED,
+    request_headers=lambda: {"If-Match": IF_MATCH, "Idempotency-Key": IDEMPOTENCY_KEY},
+    required=("If-Match",),
+)
 
 
 def blueprint(
@@ -195,13 +202,11 @@ def blueprint(
 
     @api.get("/v1/experiment")
     @describe(
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        Unavailable,
+        *(*CALLERS, NotFound, Unavailable),
         tag="experiment",
         answer=Experiment,
         statuses=(200, 304),
+        headers=TAGGED,
     )
     def show() -> Response:
         """The experiment's document; its version is the ETag."""
@@ -211,19 +216,15 @@ def blueprint(
         return _tagged(response, current).make_conditional(request)  # type: ignore[return-value]
 
     @api.put("/v1/experiment")
-    @describe(
-        *CHANGES,
-        tag="experiment",
-        secured=True,
-        answer=State,
-        request=_like(Experiment),
+    @_describe_change(
+        takes=Experiment,
         query={"reason": {"type": "string"}, "by": {"type": "string"}},
-        required=("reason",),
+        required=("reason", "If-Match"),
     )
     def replace() -> Response:
         """Make a document the next version, in force within a second."""
         caller = authorize("operator")
-        why = _valid(Why, request.args.to_dict(), Malformed)
+        why = valid(Why, request.args.to_dict(), Malformed)
         try:
             document = read(web.json_body())
         except ExperimentError as error:
@@ -231,42 +232,40 @@ def blueprint(
         return change(why, caller, lambda who: experiments.set(document, **who))
 
     @api.get("/v1/experiment/state")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="experiment", answer=State)
+    @describe(*CALLERS, NotFound, Unavailable, tag="experiment", answer=State, headers=TAGGED)
     def state() -> Response:
         """The weights in force, by which version, since when, by whom and why."""
         authorize("read")
         return _state(_in_force(experiments))
 
     @api.post("/v1/experiment/pause")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    @_describe_change(takes=Why, example=WHY)
     def pause() -> Response:
         """Send all traffic to the champion, and let nothing count until it is resumed."""
         return decide(experiments.pause)
 
     @api.post("/v1/experiment/hold")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    @_describe_change(takes=Why, example=WHY)
     def hold() -> Response:
         """Keep a canary or a bandit at the weights that it has until it is resumed."""
         return decide(experiments.hold)
 
     @api.post("/v1/experiment/resume")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    @_describe_change(takes=Why, example=WHY)
     def resume() -> Response:
         """End a pause or a hold, with the weights of before."""
         return decide(experiments.resume)
 
     @api.post("/v1/experiment/ramp")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Ramp, share=0.3, **WHY))
+    @_describe_change(takes=Ramp, example={"share": 0.3, **WHY})
     def ramp() -> Response:
         """Give a variant another share; the others share the rest in proportion."""
         caller = authorize("operator")
-        asked = _valid(Ramp, web.json_body(), Invalid)
+        asked = valid(Ramp, web.json_body(), Invalid)
         return change(asked, caller, lambda who: experiments.ramp(asked.share, asked.variant, **who))
 
     @api.post("/v1/experiment/promote")
-    @describe(
-        *CHANGES, tag="experiment", secured=True, answer=State, request=_like(Promotion, variant="B", **WHY)
-    )
+    @_describe_change(takes=Promotion, example={"variant": "B", **WHY})
     def promote() -> Response:
         """Make a variant the champion, with all of the traffic.
 
@@ -274,7 +273,7 @@ def blueprint(
         `override`.
         """
         caller = authorize("operator")
-        asked = _valid(Promotion, web.json_body(), Invalid)
+        asked = valid(Promotion, web.json_body(), Invalid)
         current = _expected(experiments)
         against = [] if asked.override == asked.variant else doubts(current, asked.variant)
         if against:
@@ -286,10 +285,7 @@ def blueprint(
 
     @api.get("/v1/audit")
     @describe(
-        Malformed,
-        Unauthorized,
-        Forbidden,
-        Unavailable,
+        *(*CALLERS, Unavailable),
         tag="experiment",
         query={
             "since": {"type": "string", "default": "0.0"},
@@ -300,23 +296,29 @@ def blueprint(
     def audit() -> Audit:
         """Every version and every change of weights, oldest first: when, by whom, why, and what."""
         authorize("read")
-        return _audit(experiments, _valid(Page, request.args.to_dict(), Malformed))
+        return _audit(experiments, valid(Page, request.args.to_dict(), Malformed))
 
     def decide(make: Callable[..., Current]) -> Response:
         """Change what takes nothing but a reason."""
         caller = authorize("operator")
-        return change(_valid(Why, web.json_body(), Invalid), caller, lambda who: make(**who))
+        return change(valid(Why, web.json_body(), Invalid), caller, lambda who: make(**who))
 
     def change(why: Why, caller: Caller, make: Callable[[dict[str, Any]], Current]) -> Response:
-        by = f"{why.by} ({caller.name})" if why.by else caller.name
-        made = make({"expected": _expected(experiments).version, "by": by[:MAX_BY], "reason": why.reason})
+        expected = _expected(experiments).version
+        made = make({"expected": expected, "by": signed(why, caller), "reason": why.reason})
         changed()
         return _state(made)
 
     return api
 
 
-def _valid(model: type[Body], given: Any, problem: type[Problem]) -> Body:
+def signed(why: Why, caller: Caller) -> str:
+    """Who does something: the name that they give, and that of their key."""
+    return (f"{why.by} ({caller.name})" if why.by else caller.name)[:MAX_BY]
+
+
+def valid(model: type[Body], given: Any, problem: type[Problem]) -> Body:
+    """What was sent, as a model has it; raises the problem, with each field, rule and value."""
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -27,7 +27,14 @@ from router.keys import Guard
 from router.routing import JSON_LENGTH, PASSED_ON, Answered, Asked, Router, told
 from runoff import web
 from runoff.batches import Form, accepted, form_of
-from runoff.problems import Malformed, Problem, TooLarge, Unavailable, UnsupportedMediaType
+from runoff.problems import (
+    Malformed,
+    Problem,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+    wrong_parameter,
+)
 from runoff.web import MAX_BODY_BYTES, REQUEST_ID, new_request_id
 
 if TYPE_CHECKING:
@@ -91,9 +98,7 @@ class Front:
         request_id = sent if sent and REQUEST_ID.fullmatch(sent) else new_request_id()
         try:
             if sent is not None and sent != request_id:
-                raise Malformed(
-                    "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
-                )
+                raise web.wrong_request_id(sent)
             form = form_of(_media_type(environ)) if found[0] is OURS else None
             asked = self._read(environ, request_id, found, form)
             return self._batch(environ, asked, form) if form else self._router.route(asked)
@@ -123,7 +128,7 @@ class Front:
         if forced is not None:
             guard.admit(authorization, "operator")
         key = checked_key(environ.get("HTTP_IDEMPOTENCY_KEY"))
-        tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "the header X-Traffic-Tag")
+        tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "X-Traffic-Tag")
         body, rows, batch = (b"", None, True) if form else _content(environ, dialect)
         passed_on = {name: value for name, cgi in PASSED_ON if (value := environ.get(cgi))}
         passed_on.setdefault("Content-Type", "application/json")
@@ -146,21 +151,26 @@ class Front:
         )
 
 
-def checked_tag(value: str | None, where: str) -> str | None:
-    """A tag of traffic.
+def checked_tag(value: str | None, name: str) -> str | None:
+    """A tag of traffic, if there is one.
+
+    Args:
+        value: the tag.
+        name: of the parameter or the header that it stood in.
 
     Raises:
-        Malformed: it is none; with where it stood.
+        Malformed: it is none.
     """
     if value is not None and not TAG.fullmatch(value):
-        raise Malformed(f"{where} takes 1 to 40 lower-case letters, digits and dashes, not {value[:40]!r}")
+        raise wrong_parameter(name, "pattern", "1 to 40 lower-case letters, digits and dashes", value)
     return value
 
 
 def _unit(value: str | None, header: str) -> str | None:
     """A unit's id; raises Malformed where it is empty, which servers make of what is not ASCII."""
     if value is not None and not (0 < len(value) <= MAX_UNIT and value.isascii()):
-        raise Malformed(f"the header {header} takes 1 to {MAX_UNIT} letters of ASCII; percent-encode others")
+        takes = f"1 to {MAX_UNIT} letters of ASCII, others percent-encoded"
+        raise wrong_parameter(header, "pattern", takes, value)
     return value
 
 

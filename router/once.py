@@ -61,8 +61,10 @@ class Once:
             Conflict: it came with another change, or with this one and nobody knows what came of it.
             Unavailable: the database cannot be reached.
         """
+        if request.method not in CHANGING:
+            return None
         key = checked_key(request.headers.get("Idempotency-Key"))
-        if key is None or request.method not in CHANGING:
+        if key is None:
             return None
         caller = self._authorize("operator")
         name = f"change-{_digest(caller.name, key)}"

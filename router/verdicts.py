@@ -218,6 +218,10 @@ class Verdicts:
         """What was recorded since traffic is split as it is now.
 
         The arguments are those of `verdict`; and `step`, a version and the allocation from which on it is.
+
+        Raises:
+            NotFound: there is no such replay set.
+            DatabaseDown: the database cannot be read.
         """
         self._fold.catch_up()
         document = current.document

@@ -24,13 +24,13 @@ from runoff.problems import (
     FieldError,
     Forbidden,
     Invalid,
-    Malformed,
     NotAcceptable,
     NotFound,
     TooLarge,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
+    wrong_parameter,
 )
 from runoff.releases import Release
 from runoff.store import ModelVersion, NoSuchVersion, StoreError
@@ -141,7 +141,7 @@ def _texts_like(**examples: str) -> Callable[[], Mapping[str, Schema]]:
     return lambda: {JSON: {"schema": schema, "examples": {"usual": {"value": examples}}}}
 
 
-CHANGES = (Unauthorized, Forbidden, Conflict, TooLarge, UnsupportedMediaType, Invalid)
+CHANGES = (Unauthorized, Forbidden, Conflict, TooLarge, UnsupportedMediaType, Invalid, Unavailable)
 WHY = {"reason": "better calibrated", "by": "ada"}
 
 
@@ -152,7 +152,7 @@ def blueprint(management: Management) -> Blueprint:
     api.register_error_handler(StoreError, lambda error: web.answer_problem(Unavailable(str(error))))
 
     @api.get("/v1/models/<model>/versions")
-    @describe(NotFound, tag="versions")
+    @describe(NotFound, Unavailable, tag="versions")
     def versions(model: str) -> Versions:
         """The versions of a model."""
         found = management.store.versions(model)
@@ -161,7 +161,7 @@ def blueprint(management: Management) -> Blueprint:
         return {"model": model, "versions": [summary(version) for version in found]}
 
     @api.get("/v1/models/<model>/versions/<version>")
-    @describe(NotFound, tag="versions", answer=VersionDetails, statuses=(200, 304))
+    @describe(NotFound, Unavailable, tag="versions", answer=VersionDetails, statuses=(200, 304))
     def version(model: str, version: str) -> Response:
         """One version: its training record, what it takes, the digests of its files."""
         return _cached(jsonify(details(_found(management, model, version))))
@@ -188,7 +188,7 @@ def blueprint(management: Management) -> Blueprint:
         return _cached(Response(management.card(_found(management, model, version), form), mimetype=chosen))
 
     @api.get("/v1/models/<model>/versions/<version>/reference")
-    @describe(NotFound, tag="versions", answer=Spreads, statuses=(200, 304))
+    @describe(NotFound, Unavailable, tag="versions", answer=Spreads, statuses=(200, 304))
     def reference(model: str, version: str) -> Response:
         """How its training data were spread: what live traffic is compared with."""
         found = _found(management, model, version)
@@ -200,6 +200,7 @@ def blueprint(management: Management) -> Blueprint:
     @api.get("/v1/models/<model>/diff")
     @describe(
         NotFound,
+        Unavailable,
         tag="versions",
         query={"from": {"type": "string"}, "to": {"type": "string", "default": "newest"}},
         required=("from",),
@@ -207,7 +208,7 @@ def blueprint(management: Management) -> Blueprint:
     def diff(model: str) -> DifferenceDetails:
         """What tells two versions apart: what of training, metrics, importance and schema differs."""
         if "from" not in request.args:
-            raise Malformed("the query must hold from, the id of a version")
+            raise wrong_parameter("from", "required", "the id of a version", None)
         before, after = (
             _found(management, model, request.args.get(name, "newest")) for name in ("from", "to")
         )
@@ -218,12 +219,12 @@ def blueprint(management: Management) -> Blueprint:
     @describe(tag="versions", query={"at": {"type": "string", "format": "date-time"}})
     def releases(model: str) -> History:
         """What a service serves, or served at a time, and all that was ever released to it."""
+        given = request.args.get("at")
         try:
             # The plus of a zone, where nobody escaped it, arrives as a space.
-            given = re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", request.args.get("at", ""))
-            at = parse_time(given) if "at" in request.args else None
+            at = parse_time(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", given)) if given is not None else None
         except (ValueError, OverflowError):
-            raise Malformed("at takes a time such as 2026-11-23T14:05Z") from None
+            raise wrong_parameter("at", "format", "a time such as 2026-11-23T14:05Z", given) from None
         live: Any = management.live(model, at)
         return {
             "service": model,

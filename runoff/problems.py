@@ -29,8 +29,9 @@ class FieldDetails(TypedDict):
 class FieldError:
     """One rule broken by one value.
 
-    `pointer` is an RFC 6901 JSON pointer into the request's body; `rule` is the JSON Schema keyword of the
-    rule (`/prototype` is the schema); `value` is what the caller sent there, shortened.
+    `pointer` is an RFC 6901 JSON pointer into the request's body, or to a parameter of its query or a header
+    by its name; `rule` is the JSON Schema keyword of the rule (of a record `/prototype` is the schema);
+    `value` is what the caller sent there, shortened.
     """
 
     pointer: str
@@ -104,6 +105,22 @@ class Malformed(Problem):
     title = "The request cannot be read"
 
 
+def wrong_parameter(name: str, rule: str, takes: str, value: str | None) -> Malformed:
+    """What is wrong with a parameter of a query or a header.
+
+    Args:
+        name: of the parameter.
+        rule: that it breaks, as in a FieldError.
+        takes: what it takes, for a reader.
+        value: what was sent; None where it is missing.
+    """
+    if value is None:
+        detail = f"{name} is missing; it takes {takes}"
+    else:
+        detail = f"{name} takes {takes}, not {value[:MAX_VALUE_LENGTH]!r}"
+    return Malformed(detail, errors=[FieldError(f"/{name}", rule, detail, value)])
+
+
 class Unauthorized(Problem):
     """Nobody could be known: no key was sent, or one that opens nothing."""
 
@@ -123,7 +140,7 @@ class Forbidden(Problem):
 class NotFound(Problem):
     status = 404
     slug = "not-found"
-    title = "There is nothing at this address"
+    title = "What is asked for is not there"
 
 
 class MethodNotAllowed(Problem):

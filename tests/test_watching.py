@@ -59,6 +59,24 @@ def test_the_service_behind_a_variant_tells_the_same_through_the_router(house: H
     assert house.router.gets("/v1/variants/C/versions").status == 404
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer", "rule"),
+    [
+        ([], "", "type"),
+        ({"version": "newest"}, "/reason", "required"),
+        ({"reason": "to see"}, "/version", "required"),
+        ({"version": 7, "reason": "to see"}, "/version", "type"),
+        ({"version": "newest", "reason": "to see", "colour": "red"}, "/colour", "additionalProperties"),
+    ],
+)
+def test_a_wrong_release_is_told_with_field_and_rule(
+    house: House, body: object, pointer: str, rule: str
+) -> None:
+    reply = house.router.sends(json.dumps(body).encode(), "/v1/variants/A/releases")
+    assert reply.status == 422
+    assert [(each["pointer"], each["rule"]) for each in reply.errors] == [(pointer, rule)]
+
+
 def test_releasing_through_the_router_needs_the_key_that_the_service_was_started_with(house: House) -> None:
     body = json.dumps({"version": "newest", "reason": "to see"}).encode()
     told = house.router.sends(body, "/v1/variants/A/releases")
@@ -119,6 +137,7 @@ def test_calibration_counts_what_came_true_by_what_was_said(
     "query",
     [
         "",
+        "?variant=",
         "?variant=C",
         "?variant=A&rows=0",
         "?variant=A&rows=5001",
