@@ -20,7 +20,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wsgi import get_input_stream
 
-from router.database import DatabaseDown
+from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
 from router.entries import checked_key
 from router.keys import Guard
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_UNIT = 256
 TAG = re.compile(r"[a-z0-9-]{1,40}")
-NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
 
 OUR_FAULT = "this is a fault of the router, not of the request; its log says more"
 
