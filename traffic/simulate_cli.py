@@ -21,7 +21,6 @@ from traffic.simulation import Late, Order, Progress, Simulation
 URL = "RUNOFF_ROUTER_URL"
 KEY = "RUNOFF_OPERATOR_KEY"
 LOOK_SECONDS = 0.2
-SOME = click.FloatRange(0, min_open=True)
 NOT_BEFORE = click.FloatRange(0)
 
 
