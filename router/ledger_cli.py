@@ -1,4 +1,4 @@
-"""`runoff keys`, `runoff prune` and `runoff replay`: what is done to a router's database, from a shell."""
+"""`runoff keys`, `prune`, `recount` and `replay`: what is done to a router's database, from a shell."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from router import database, retention
 from router.database import DatabaseDown, stamp
 from router.entries import Entry, SideAnswer
 from router.experiment import UNITS
+from router.fold import Fold
 from router.keys import SCOPES, Keys, KeyTrouble
 from router.ledger import Ledger
 from router.tables import predictions, side_answers
@@ -124,6 +125,13 @@ def list_(engine: sa.Engine, *, wants_json: bool) -> None:
 def prune(engine: sa.Engine, *, before: datetime) -> None:
     """Delete old predictions with all that is known of each; what they add to the sums stays."""
     click.echo(f"{retention.prune(engine, before):,} predictions deleted")
+
+
+@click.command(epilog=examples("runoff recount"))
+@on_ledger
+def recount(engine: sa.Engine) -> None:
+    """Count the rows anew, and correct the sums that differ; those of hours that were pruned stay."""
+    click.echo(f"{Fold(engine).recount():,} sums corrected")
 
 
 @click.command(
