@@ -99,7 +99,7 @@ def something_to_see(var: Path) -> str:
             check=True,
         ).stdout
 
-    runoff("simulate", "--queries", "1500", "--outcomes", "1")
+    runoff("simulate", "--requests", "1500", "--outcomes", "1")
     offered = ("--rate", "100", "--ramp", "5", "--seconds", "20")
     runs = [
         json.loads(runoff("load", "--target", target, *offered, "--json")) for target in ("router", "model_a")

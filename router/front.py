@@ -159,7 +159,9 @@ def checked_tag(value: str | None, where: str) -> str | None:
 def _unit(value: str | None, header: str) -> str | None:
     """A unit's id; raises Malformed where it is empty, which servers make of what is not ASCII."""
     if value is not None and not (0 < len(value) <= MAX_UNIT and value.isascii()):
-        raise Malformed(f"the header {header} takes 1 to {MAX_UNIT} letters of ASCII; percent-encode others")
+        raise Malformed(
+            f"the header {header} takes 1 to {MAX_UNIT} characters of ASCII; percent-encode others"
+        )
     return value
 
 

@@ -88,10 +88,14 @@ def keys() -> None:
 )
 @click.argument("name")
 @click.option("--scope", type=click.Choice(SCOPES), required=True, help="What it may do.")
-@click.option("--per-second", type=click.FloatRange(0.001), help="Requests that each worker lets through.")
+@click.option(
+    "--per-second",
+    type=click.FloatRange(0.001),
+    help="The most requests a second that each worker lets through.",
+)
 @on_ledger
 def add(engine: sa.Engine, *, name: str, scope: Any, per_second: float | None) -> None:
-    """Add a key named NAME, and tell it, once: only its hash is kept."""
+    """Add a key named NAME, and print it once: only its hash is kept."""
     click.echo(Keys(engine).add(name, scope, per_second))
 
 
@@ -99,7 +103,7 @@ def add(engine: sa.Engine, *, name: str, scope: Any, per_second: float | None) -
 @click.argument("name")
 @on_ledger
 def revoke(engine: sa.Engine, *, name: str) -> None:
-    """Let the key named NAME open nothing any more, within a second."""
+    """Revoke the key NAME; every worker knows within a second."""
     Keys(engine).revoke(name)
     click.echo(f"{name} is revoked")
 

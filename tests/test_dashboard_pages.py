@@ -536,7 +536,7 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
 ) -> None:
     start = rest(keyed, "/v1/stats")["cursor"]
     opens(page, keyed)
-    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("textbox", name="Requests").fill("10")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10, 10 failed")
     expect(page.locator("#progress")).to_contain_text("the router asks for a key")
@@ -545,7 +545,7 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
     page.get_by_role("link", name="Experiment", exact=True).click()
     types_in(page, KEY)
     page.get_by_role("link", name="Live traffic", exact=True).click()
-    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("textbox", name="Requests").fill("10")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10")
     assert rest(keyed, "/v1/stats")["cursor"] == start + 10
