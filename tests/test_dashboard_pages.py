@@ -364,7 +364,7 @@ def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
     drift = rest(keyed, "/v1/drift?variant=A")
     spread = drift["features"]["PAY_0"]
     expected = psi([*spread["reference"], 0, 0], [*spread["live"], spread["missing"][1], spread["other"]])
-    assert page.evaluate(PSI_BARS)["PAY_0"] == pytest.approx(expected)
+    assert page.wait_for_function(PSI_BARS).json_value()["PAY_0"] == pytest.approx(expected)
     expect(page.locator("#psi-table")).to_contain_text("▲ more than chance")
     expect(page.locator("#reliability-summary")).to_contain_text(
         f"Of {drift['labelled']:,} labelled requests"
