@@ -113,14 +113,16 @@ def _dialog() -> dmc.Modal:
                     minRows=2,
                     **{"data-autofocus": True},
                 ),
-                dmc.TextInput(id="by", label="Your name", description="Beside that of the key, if you like."),
+                dmc.TextInput(
+                    id="by", label="Your name", description="Optional; shown beside the key's name."
+                ),
                 html.Div(
                     id="override-row",
                     hidden=True,
                     children=dmc.TextInput(
                         id="override",
                         label="Override",
-                        description="Only against doubts of the evidence: the variant's name, typed.",
+                        description="To promote despite the doubts above, type the variant's name.",
                         autoComplete="off",
                     ),
                 ),
@@ -228,13 +230,13 @@ def _confirm(app: Dash, router: RouterClient) -> None:
             return (*opened, not proposed["override"], "")
         reason = (reason or "").strip()
         if not reason or len(reason) > MAX_REASON:
-            trouble = notice("A reason is needed", f"Say why, in at most {MAX_REASON} letters.")
+            trouble = notice("A reason is needed", f"Say why, in at most {MAX_REASON} characters.")
             return (*nothing[:3], trouble, *nothing[4:])
         try:
             _ask(router, proposed, reason, (by or "").strip()[:MAX_BY], (override or "").strip(), key)
         except RouterDown as error:
             return (*nothing[:3], _refused(error), *nothing[4:])
-        told = f"“{reason}”. It stands in the audit, and can be undone."
+        told = f"“{reason}”. It is recorded in the audit and can be undone."
         done = notice(f"Done: {proposed['title']}", told, well=True)
         return False, no_update, no_update, [], "", done, [proposed["key"], yes], no_update, ""
 

@@ -180,4 +180,4 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(smoke="--smoke" in sys.argv[1:] or os.environ.get("CI") == "true"))
+    sys.exit(main(smoke="--smoke" in sys.argv[1:]))

@@ -58,12 +58,12 @@ from router import (
     verdict_api,
 )
 from router.controllers import Runner, Sums
-from router.database import DatabaseDown
+from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import DIALECTS
 from router.experiment import Variant
 from router.experiments import Current, Experiments, Following
 from router.fold import NOTHING, Counts, Fold, Histogram
-from router.front import NOT_RECORDED, Front
+from router.front import Front
 from router.guarding import Guards
 from router.keys import Guard, Key, Keys, Scope, must_have_keys
 from router.ledger import Ledger, reported, tagged

@@ -93,5 +93,5 @@ class Entry:
 def checked_key(text: str | None) -> str | None:
     """An Idempotency-Key, as a header tells it, if there is one; raises Malformed where it is none."""
     if text is not None and not (0 < len(text) <= MAX_KEY and text.isprintable()):
-        raise wrong_parameter("Idempotency-Key", "pattern", f"1 to {MAX_KEY} letters", text)
+        raise wrong_parameter("Idempotency-Key", "pattern", f"1 to {MAX_KEY} characters", text)
     return text

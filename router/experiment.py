@@ -90,6 +90,8 @@ class ExperimentError(Exception):
 
 
 class Part(BaseModel):
+    """A table of the document: it has no fields but its own, and does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -20,7 +20,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wsgi import get_input_stream
 
-from router.database import DatabaseDown
+from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
 from router.entries import checked_key
 from router.keys import Guard
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 MAX_UNIT = 256
 TAG = re.compile(r"[a-z0-9-]{1,40}")
-NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
 
 OUR_FAULT = "this is a fault of the router, not of the request; its log says more"
 
@@ -169,7 +168,7 @@ def checked_tag(value: str | None, name: str) -> str | None:
 def _unit(value: str | None, header: str) -> str | None:
     """A unit's id; raises Malformed where it is empty, which servers make of what is not ASCII."""
     if value is not None and not (0 < len(value) <= MAX_UNIT and value.isascii()):
-        takes = f"1 to {MAX_UNIT} letters of ASCII, others percent-encoded"
+        takes = f"1 to {MAX_UNIT} characters of ASCII, others percent-encoded"
         raise wrong_parameter(header, "pattern", takes, value)
     return value
 

@@ -58,7 +58,7 @@ class Guards:
             if each.state == "breached":
                 found.append(f"the guardrail {_worse(each)}")
             elif each.state != "clear":
-                found.append(f"the guardrail {each.name} is open")
+                found.append(f"the guardrail {each.name} cannot be judged yet")
         return found
 
 

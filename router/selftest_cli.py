@@ -26,8 +26,18 @@ from verdict.words import METRICS, figure
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The document. Default: that of the router.",
 )
-@click.option("--streams", type=click.IntRange(1), default=50, show_default=True, help="Lives in each world.")
-@click.option("--outcomes", type=click.IntRange(100), help="Of each life. Default: planned_outcomes.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Simulated experiments in each scenario.",
+)
+@click.option(
+    "--outcomes",
+    type=click.IntRange(100),
+    help="Outcomes in each simulated experiment. Default: planned_outcomes.",
+)
 @click.option(
     "--better",
     type=click.FloatRange(0.5, 1, max_open=True),
@@ -48,9 +58,9 @@ def selftest(
     """Simulate the configured experiment, and say how often it would be judged wrongly.
 
     Clients, scores and outcomes are simulated; the sums, the trust checks, the guardrails and the decision
-    are the real ones. A wrong decision at any look counts. Of the same quality at most alpha of the lives
-    should ever name a winner. The better challenger is better by what one look at planned_outcomes would find
-    with a power of 80 %.
+    are the real ones. A wrong decision at any look counts. Where both are of the same quality, at most
+    alpha of the runs should ever name a winner. The better challenger is better by what one look at
+    planned_outcomes would find with a power of 80 %.
     """
     try:
         document = load(config)
@@ -89,7 +99,7 @@ def selftest(
             [asdict(each) | {"interval": each.interval} | told.get(each.scenario, {}) for each in results]
         )
     say_table(
-        ("world", "lives", "wrong", "at most (95 %)", "as hoped"),
+        ("scenario", "runs", "wrong decisions", "at most (95 %)", "right decisions"),
         [
             (
                 *(each.scenario, str(each.streams), f"{each.wrong / each.streams:.1%}"),
@@ -122,7 +132,7 @@ def _told(better: Better, experiment: Experiment) -> str:
     if rules.max_gap is not None:
         return told
     return (
-        f"{told} By theory {experiment.expected(better):.0%} of lives of {experiment.outcomes:,} outcomes "
+        f"{told} By theory {experiment.expected(better):.0%} of runs of {experiment.outcomes:,} outcomes "
         "name it, if no guardrail is in the way."
     )
 

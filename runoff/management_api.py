@@ -360,7 +360,7 @@ def _texts(*names: str) -> dict[str, str]:
             errors=[FieldError("", "type", "the body must be an object", body)],
         )
     errors = [
-        FieldError(f"/{name}", "type", f"{name} must be a text of 1 to {MAX_TEXT} letters", body.get(name))
+        FieldError(f"/{name}", "type", f"{name} must be a text of 1 to {MAX_TEXT} characters", body.get(name))
         for name in names
         if not isinstance(body.get(name), str) or not 0 < len(body[name].strip()) <= MAX_TEXT
     ]

@@ -20,10 +20,9 @@ from flask import Blueprint, Flask, Response, current_app, request, send_from_di
 
 from runoff import __version__
 from runoff.operations import JSON, Operation, Schema, describe
-from runoff.problems import Malformed, NotFound, Problem, ProblemDetails, Unauthorized
+from runoff.problems import PROBLEM_JSON, Malformed, NotFound, Problem, ProblemDetails, Unauthorized
 from runoff.web import REQUEST_ID
 
-PROBLEM_JSON = "application/problem+json"
 COMPONENT = "#/components/schemas/{model}"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ASSETS_SECONDS = 86_400

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NotRequired
 
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
+PROBLEM_JSON = "application/problem+json"
+
 # Errors listed in one answer. A batch of a thousand broken rows is told with the first of them.
 MAX_ERRORS = 20
 MAX_VALUE_LENGTH = 40
@@ -138,12 +140,16 @@ class Forbidden(Problem):
 
 
 class NotFound(Problem):
+    """The address, or what it names, is not there."""
+
     status = 404
     slug = "not-found"
     title = "What is asked for is not there"
 
 
 class MethodNotAllowed(Problem):
+    """The address is there for other methods."""
+
     status = 405
     slug = "method-not-allowed"
     title = "This address does not take that method"
@@ -158,18 +164,24 @@ class NotAcceptable(Problem):
 
 
 class Conflict(Problem):
+    """The request does not go with what is there already."""
+
     status = 409
     slug = "conflict"
     title = "The request contradicts what is recorded"
 
 
 class TooLarge(Problem):
+    """The body is larger than is taken."""
+
     status = 413
     slug = "too-large"
     title = "The request is too large"
 
 
 class UnsupportedMediaType(Problem):
+    """The body is of a type that is not read here."""
+
     status = 415
     slug = "unsupported-media-type"
     title = "The request is not JSON"

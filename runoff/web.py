@@ -18,7 +18,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 
 from runoff import problems
 from runoff.operations import describe
-from runoff.problems import Malformed, Problem
+from runoff.problems import PROBLEM_JSON, Malformed, Problem
 
 # Far above any record or batch that belongs into one JSON body.
 MAX_BODY_BYTES = 1_000_000
@@ -159,7 +159,7 @@ def answer_problem(problem: Problem) -> Response:
         return response
     response = jsonify(problem.to_json(g.request_id))
     response.status_code = problem.status
-    response.mimetype = "application/problem+json"
+    response.mimetype = PROBLEM_JSON
     response.headers.update(problem.headers)
     return response
 

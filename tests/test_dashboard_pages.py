@@ -364,7 +364,7 @@ def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
     drift = rest(keyed, "/v1/drift?variant=A")
     spread = drift["features"]["PAY_0"]
     expected = psi([*spread["reference"], 0, 0], [*spread["live"], spread["missing"][1], spread["other"]])
-    assert page.evaluate(PSI_BARS)["PAY_0"] == pytest.approx(expected)
+    assert page.wait_for_function(PSI_BARS).json_value()["PAY_0"] == pytest.approx(expected)
     expect(page.locator("#psi-table")).to_contain_text("▲ more than chance")
     expect(page.locator("#reliability-summary")).to_contain_text(
         f"Of {drift['labelled']:,} labelled requests"
@@ -536,7 +536,7 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
 ) -> None:
     start = rest(keyed, "/v1/stats")["cursor"]
     opens(page, keyed)
-    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("textbox", name="Requests").fill("10")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10, 10 failed")
     expect(page.locator("#progress")).to_contain_text("the router asks for a key")
@@ -545,7 +545,7 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
     page.get_by_role("link", name="Experiment", exact=True).click()
     types_in(page, KEY)
     page.get_by_role("link", name="Live traffic", exact=True).click()
-    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("textbox", name="Requests").fill("10")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10")
     assert rest(keyed, "/v1/stats")["cursor"] == start + 10

@@ -187,7 +187,7 @@ def test_what_was_refused_may_be_asked_for_again_with_the_same_key(asking: Askin
     told(pauses(1, Authorization=f"Bearer {app.extensions['reader']}"), 403)
     assert "Idempotency-Replayed" not in pauses(1).headers
     assert "Idempotency-Replayed" in pauses(1).headers
-    assert "1 to 128 letters" in told(pauses(1, **{"Idempotency-Key": "k" * 129}), 400)["detail"]
+    assert "1 to 128 characters" in told(pauses(1, **{"Idempotency-Key": "k" * 129}), 400)["detail"]
 
 
 def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_knows_if_it_was(
@@ -212,7 +212,7 @@ def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_
         assert releases("another").status >= 500
         told = releases("another")
         assert (told.status, told.json["title"]) == (409, "The request contradicts what is recorded")
-        assert "nobody knows what came of it" in told.json["detail"]
+        assert "its result is unknown" in told.json["detail"]
 
 
 def test_of_operators_who_looked_at_the_same_version_one_is_first(app: Flask) -> None:

@@ -149,13 +149,13 @@ def test_a_canary_that_is_broken_on_purpose_is_sent_back(breakable: House) -> No
 
 
 def test_what_cannot_be_simulated_is_said_and_exits_with_an_error(house: House) -> None:
-    nobody = simulates(house.router_url, "--queries", "5", "--break", "C")
+    nobody = simulates(house.router_url, "--requests", "5", "--break", "C")
     assert nobody.returncode == 1
     assert "there is no variant C: there are A, B" in nobody.stderr
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    down = simulates(f"http://127.0.0.1:{port}", "--queries", "5")
+    down = simulates(f"http://127.0.0.1:{port}", "--requests", "5")
     assert down.returncode == 1
     assert "no connection" in down.stderr
-    elsewhere = simulates("http://router.example", "--queries", "5", "--break", "B")
+    elsewhere = simulates("http://router.example", "--requests", "5", "--break", "B")
     assert "is elsewhere" in elsewhere.stderr

@@ -106,6 +106,13 @@ def test_the_bayes_factor_is_lindon_and_maleks_for_three_variants() -> None:
     assert float(multinomial.log_bayes_factor(seen, shares)) == pytest.approx(log_e, abs=1e-9)
 
 
+def test_the_interval_of_a_proportion_is_that_of_clopper_and_pearson() -> None:
+    # As R's binom.test(7, 20) prints it. Of none in n, (1 − p)ⁿ = α/2; of n in n, pⁿ = α/2.
+    lower, upper = rates.proportion_interval([7, 0, 10, 0], [20, 10, 10, 0])
+    assert lower == pytest.approx([0.1539092, 0, 0.025**0.1, 0])
+    assert upper == pytest.approx([0.5921885, 1 - 0.025**0.1, 1, 1])
+
+
 def test_a_fixed_sample_is_that_of_the_textbook() -> None:
     # (1.959964 + .841621)² = 7.8489 for σ = δ; Lachin (1981).
     assert plan.fixed_sample_size(1, 1, 0.05, 0.8) == pytest.approx(7.8489, abs=1e-4)

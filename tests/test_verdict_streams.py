@@ -36,7 +36,6 @@ from verdict.harness import (
     type_one,
 )
 from verdict.moments import Moments
-from verdict.selftest import clopper_pearson
 from verdict.simulate import Rows
 from verdict.validate import held_out
 
@@ -234,5 +233,5 @@ def test_units_for_whom_everything_fails_send_no_canary_back_that_is_no_worse() 
         log_e = rates.log_e_value_of_excess(one, other, 0.01)
         back |= enough & (other[1] >= guardrails.LEAST_UNITS) & (log_e >= bound)
         naive |= enough & (rates.log_e_value_of_excess((k[0], n[0]), (k[1], n[1]), 0.01) >= bound)
-    assert clopper_pearson(int(back.sum()), streams)[1] <= 0.025
+    assert rates.proportion_interval(int(back.sum()), streams)[1] <= 0.025
     assert naive.mean() > 0.1, "requests taken for independent would"

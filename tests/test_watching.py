@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import House, until
-from verdict.drift import proportion_interval, psi, psi_limit
+from verdict.drift import psi, psi_limit
 
 
 @pytest.fixture
@@ -165,9 +165,3 @@ def test_by_chance_alone_one_psi_in_twenty_exceeds_its_limit() -> None:
     ]
     # Of 4,000 at a level of 5 % it is between 4 and 6.2 %, but for one time in a thousand.
     assert 0.04 < np.mean(beyond) < 0.062
-
-
-def test_the_interval_of_a_proportion_is_that_of_clopper_and_pearson() -> None:
-    # As R's binom.test(7, 20) prints it.
-    assert [float(each) for each in proportion_interval(7, 20)] == pytest.approx([0.1539092, 0.5921885])
-    assert [float(each) for each in proportion_interval(0, 0)] == [0, 1]

@@ -20,6 +20,8 @@ import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from runoff.problems import PROBLEM_JSON
+
 Fault = Literal["errors", "slow", "upside-down"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -160,7 +162,7 @@ def _spoiling(own: str, fault: Fault, since: asyncio.Event, rng: random.Random) 
                 "status": 500,
                 "detail": "this variant is broken on purpose",
             }
-            return web.json_response(problem, status=500, content_type="application/problem+json")
+            return web.json_response(problem, status=500, content_type=PROBLEM_JSON)
         if spoilt and fault == "slow":
             await asyncio.sleep(SLOW_SECONDS)
         reply = await _ask(session, own, request)
@@ -196,4 +198,4 @@ async def _ask(session: aiohttp.ClientSession, own: str, request: web.Request) -
             return web.Response(status=response.status, headers=kept, body=await response.read())
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         problem = {"title": "Bad gateway", "status": 502, "detail": f"{own} does not answer: {error}"}
-        return web.json_response(problem, status=502, content_type="application/problem+json")
+        return web.json_response(problem, status=502, content_type=PROBLEM_JSON)

@@ -39,14 +39,14 @@ class Late(BaseModel):
 class Order(BaseModel):
     """What is simulated.
 
-    With `queries` so many requests are sent, `at_once` at a time, whatever the plan's rate and length are;
+    With `requests` so many requests are sent, `at_once` at a time, whatever the plan's rate and length are;
     without, each comes when the plan says. Outcomes are told of where `outcomes` is set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     plan: Plan = Plan()
-    queries: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     at_once: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] = 4
     outcomes: Late | None = None
     broken: Break | None = None
@@ -90,7 +90,7 @@ class Simulation:
         self._url = url.rstrip("/")
         self._stop = threading.Event()
         self._sender = Sender(self._url, TAG, key, stop=self._stop)
-        if order.queries:
+        if order.requests:
             self._sender.max_in_flight, self._sender.waits = order.at_once, True
         self._reports = (
             Outcomes(self._url, order.outcomes.delays, order.outcomes.mean, order.plan.seed)
@@ -154,7 +154,7 @@ class Simulation:
             telling = asyncio.create_task(self._tell(session, over))
             try:
                 order = self.order
-                requests = order.plan.at_once(order.queries) if order.queries else order.plan.requests()
+                requests = order.plan.at_once(order.requests) if order.requests else order.plan.requests()
                 await self._sender.send(requests, session, self._count)
             finally:
                 self._ended = time.perf_counter()

@@ -148,10 +148,10 @@ class Sent:
     own: Floats
 
 
-def sent_back(clients: Rows, plan: Plan, canaries: int, seed: int = 15) -> Sent:
+def sent_back(clients: Rows, plan: Plan, canaries: int) -> Sent:
     """When guardrails sent canaries back."""
     requests, own = np.full(canaries, np.inf), np.full(canaries, np.inf)
-    states = live(np.random.default_rng(seed), clients, plan, canaries)
+    states = live(np.random.default_rng(15), clients, plan, canaries)
     for look, state in enumerate(states, start=1):
         requests = np.where(state.back, look * plan.batch, requests)
         own = np.where(state.back, state.own, own)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
 from verdict.counted import score
@@ -30,6 +30,7 @@ from verdict.simulate import Credit, Delays, Running, Weighted, delay
 Metric = Literal["brier", "log-loss"]
 Truths = NDArray[np.bool_]
 RULES = Rules()
+ALPHA = 0.05
 FLOOR = 0.05
 # GrowthBook's statistics; needs numpy < 2, so it lives apart.
 GBSTATS = "gbstats==0.8.0"
@@ -84,10 +85,8 @@ class Rate:
     @property
     def ends(self) -> tuple[float, float]:
         """The interval of Clopper & Pearson (Biometrika 1934)."""
-        k, n = self.count, self.streams
-        low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
-        high = 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
-        return low, high
+        low, high = rates.proportion_interval(self.count, self.streams)
+        return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -257,29 +256,29 @@ def rejections(
     return when, sign
 
 
-def always_valid(n_star: float, alpha: float = 0.05) -> Callable[[Seen], Floats]:
+def always_valid(n_star: float) -> Callable[[Seen], Floats]:
     """The interval of the verdict."""
-    return lambda seen: sequence.radius(seen.error, seen.n, n_star, alpha)
+    return lambda seen: sequence.radius(seen.error, seen.n, n_star, ALPHA)
 
 
-def one_look(alpha: float = 0.05) -> Callable[[Seen], Floats]:
+def one_look(seen: Seen) -> Floats:
     """The interval that is right for one look."""
-    return lambda seen: np.asarray(float(norm.ppf(1 - alpha / 2)) * seen.error)
+    return np.asarray(float(norm.ppf(1 - ALPHA / 2)) * seen.error)
 
 
-def exact(n_star: float, max_gap: float, spread: float, alpha: float = 0.05) -> Callable[[Seen], Floats]:
+def exact(n_star: float, max_gap: float, spread: float) -> Callable[[Seen], Floats]:
     """The exact interval of pairs; a stream in which scores differ by more has left its promise."""
     c = 2 * max_gap
-    rho = bernstein.best_rho(n_star * spread**2, alpha)
+    rho = bernstein.best_rho(n_star * spread**2, ALPHA)
 
     def radius(seen: Seen) -> Floats:
         assert seen.squares is not None
-        return bernstein.radius(seen.n, seen.squares, rho, c, alpha)
+        return bernstein.radius(seen.n, seen.squares, rho, c, ALPHA)
 
     return radius
 
 
-def type_one(size: Size, seed: int = 5) -> list[Rate]:
+def type_one(size: Size) -> list[Rate]:
     """The share of streams in which a verdict on equal models ever names a winner."""
     found = []
     n_star = size.looks * size.batch / 2
@@ -287,10 +286,10 @@ def type_one(size: Size, seed: int = 5) -> list[Rate]:
         for stress in STRESSES:
             if stress.share != 0.5 and design != "split":  # noqa: PLR2004
                 continue
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(5)
             when, _ = rejections(looks(rng, stress, size), always_valid(n_star))
             found.append(Rate(f"{design}, stress: {stress.name}", int(np.isfinite(when).sum()), size.streams))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(5)
     when, _ = rejections(shadow(rng, STRESSES[0], size), exact(n_star, 1.0, 0.05), patient=False)
     found.append(
         Rate("shadow, exact interval, from the first pair on", int(np.isfinite(when).sum()), size.streams)
@@ -298,16 +297,16 @@ def type_one(size: Size, seed: int = 5) -> list[Rate]:
     return found
 
 
-def naive(size: Size, seed: int = 6) -> list[Rate]:
+def naive(size: Size) -> list[Rate]:
     """What goes wrong without the rules: each is to fail."""
     found = []
     for design, looks in DESIGNS.items():
-        when, _ = rejections(looks(np.random.default_rng(seed), STRESSES[0], size), one_look())
+        when, _ = rejections(looks(np.random.default_rng(6), STRESSES[0], size), one_look)
         found.append(
             Rate(f"{design}, 95 % interval for one look", int(np.isfinite(when).sum()), size.streams)
         )
     repeated = next(each for each in STRESSES if each.rows_of_unit > 1)
-    looked = shadow(np.random.default_rng(seed), repeated, size, by_unit=False)
+    looked = shadow(np.random.default_rng(6), repeated, size, by_unit=False)
     when, _ = rejections(looked, always_valid(size.looks * size.batch / 2))
     found.append(
         Rate("shadow, repeated units taken for independent", int(np.isfinite(when).sum()), size.streams)
@@ -315,9 +314,9 @@ def naive(size: Size, seed: int = 6) -> list[Rate]:
     return found
 
 
-def armitage(streams: int, seed: int = 7) -> list[tuple[int, float, Rate]]:
+def armitage(streams: int) -> list[tuple[int, float, Rate]]:
     """Naive peeking at 1, 2, 5, 10, 20 looks: the exact figure, and what this harness counts."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(7)
     found = []
     for looks in (1, 2, 5, 10, 20):
         sums = np.cumsum(rng.standard_normal((streams, looks)), axis=1)
@@ -383,7 +382,7 @@ class Delayed:
     seen: Mapping[int, float]
 
 
-def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
+def delayed(streams: int) -> tuple[float, list[Delayed]]:
     """Late outcomes in shadow mode, of which the challenger is the better model: the truth, and both rules.
 
     The verdict waits for some of both outcomes, which would hold back who is misled for some weeks. Here
@@ -392,7 +391,7 @@ def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
     truth = _advantage(LATE)
     found = []
     for rule in COUNTED:
-        states = list(late(np.random.default_rng(seed), "shadow", LATE, rule, streams))
+        states = list(late(np.random.default_rng(8), "shadow", LATE, rule, streams))
         when, sign = rejections(iter(states), always_valid(PERIODS * PER_PERIOD / 2), patient=False)
         won = np.isfinite(when)
         named = [
@@ -408,7 +407,7 @@ def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
     return truth, found
 
 
-def delayed_type_one(streams: int, seed: int = 12) -> list[tuple[Rate, Rate]]:
+def delayed_type_one(streams: int) -> list[tuple[Rate, Rate]]:
     """False winners with late outcomes, by all outcomes so far and by matured ones, for each design.
 
     The champion's scores are too high and the challenger's too low, so that their Brier scores are the same.
@@ -423,7 +422,7 @@ def delayed_type_one(streams: int, seed: int = 12) -> list[tuple[Rate, Rate]]:
     for design in DESIGNS:
         both = []
         for rule in COUNTED:
-            looks = late(np.random.default_rng(seed), design, equal, rule, streams)
+            looks = late(np.random.default_rng(12), design, equal, rule, streams)
             patient = rule == "matured requests alone"
             when, _ = rejections(looks, always_valid(PERIODS * PER_PERIOD / 2), patient)
             both.append(Rate(f"{design}, {rule}", int(np.isfinite(when).sum()), streams))
@@ -438,9 +437,9 @@ def _advantage(credit: Credit, rows: int = 2_000_000) -> float:
     return float((one - other).mean())
 
 
-def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
+def sample_ratio(streams: int) -> tuple[float, Rate]:
     """The median of requests until a split of 52 : 48 is found, and false alarms in 100,000 requests."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(9)
     n = 100 * np.arange(1, 1001)
 
     def alarms(share: float) -> Floats:
@@ -455,9 +454,9 @@ def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
     )
 
 
-def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
+def canaries(streams: int, slow: int) -> list[Rate]:
     """How often a guardrail trips on a challenger whose harm is as great as allowed, or that is the same."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(10)
     found = []
     for name, champion, challenger, margin in (
         ("error rate, the same", 0.01, 0.01, 0.0),
@@ -485,13 +484,13 @@ def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
     return [*found, Rate("p95 latency, the same, 20 looks", count, slow)]
 
 
-def broken(streams: int = 1000, seed: int = 13) -> list[tuple[str, float, float]]:
+def broken(streams: int = 1000) -> list[tuple[str, float, float]]:
     """How many requests a canary takes until a broken challenger trips the guardrail of the error rate.
 
     At 5 % of the traffic, against 1 % of errors, none more allowed: the median of the challenger's own
     requests, and the share found within 2,000 of them.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(13)
     found = []
     for rate in (0.02, 0.05, 0.2, 1.0):
         k, n, m, total = np.zeros((4, streams))
@@ -516,6 +515,7 @@ class Power:
     right: Rate | None
 
 
+POWER = 0.8
 # What is aimed at: a share of the best unpaired peer's outcomes, and times the bound's expectation.
 FEWER, COSTLIER = 50, 1.3
 
@@ -523,7 +523,7 @@ FEWER, COSTLIER = 50, 1.3
 PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.996)
 
 
-def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
+def pairing() -> list[tuple[float, float, float]]:
     """What pairs save, by how alike both models see: the correlation, and both fixed samples.
 
     What each model sees by itself is the same in all rows, so the difference is, and the unpaired sample.
@@ -531,7 +531,7 @@ def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
     effect = _advantage(PAIR, 4_000_000)
     found = []
     for correlation in (0.0, 0.5, 0.9, 0.98, 0.996):
-        rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(seed), (1_000_000,))
+        rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(14), (1_000_000,))
         one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
         samples = [
             plan.fixed_sample_size(float(variance), effect)
@@ -541,9 +541,9 @@ def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
     return found
 
 
-def power(streams: int, peer_streams: int, environment: Path | None, seed: int = 11) -> list[Power]:
+def power(streams: int, peer_streams: int, environment: Path | None) -> list[Power]:
     """How many outcomes a decision takes at 5 % and a power of 80 % for the fixed sample."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(11)
     rows = PAIR.draw(rng, (4_000_000,))
     one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
     effect = float((one - other).mean())
@@ -580,15 +580,15 @@ def power(streams: int, peer_streams: int, environment: Path | None, seed: int =
     return found
 
 
-def _group_sequential(name: str, bounds: Floats, fixed: float, target: float = 0.8) -> Power:
+def _group_sequential(name: str, bounds: Floats, fixed: float) -> Power:
     """A group sequential test as large as its power takes, and its mean sample."""
-    drift = norm.ppf(0.975) + norm.ppf(target)
+    drift = norm.ppf(0.975) + norm.ppf(POWER)
     low, high = 1.0, 2.0
     times = np.arange(1, len(bounds) + 1) / len(bounds)
     for _ in range(40):
         middle = (low + high) / 2
         upper, lower = sequential.crossing(times * middle, bounds, float(drift))
-        low, high = (middle, high) if (upper + lower).sum() < target else (low, middle)
+        low, high = (middle, high) if (upper + lower).sum() < POWER else (low, middle)
     upper, lower = sequential.crossing(times * high, bounds, float(drift))
     stops = upper + lower
     mean = float((times * high * stops).sum() + high * (1 - stops.sum()))

@@ -1,4 +1,7 @@
-"""Rates, exactly, at any number of requests: an e-value for one rate, and for the difference of two."""
+"""Rates, exactly, at any number of requests: an e-value for one rate, and for the difference of two.
+
+And, for one look, the interval of a proportion.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import betaincc, betaln, xlog1py, xlogy
+from scipy.stats import beta
 
 from verdict.sequence import Floats
 
@@ -151,6 +155,18 @@ def difference_interval(
     lower = -1.0 if excess(-1.0) < 0 else float(brentq(excess, -1.0, 1.0, xtol=1e-10))
     upper = 1.0 if lack(1.0) < 0 else float(brentq(lack, -1.0, 1.0, xtol=1e-10))
     return min(lower, upper), max(lower, upper)
+
+
+def proportion_interval(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
+    """The exact 95 % interval of a proportion, for one look: k of n, any shape; [0, 1] where n is 0.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934).
+    """
+    hits, total = np.asarray(k, float), np.asarray(n, float)
+    with np.errstate(invalid="ignore"):
+        lower = np.where(hits > 0, beta.ppf(0.025, hits, total - hits + 1), 0.0)
+        upper = np.where(hits < total, beta.ppf(0.975, hits + 1, total - hits), 1.0)
+    return lower, upper
 
 
 def _slope(k: Floats, n: Floats, rate: Floats) -> Floats:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 from verdict import guardrails, plan, sequence, sequential
 from verdict.contrast import FIELDS
 from verdict.counted import paired, scored
 from verdict.decision import judge
 from verdict.evidence import Arm, Design, Evidence, Period, Rules
+from verdict.rates import proportion_interval
 from verdict.simulate import Credit, Delays, Rows, delay
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -70,7 +71,8 @@ class Result:
     @property
     def interval(self) -> tuple[float, float]:
         """Of the probability of a wrong decision, at 95 % (Clopper & Pearson 1934)."""
-        return clopper_pearson(self.wrong, self.streams)
+        lower, upper = proportion_interval(self.wrong, self.streams)
+        return float(lower), float(upper)
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,6 @@ def scenarios(better: float) -> tuple[Scenario, ...]:
         Scenario("a drifting base rate", ("promote", "keep"), None, replace(SAME, drift=1.0)),
         Scenario("a broken challenger", ("promote",), "keep", errors=BROKEN),
     )
-
-
-def clopper_pearson(hits: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """The exact interval of a share (Clopper & Pearson, Biometrika 1934)."""
-    lower = 0.0 if hits == 0 else float(beta.ppf(alpha / 2, hits, n - hits + 1))
-    upper = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
-    return lower, upper
 
 
 def tried(experiment: Experiment, scenario: Scenario, streams: int, seed: int = 1) -> Iterator[Result]:
