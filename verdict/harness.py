@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -519,25 +519,42 @@ class Power:
 # What is aimed at: a share of the best unpaired peer's outcomes, and times the bound's expectation.
 FEWER, COSTLIER = 50, 1.3
 
-# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores correlated .996.
-PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.996)
+# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores S that correlate .996. S is
+# the Brier score: both have the same outcome, so it correlates that much where what both see does .95.
+PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.95)
 
 
-def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
-    """What pairs save, by how alike both models see: the correlation, and both fixed samples.
+class Pairing(NamedTuple):
+    """What pairs save where both models see so much alike.
+
+    Attributes:
+        correlation: of what both see, among clients with the same outcome.
+        scores: the correlation of both Brier scores.
+        paired: pairs for one look that finds the difference with a power of 80 %.
+        unpaired: the same of the outcomes of a split in halves.
+    """
+
+    correlation: float
+    scores: float
+    paired: float
+    unpaired: float
+
+
+def pairing(seed: int = 14) -> list[Pairing]:
+    """What pairs save, by how alike both models see.
 
     What each model sees by itself is the same in all rows, so the difference is, and the unpaired sample.
     """
     effect = _advantage(PAIR, 4_000_000)
     found = []
-    for correlation in (0.0, 0.5, 0.9, 0.98, 0.996):
+    for correlation in (0.0, 0.5, 0.9, PAIR.correlation, 0.98, 0.996):
         rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(seed), (1_000_000,))
         one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
         samples = [
             plan.fixed_sample_size(float(variance), effect)
             for variance in ((one - other).var(), 2 * (one.var() + other.var()))
         ]
-        found.append((correlation, samples[0], samples[1]))
+        found.append(Pairing(correlation, float(np.corrcoef(one, other)[0, 1]), *samples))
     return found
 
 

@@ -24,6 +24,7 @@ from verdict.harness import (
     PERIOD_DAYS,
     PERIODS,
     Delayed,
+    Pairing,
     Power,
     Rate,
     Size,
@@ -262,7 +263,7 @@ A challenger that was trained on shuffled labels, so that its Brier score is {lo
 """
 
 
-def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, float]]) -> str:
+def _power_text(found: Sequence[Power], pairs: Sequence[Pairing]) -> str:
     by_name = {each.name: each for each in found}
     lines = "\n".join(
         f"| {each.name} | {each.fixed:,.0f} | {each.expected:,.0f} | "
@@ -278,10 +279,12 @@ def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, floa
     assert ours.theory is not None
     ratio = ours.expected / ours.theory
     saved = "\n".join(
-        f"| {correlation} | {paired:,.0f} | {unpaired:,.0f} | {unpaired / paired:,.0f} |"
-        for correlation, paired, unpaired in pairs
+        f"| {each.correlation} | {each.scores:.4f} | {each.paired:,.0f} | {each.unpaired:,.0f} | "
+        f"{each.unpaired / each.paired:,.0f} |"
+        for each in pairs
     )
     cost = found[1].expected / found[1].fixed
+    [alike] = [each for each in pairs if each.correlation == PAIR.correlation]
     lost = (
         ""
         if any("GrowthBook" in each.name for each in found)
@@ -290,12 +293,13 @@ def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, floa
     return f"""## How many outcomes a decision takes
 
 Simulated credit scores: {_percent(PAIR.rate)} defaults, an AUC of {PAIR.champion} against
-{PAIR.challenger}, what both see correlated {PAIR.correlation}; decided by the Brier score, at 5 %, planned
-for a power of 80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over
-streams; those undecided at {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the
-mean over the mixture bound's expectation by numerical integration. Splits are halves, and their outcomes
-those of both arms together. Such a stream takes millions of rows, so the sums of its batches are drawn by
-the central limit theorem; those of the shadow design are from single rows.{lost}
+{PAIR.challenger}; both models' Brier scores of a client correlate {alike.scores:.3f}, which they do where
+what the models see correlates {PAIR.correlation}. Decided by the Brier score, at 5 %, planned for a power of
+80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over streams; those
+undecided at {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the mean over the
+mixture bound's expectation by numerical integration. Splits are halves, and their outcomes those of both arms
+together. Such a stream takes millions of rows, so the sums of its batches are drawn by the central limit
+theorem; those of the shadow design are from single rows.{lost}
 
 | design and test | fixed | mean | to theory | right |
 | --- | ---: | ---: | ---: | ---: |
@@ -308,10 +312,11 @@ the central limit theorem; those of the shadow design are from single rows.{lost
 - In shadow mode peeking costs {cost:.2f} times the fixed sample on average, and goes on until there is a
   decision. One look, and group sequential tests, leave one difference in five undecided.
 
-What pairs save depends on how alike both models see. The same two models, at other correlations, one look:
+What pairs save depends on how alike both models score. The same two models, one look, by the correlation of
+what both see among clients with the same outcome, and of the Brier scores that follow:
 
-| correlation | pairs | outcomes of a split | times |
-| ---: | ---: | ---: | ---: |
+| what both see | Brier scores | pairs | outcomes of a split | times |
+| ---: | ---: | ---: | ---: | ---: |
 {saved}
 """
 
