@@ -22,6 +22,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
+from verdict.bandit import thompson
 from verdict.counted import score
 from verdict.evidence import Rules
 from verdict.sequence import Floats
@@ -171,13 +172,7 @@ def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[See
         value = arms[0].mean - arms[1].mean
         enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
         yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
-        share = _thompson(value, error)
-
-
-def _thompson(value: Floats, error: Floats) -> Floats:
-    """The chance that the challenger is the better one, by a normal posterior, mixed with the floor."""
-    z = np.divide(value, error, out=np.zeros_like(value), where=np.isfinite(error) & (error > 0))
-    return np.asarray(FLOOR + (1 - 2 * FLOOR) * norm.cdf(z))
+        share = thompson(value, error, FLOOR)
 
 
 DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]] = {
@@ -369,7 +364,7 @@ def late(
             enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
             yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
         if design == "bandit":
-            share = _thompson(value, error)
+            share = thompson(value, error, FLOOR)
 
 
 @dataclass(frozen=True)
