@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -13,19 +14,25 @@ from router.controllers import Gate, Judgement, Sums, next_step
 from router.experiment import read
 from router.experiments import Current
 from tests.test_verdict import shadowed
+from verdict import bandit as weighting
 from verdict import canary, guardrails, plan, sequence
+from verdict.bandit import thompson
 from verdict.canary import HASTY, USUAL, Plan, State, sent_back
 from verdict.decision import judge
 from verdict.evidence import Arm, Evidence, Period, Rules
 from verdict.harness import (
     COSTLIER,
+    DESIGNS,
     FEWER,
+    FLOOR,
     PAIR,
+    STRESSES,
     Rate,
     Size,
     Stress,
     always_valid,
     armitage,
+    arrivals,
     broken,
     canaries,
     delayed,
@@ -35,7 +42,7 @@ from verdict.harness import (
     shadow,
     type_one,
 )
-from verdict.moments import Moments
+from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.simulate import Rows
 from verdict.validate import held_out
 
@@ -166,14 +173,10 @@ def test_pairs_take_a_fraction_of_the_outcomes_and_a_split_what_the_theory_says(
 
 
 def test_what_is_simulated_is_what_judge_decides() -> None:
-    size = Size(streams=3, looks=12, batch=300)
+    size = Size(streams=3, looks=12, batch=900)
     stress = Stress("", PAIR)
-    rng = np.random.default_rng(8)
-    drawn: list[Rows] = []
-    for look in range(size.looks):
-        drawn.append(stress.credit.draw(rng, (3, 300), look / size.looks))
-        rng.integers(1, 2, (3, 300))
-    n_star = 3600
+    drawn = [group.rows for [(group, _)] in arrivals(np.random.default_rng(8), stress, size)]
+    n_star = 5400
     radius = always_valid(n_star)
     decided = set()
     for look, seen in enumerate(shadow(np.random.default_rng(8), stress, size)):
@@ -187,6 +190,44 @@ def test_what_is_simulated_is_what_judge_decides() -> None:
             assert decision == winner
             decided.add(decision)
     assert decided == {"promote", "keep collecting"}
+
+
+@pytest.mark.parametrize("design", ["shadow", "split", "bandit"])
+def test_units_that_come_again_at_later_looks_are_summed_as_the_verdict_sums_them(design: str) -> None:
+    size = Size(streams=2, looks=30, batch=100)
+    [stress] = [each for each in STRESSES if each.looks_of_unit > 1]
+    seen = list(DESIGNS[design](np.random.default_rng(3), stress, size))
+    # Of each unit in an arm, told by its score: rows and their weights by look, and what each loses.
+    units: dict[tuple[int, float], list[tuple[float, float, float]]] = {}
+    share = 0.5
+    for look, coming in enumerate(arrivals(np.random.default_rng(3), stress, size)):
+        for group, count in coming:
+            for unit in np.flatnonzero(count[0]):
+                side = int(design != "shadow" and group.place[0, unit] < share)
+                one, other, y = (each[0, unit] for each in group.rows)
+                losses = (one - y) ** 2, (other - y) ** 2
+                x = losses[0] - losses[1] if design == "shadow" else losses[side]
+                weight = count[0, unit] / (share if side else 1 - share)
+                units.setdefault((side, one), []).append((count[0, unit], weight, x))
+        if design == "bandit":
+            share = float(thompson(seen[look].value[0], seen[look].error[0], FLOOR))
+    assert max(map(len, units.values())) > 5
+    means, errors = [], []
+    for side in sorted({side for side, _ in units}):
+        mine = [np.array(rows) for (its, _), rows in units.items() if its == side]
+        n, w, x = np.array([(*rows[:, :2].sum(0), rows[0, 2]) for rows in mine]).T
+        if design == "bandit":
+            weighted = WeightedMoments(int(n.sum()), *(each.sum() for each in (w, w * w, w * x, w * w * x)))
+            weighted = replace(weighted, w2s2=float((w * w * x * x).sum()))
+            means.append(weighting.mean(weighted))
+            errors.append(weighting.standard_error(weighted))
+        else:
+            sums = (each.sum() for each in (n * x, n * n, n * n * x, n * n * x * x))
+            clusters = ClusteredMoments(len(n), int(n.sum()), *sums)
+            means.append(clusters.mean)
+            errors.append(clusters.standard_error)
+    assert seen[-1].value[0] == pytest.approx(means[0] - sum(means[1:]))
+    assert seen[-1].error[0] == pytest.approx(math.hypot(*errors))
 
 
 def test_the_interval_of_a_count_is_clopper_and_pearsons() -> None:

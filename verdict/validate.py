@@ -105,6 +105,7 @@ def _type_one_text(found: Sequence[Rate]) -> str:
 
 Both models are equally good. The share of streams in which the verdict ever names a winner, with a look after
 each of {LONG.looks} batches of {LONG.batch} rows; α is 5 %, and kept where the upper end is not above it.
+Repeated units come again, at up to ten looks one after the other, and with up to three rows at each.
 
 {_rates(found, 0.05)}"""
 
