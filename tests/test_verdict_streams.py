@@ -37,12 +37,15 @@ from verdict.harness import (
     canaries,
     delayed,
     delayed_type_one,
+    distrust,
+    log_e_value_of_propensities,
     naive,
     power,
     shadow,
     type_one,
 )
 from verdict.moments import ClusteredMoments, Moments, WeightedMoments
+from verdict.results import Check
 from verdict.simulate import Rows
 from verdict.validate import held_out
 
@@ -86,6 +89,37 @@ def test_a_guardrail_hardly_ever_trips_without_harm_and_finds_what_is_broken() -
     median, share = found["5% of errors"]
     assert share == 1
     assert median < 500
+
+
+def test_trust_checks_hardly_ever_fail_without_cause_also_of_a_small_share() -> None:
+    found = distrust(5000)
+    assert len(found) == 4
+    assert [each.name for each in found if each.ends[1] > 0.01] == []
+
+
+def weighed(k: int, n: int) -> Check:
+    """What is said of propensities where k of n rows came to B, each with a probability of 1 %."""
+    arms = {}
+    for name, rows, chance in (("A", n - k, 0.99), ("B", k, 0.01)):
+        sums = Moments(rows, 0.1 * rows, 0.02 * rows)
+        arms[name] = Arm(rows, 0, rows, rows, rows // 10, sums, weighted={"brier": sums.weighted(chance)})
+    verdict = judge(Evidence("bandit", "A", ("B",), arms), Rules(n_star=1000))
+    return next(each for each in verdict.checks if each.name == "propensities")
+
+
+def test_propensities_are_doubted_from_a_hundred_rows_of_each_arm_on() -> None:
+    # One row where five are expected is not that strange, but its standard error would say so.
+    few = weighed(1, 500)
+    assert few.state == "not yet"
+    assert few.e_value is not None
+    assert few.e_value > 100
+    assert weighed(100, 10_000).state == "passed"
+    assert weighed(200, 10_000).state == "failed"
+
+
+def test_what_is_simulated_of_propensities_is_what_their_check_says() -> None:
+    told = log_e_value_of_propensities(np.array([130.0]), np.array([10_000.0]), 0.01, 1000)
+    assert weighed(130, 10_000).e_value == pytest.approx(float(np.exp(told[0])))
 
 
 @pytest.fixture(scope="module")

@@ -473,6 +473,42 @@ def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
     )
 
 
+# Looks at trust checks, rows between two, and the least share for which they are tried.
+CHECKED, ROWS_BETWEEN, LEAST_SHARE = 400, 100, 0.01
+
+
+def distrust(streams: int) -> list[Rate]:
+    """How often a trust check ever fails without cause: of single rows, assigned by the declared shares."""
+    rng = np.random.default_rng(16)
+    n = ROWS_BETWEEN * np.arange(1.0, CHECKED + 1)
+    found = []
+
+    def ever(name: str, log_e: Floats, enough: Truths) -> None:
+        failed = (enough & (log_e >= -math.log(RULES.trust_alpha))).any(1)
+        found.append(Rate(name, int(failed.sum()), streams))
+
+    for share in (0.5, LEAST_SHARE):
+        k = np.cumsum(rng.binomial(ROWS_BETWEEN, share, (streams, CHECKED)), axis=1).astype(float)
+        log_e = multinomial.log_bayes_factor(np.stack([k, n - k], axis=-1), [share, 1 - share])
+        ever(f"sample ratio, a share of {100 * share:g} %", log_e, np.ones(k.shape, bool))
+    for n_star in (1000, 10_000):
+        enough = np.minimum(k, n - k) >= RULES.min_outcomes
+        log_e = log_e_value_of_propensities(k, n, share, n_star)
+        ever(f"propensities, a share of {100 * share:g} %, n_star {n_star:,}", log_e, enough)
+    return found
+
+
+def log_e_value_of_propensities(k: Floats, n: Floats, share: float, n_star: float) -> Floats:
+    """What `trust` says of two arms, to one of which k of n rows came with the probability `share`."""
+    found = []
+    for rows, chance in ((k, share), (n - k, 1 - share)):
+        total, squares = rows / chance - n, rows / chance**2 - 2 * rows / chance + n
+        error = np.sqrt(np.maximum(squares - total**2 / n, 0) / (n - 1) / n)
+        found.append(sequence.log_e_value(total / n, error, n, n_star, RULES.trust_alpha))
+    # Bonferroni's share of each arm.
+    return np.asarray(np.maximum(*found) - math.log(2))
+
+
 def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
     """How often a guardrail trips on a challenger whose harm is as great as allowed, or that is the same."""
     rng = np.random.default_rng(seed)

@@ -101,7 +101,8 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
             ) - math.log(len(arms))
             if log_e > worst:
                 worst, culprit = log_e, f"{name}'s weights sum to {sums.w:,.0f} over {n:,} rows"
-        small = n < rules.min_outcomes
+        # Of few rows of an arm with a small share a standard error means nothing.
+        small = min(arm.weighted[metric].n for arm in arms.values()) < rules.min_outcomes
         failed = not small and worst >= -math.log(rules.trust_alpha)
         state: CheckState = "not yet" if small else "failed" if failed else "passed"
         found.append(Check("propensities", state, culprit, finite_exp(worst)))

@@ -17,12 +17,15 @@ from data import credit
 from verdict import plan
 from verdict.canary import FAILING, HASTY, USUAL, Sent, sent_back
 from verdict.harness import (
+    CHECKED,
     COSTLIER,
     FEWER,
     PAIR,
     PER_PERIOD,
     PERIOD_DAYS,
     PERIODS,
+    ROWS_BETWEEN,
+    RULES,
     Delayed,
     Pairing,
     Power,
@@ -33,6 +36,7 @@ from verdict.harness import (
     canaries,
     delayed,
     delayed_type_one,
+    distrust,
     growthbook,
     naive,
     pairing,
@@ -60,7 +64,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
         "trust checks and guardrails",
-        lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000), broken()),
+        lambda: _guard_text(*sample_ratio(2000), distrust(10_000), canaries(2000, 1000), broken()),
     )
     timed("canaries of real clients", lambda: _canary_text(*canaries_of_clients(2000)))
     timed("power", lambda: _power_text(power(2000, 200, environment), pairing()))
@@ -169,7 +173,11 @@ and with it, at an α of 5 %:
 
 
 def _guard_text(
-    median: float, false: Rate, tripped: Sequence[Rate], found: Sequence[tuple[str, float, float]]
+    median: float,
+    false: Rate,
+    distrusted: Sequence[Rate],
+    tripped: Sequence[Rate],
+    found: Sequence[tuple[str, float, float]],
 ) -> str:
     lines = "\n".join(
         f"| {name} | {f'{when:,.0f}' if when < math.inf else 'more than 2,000'} | {_percent(share)} |"
@@ -181,6 +189,11 @@ A true split of 52 : 48 instead of 50 : 50 is found after {median:,.0f} requests
 Malek's test with a look every 100 requests and an α of 5 %.
 
 {_rates([false], 0.05)}
+How often a check ever says "don't trust" without cause, at an α of {100 * RULES.trust_alpha:g} % and with
+{CHECKED} looks, one every {ROWS_BETWEEN} rows. That of propensities waits for {RULES.min_outcomes} rows of
+each arm.
+
+{_rates(distrusted, RULES.trust_alpha)}
 Canaries at 5 % of the traffic, one guardrail, α of 5 %: how often it ever trips without harm.
 
 {_rates(tripped, 0.05)}
