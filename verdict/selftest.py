@@ -71,8 +71,8 @@ class Scenario:
         right: those that are hoped for. No trust is one only because of outcomes that are missing.
         credit: the clients and both models.
         errors: the share of the challenger's answers that fail.
-        late: whether outcomes become known late, those of defaults first. Scores are then off, which is no
-            false alarm of a guardrail: there are none.
+        late: whether outcomes become known late, those of defaults first. Scores are then off, so there are
+            no guardrails and no max_gap, which would rightly say so.
     """
 
     name: str
@@ -130,7 +130,7 @@ def tried(experiment: Experiment, scenario: Scenario, streams: int, seed: int = 
     """Let an experiment live some times in a world; the result so far after each."""
     rng = np.random.default_rng(seed)
     if scenario.late:
-        experiment = replace(experiment, rules=replace(experiment.rules, guardrails=()))
+        experiment = replace(experiment, rules=replace(experiment.rules, guardrails=(), max_gap=None))
     wrong, hoped = 0, dict.fromkeys(scenario.right, 0)
     for stream in range(1, streams + 1):
         seen = [experiment.decided(evidence) for evidence in experiment.lives(scenario, rng)]
@@ -329,8 +329,8 @@ class Experiment:
         everybody = np.ones(len(batch.mine), bool)
         asked = batch.arms(everybody, self._in_pairs)
         counts = {name: int(which.sum()) for name, which in asked.items()}
-        errors = {CHALLENGER: int((asked[CHALLENGER] & ~batch.answered).sum())}
-        arms = {name: Arm(requests=counts[name], errors=errors.get(name, 0)) for name in asked}
+        errors = {CHAMPION: 0, CHALLENGER: int((asked[CHALLENGER] & ~batch.answered).sum())}
+        arms = {name: Arm(requests=counts[name], errors=errors[name]) for name in asked}
         periods = () if self._in_pairs else (Period(batch.shares, counts, errors=errors),)
         return replace(self._nothing, arms=arms, periods=periods)
 
