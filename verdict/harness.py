@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,11 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
+from verdict.bandit import thompson
 from verdict.counted import score
 from verdict.evidence import Rules
 from verdict.sequence import Floats
-from verdict.simulate import Credit, Delays, Running, Weighted, delay
+from verdict.simulate import Credit, Delays, Rows, Running, Weighted, delay
 
 Metric = Literal["brier", "log-loss"]
 Truths = NDArray[np.bool_]
@@ -45,8 +46,14 @@ class Stress:
     metric: Metric = "brier"
     # The challenger's share in a split.
     share: float = 0.5
-    # Up to so many rows of a unit, which has one score and one outcome.
+    # A unit, which has one score and one outcome, comes at up to so many looks, with up to so many rows each.
+    looks_of_unit: int = 1
     rows_of_unit: int = 1
+
+    @property
+    def rows_on_average(self) -> float:
+        """Of a unit."""
+        return (self.looks_of_unit + 1) / 2 * (self.rows_of_unit + 1) / 2
 
 
 FAIR = Credit()
@@ -54,7 +61,7 @@ STRESSES = (
     Stress("none", FAIR),
     Stress("1 % default rate", replace(FAIR, rate=0.01)),
     Stress("heavy-tailed log loss", replace(FAIR, sharpness=3.0), "log-loss"),
-    Stress("repeated units", FAIR, rows_of_unit=9),
+    Stress("repeated units", FAIR, looks_of_unit=10, rows_of_unit=3),
     Stress("drifting base rate", replace(FAIR, drift=0.8)),
     Stress("weights 90 : 10", FAIR, share=0.1),
 )
@@ -102,52 +109,68 @@ class Seen:
     sums: Floats | None = None
 
 
+@dataclass
+class Group:
+    """Units of many streams that come for the first time at one look.
+
+    Attributes:
+        rows: their scores and outcomes, of shape (streams, units), as the following.
+        place: in [0, 1): the challenger has those below its share, as the router has it of a unit.
+        last: the look at which each comes for the last time.
+        before: of each arm, what has been counted of each so far: rows, or the sum of their weights.
+    """
+
+    rows: Rows
+    place: Floats
+    last: Floats
+    before: Floats
+
+
+def arrivals(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[list[tuple[Group, Floats]]]:
+    """Who comes at each look, and with how many rows: those of former looks that come again, and new ones."""
+    groups: list[Group] = []
+    shape = (size.streams, max(round(size.batch / stress.rows_on_average), 1))
+    for look in range(size.looks):
+        rows, place = stress.credit.draw(rng, shape, look / size.looks), rng.random(shape)
+        last = look + rng.integers(0, stress.looks_of_unit, shape).astype(float)
+        groups = [each for each in groups if (each.last >= look).any()]
+        groups.append(Group(rows, place, last, np.zeros((2, *shape))))
+        yield [
+            (each, (each.last >= look) * rng.integers(1, stress.rows_of_unit + 1, shape).astype(float))
+            for each in groups
+        ]
+
+
 def shadow(rng: np.random.Generator, stress: Stress, size: Size, by_unit: bool = True) -> Iterator[Seen]:
     """Pairs: a look after each batch."""
-    d, positives = Running(size.streams), np.zeros(size.streams)
-    units = _Units(size.streams)
-    for look in range(size.looks):
-        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
-        rows = stress.credit.draw(rng, shape, look / size.looks)
-        difference = score(stress.metric, rows.champion, rows.outcome) - score(
-            stress.metric, rows.challenger, rows.outcome
-        )
-        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
-        if stress.rows_of_unit > 1:
-            units.add(difference, count)
+    units, positives = _Units(size.streams), np.zeros(size.streams)
+    for coming in arrivals(rng, stress, size):
+        for group, count in coming:
+            rows = group.rows
+            one, other = (score(stress.metric, p, rows.outcome) for p in (rows.champion, rows.challenger))
+            units.add(one - other, count, group.before[0])
+            group.before[0] += count
             positives += (rows.outcome * count).sum(1)
-            n, value = units.rows, units.mean
-            error = units.error if by_unit else units.naive_error
-            yield Seen(value, error, n, _enough(n, positives))
-            continue
-        d.add(difference)
-        positives += rows.outcome.sum(1)
-        yield Seen(d.mean, d.error, d.n, _enough(d.n, positives), d.squares)
+        error = units.error if by_unit else units.naive_error
+        enough = _enough(units.rows, positives, units.units)
+        yield Seen(units.mean, error, units.rows, enough, units.squares)
 
 
 def split(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
-    """Each row sees one model; a look after each batch."""
-    arms = Running(size.streams), Running(size.streams)
-    units = _Units(size.streams), _Units(size.streams)
+    """Each unit sees one model; a look after each batch."""
+    arms = _Units(size.streams), _Units(size.streams)
     positives = np.zeros((2, size.streams))
-    for look in range(size.looks):
-        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
-        rows = stress.credit.draw(rng, shape, look / size.looks)
-        challenged = rng.random(shape) < stress.share
-        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
-        for side, (scores, mine) in enumerate(((rows.champion, ~challenged), (rows.challenger, challenged))):
-            loss = score(stress.metric, scores, rows.outcome)
-            if stress.rows_of_unit > 1:
-                units[side].add(loss, count * mine)
-            else:
-                arms[side].add(loss, mine.astype(float))
-            positives[side] += (rows.outcome * count * mine).sum(1)
-        if stress.rows_of_unit > 1:
-            values, errors, ns = ([getattr(u, name) for u in units] for name in ("mean", "error", "rows"))
-        else:
-            values, errors, ns = ([getattr(a, name) for a in arms] for name in ("mean", "error", "n"))
-        enough = _enough(ns[0], positives[0]) & _enough(ns[1], positives[1])
-        yield Seen(values[0] - values[1], np.hypot(*errors), ns[0] + ns[1], enough)
+    for coming in arrivals(rng, stress, size):
+        for group, count in coming:
+            challenged = group.place < stress.share
+            for side, mine in enumerate((count * ~challenged, count * challenged)):
+                loss = score(stress.metric, group.rows[side], group.rows.outcome)
+                arms[side].add(loss, mine, group.before[side])
+                group.before[side] += mine
+                positives[side] += (group.rows.outcome * mine).sum(1)
+        one, other = arms
+        enough = _enough(one.rows, positives[0], one.units) & _enough(other.rows, positives[1], other.units)
+        yield Seen(one.mean - other.mean, np.hypot(one.error, other.error), one.rows + other.rows, enough)
 
 
 def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
@@ -155,28 +178,20 @@ def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[See
     arms = Weighted(size.streams), Weighted(size.streams)
     positives = np.zeros((2, size.streams))
     share = np.full(size.streams, 0.5)
-    for look in range(size.looks):
-        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
-        rows = stress.credit.draw(rng, shape, look / size.looks)
-        challenged = rng.random(shape) < share[:, None]
-        # All rows of a unit are the same, so its squares are those of its sum.
-        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
-        for side, (scores, mine, propensity) in enumerate(
-            ((rows.champion, ~challenged, 1 - share), (rows.challenger, challenged, share))
-        ):
-            arms[side].add(score(stress.metric, scores, rows.outcome), count * mine, propensity)
-            positives[side] += (rows.outcome * count * mine).sum(1)
+    for coming in arrivals(rng, stress, size):
+        for group, count in coming:
+            challenged = group.place < share[:, None]
+            for side, mine in enumerate((count * ~challenged, count * challenged)):
+                chance = share if side else 1 - share
+                loss = score(stress.metric, group.rows[side], group.rows.outcome)
+                arms[side].add(loss, mine, chance, group.before[side])
+                group.before[side] += mine / chance[:, None]
+                positives[side] += (group.rows.outcome * mine).sum(1)
         error = np.hypot(arms[0].error, arms[1].error)
         value = arms[0].mean - arms[1].mean
         enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
         yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
-        share = _thompson(value, error)
-
-
-def _thompson(value: Floats, error: Floats) -> Floats:
-    """The chance that the challenger is the better one, by a normal posterior, mixed with the floor."""
-    z = np.divide(value, error, out=np.zeros_like(value), where=np.isfinite(error) & (error > 0))
-    return np.asarray(FLOOR + (1 - 2 * FLOOR) * norm.cdf(z))
+        share = thompson(value, error, FLOOR)
 
 
 DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]] = {
@@ -194,15 +209,17 @@ class _Units:
             (7, streams)
         )
 
-    def add(self, values: Floats, count: Floats) -> None:
-        t = values * count
-        self.units = self.units + (count > 0).sum(1)
+    def add(self, values: Floats, count: Floats, before: Floats) -> None:
+        """Add so many rows of each unit, of which so many were there before."""
+        # (n + k)² − n²
+        squares = count * (2 * before + count)
+        self.units = self.units + ((count > 0) & (before == 0)).sum(1)
         self.rows = self.rows + count.sum(1)
-        self.total = self.total + t.sum(1)
-        self.rows2 = self.rows2 + (count * count).sum(1)
-        self.cross = self.cross + (count * t).sum(1)
-        self.squares = self.squares + (t * t).sum(1)
-        self.plain = self.plain + (values * t).sum(1)
+        self.total = self.total + (count * values).sum(1)
+        self.rows2 = self.rows2 + squares.sum(1)
+        self.cross = self.cross + (squares * values).sum(1)
+        self.squares = self.squares + (squares * values * values).sum(1)
+        self.plain = self.plain + (count * values * values).sum(1)
 
     @property
     def mean(self) -> Floats:
@@ -222,10 +239,11 @@ class _Units:
         return np.sqrt(spread / np.maximum(self.rows, 1))
 
 
-def _enough(n: Floats, positives: Floats) -> Truths:
-    """Where as many outcomes are there as a decision takes."""
+def _enough(n: Floats, positives: Floats, units: Floats | None = None) -> Truths:
+    """Where as many outcomes are there as a decision takes, and of as many units."""
     rarer = np.minimum(positives, n - positives)
-    return np.asarray((n >= RULES.min_outcomes) & (rarer >= RULES.min_each))
+    independent = n if units is None else units
+    return np.asarray((independent >= RULES.min_outcomes) & (rarer >= RULES.min_each))
 
 
 def rejections(
@@ -368,7 +386,7 @@ def late(
             enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
             yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
         if design == "bandit":
-            share = _thompson(value, error)
+            share = thompson(value, error, FLOOR)
 
 
 @dataclass(frozen=True)
@@ -454,6 +472,42 @@ def sample_ratio(streams: int) -> tuple[float, Rate]:
     )
 
 
+# Looks at trust checks, rows between two, and the least share for which they are tried.
+CHECKED, ROWS_BETWEEN, LEAST_SHARE = 400, 100, 0.01
+
+
+def distrust(streams: int) -> list[Rate]:
+    """How often a trust check ever fails without cause: of single rows, assigned by the declared shares."""
+    rng = np.random.default_rng(16)
+    n = ROWS_BETWEEN * np.arange(1.0, CHECKED + 1)
+    found = []
+
+    def ever(name: str, log_e: Floats, enough: Truths) -> None:
+        failed = (enough & (log_e >= -math.log(RULES.trust_alpha))).any(1)
+        found.append(Rate(name, int(failed.sum()), streams))
+
+    for share in (0.5, LEAST_SHARE):
+        k = np.cumsum(rng.binomial(ROWS_BETWEEN, share, (streams, CHECKED)), axis=1).astype(float)
+        log_e = multinomial.log_bayes_factor(np.stack([k, n - k], axis=-1), [share, 1 - share])
+        ever(f"sample ratio, a share of {100 * share:g} %", log_e, np.ones(k.shape, bool))
+    for n_star in (1000, 10_000):
+        enough = np.minimum(k, n - k) >= RULES.min_outcomes
+        log_e = log_e_value_of_propensities(k, n, share, n_star)
+        ever(f"propensities, a share of {100 * share:g} %, n_star {n_star:,}", log_e, enough)
+    return found
+
+
+def log_e_value_of_propensities(k: Floats, n: Floats, share: float, n_star: float) -> Floats:
+    """What `trust` says of two arms, to one of which k of n rows came with the probability `share`."""
+    found = []
+    for rows, chance in ((k, share), (n - k, 1 - share)):
+        total, squares = rows / chance - n, rows / chance**2 - 2 * rows / chance + n
+        error = np.sqrt(np.maximum(squares - total**2 / n, 0) / (n - 1) / n)
+        found.append(sequence.log_e_value(total / n, error, n, n_star, RULES.trust_alpha))
+    # Bonferroni's share of each arm.
+    return np.asarray(np.maximum(*found) - math.log(2))
+
+
 def canaries(streams: int, slow: int) -> list[Rate]:
     """How often a guardrail trips on a challenger whose harm is as great as allowed, or that is the same."""
     rng = np.random.default_rng(10)
@@ -519,25 +573,42 @@ POWER = 0.8
 # What is aimed at: a share of the best unpaired peer's outcomes, and times the bound's expectation.
 FEWER, COSTLIER = 50, 1.3
 
-# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores correlated .996.
-PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.996)
+# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores S that correlate .996. S is
+# the Brier score: both have the same outcome, so it correlates that much where what both see does .95.
+PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.95)
 
 
-def pairing() -> list[tuple[float, float, float]]:
-    """What pairs save, by how alike both models see: the correlation, and both fixed samples.
+class Pairing(NamedTuple):
+    """What pairs save where both models see so much alike.
+
+    Attributes:
+        correlation: of what both see, among clients with the same outcome.
+        scores: the correlation of both Brier scores.
+        paired: pairs for one look that finds the difference with a power of 80 %.
+        unpaired: the same of the outcomes of a split in halves.
+    """
+
+    correlation: float
+    scores: float
+    paired: float
+    unpaired: float
+
+
+def pairing() -> list[Pairing]:
+    """What pairs save, by how alike both models see.
 
     What each model sees by itself is the same in all rows, so the difference is, and the unpaired sample.
     """
     effect = _advantage(PAIR, 4_000_000)
     found = []
-    for correlation in (0.0, 0.5, 0.9, 0.98, 0.996):
+    for correlation in (0.0, 0.5, 0.9, PAIR.correlation, 0.98, 0.996):
         rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(14), (1_000_000,))
         one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
         samples = [
             plan.fixed_sample_size(float(variance), effect)
             for variance in ((one - other).var(), 2 * (one.var() + other.var()))
         ]
-        found.append((correlation, samples[0], samples[1]))
+        found.append(Pairing(correlation, float(np.corrcoef(one, other)[0, 1]), *samples))
     return found
 
 

@@ -113,17 +113,28 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
         if not all(metric in arm.weighted for arm in arms.values()) or found:
             continue
         n = sum(arm.weighted[metric].n for arm in arms.values())
+        # Σ over units of their rows, squared; the Σw² of repeated units is by unit already.
+        squares = {
+            name: arm.by_unit[metric].rows2 if metric in arm.by_unit else arm.weighted[metric].n
+            for name, arm in arms.items()
+        }
         worst, culprit = -math.inf, ""
         for name, arm in arms.items():
             sums = arm.weighted[metric]
-            # Of all n rows 1{assigned}/π − 1 has the mean 0: Σw − n, and its squares Σw² − 2Σw + n.
-            excess = Moments(n, sums.w - n, max(sums.w2 - 2 * sums.w + n, 0.0))
+            # Of all n rows 1{assigned}/π − 1 has the mean 0: Σw − n, and its squares Σw² − 2Σw + n. By unit
+            # twice Σw·rows is taken away, and no w is less than 1.
+            twice = 2 * (sums.w + squares[name] - sums.n)
+            excess = Moments(n, sums.w - n, max(sums.w2 - twice + sum(squares.values()), 0.0))
             log_e = float(
                 sequence.log_e_value(excess.mean, excess.standard_error, n, rules.n_star, rules.trust_alpha)
             ) - math.log(len(arms))
             if log_e > worst:
                 worst, culprit = log_e, f"{name}'s weights sum to {sums.w:,.0f} over {n:,} rows"
-        small = n < rules.min_outcomes
+        # Of few rows of an arm with a small share a standard error means nothing.
+        counted = [
+            arm.by_unit[metric].units if arm.by_unit else arm.weighted[metric].n for arm in arms.values()
+        ]
+        small = min(counted) < rules.min_outcomes
         failed = not small and worst >= -math.log(rules.trust_alpha)
         state: CheckState = "not yet" if small else "failed" if failed else "passed"
         found.append(Check("propensities", state, culprit, finite_exp(worst)))
@@ -143,7 +154,7 @@ def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
     arm = evidence.arm(challenger)
     if not arm.requests:
         return Check("pairs", "not yet", f"{challenger} was not asked yet")
-    log_e = float(rates.log_e_value_above(arm.errors, arm.requests, MISSING))
+    log_e = float(rates.log_e_value_above(arm.apart_failed, arm.apart, MISSING))
     seen = (
         f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
     )
