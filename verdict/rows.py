@@ -31,6 +31,7 @@ Better = Literal["lower", "higher", "nearer to 0"]
 QUANTILES = ("latency-p50", "latency-p95", "latency-p99")
 # Of these many bins each makes one of a reliability diagram.
 COARSER = SCORE_BINS // 10
+TOO_CLOSE = "scores lie too close together for this figure"
 
 
 def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[Row, ...]:
@@ -186,16 +187,27 @@ def _latency(arms: list[Arm], metric: str, alpha: float) -> Row:
 
 
 def _area(evidence: Evidence, challenger: str, alpha: float) -> Row:
-    """The areas under the curve: in pairs with the interval of their difference, for one look."""
+    """The areas under the curve: in pairs with the interval of their difference, for one look.
+
+    None where the bins of the scores are too wide to tell.
+    """
     note = "a diagnostic, for one look"
-    paired = discrimination.paired_areas(evidence.pair(challenger).joint)
-    if paired:
+    joint = evidence.pair(challenger).joint
+    paired = discrimination.paired_areas(joint)
+    if paired and all(
+        discrimination.blur(*each) <= discrimination.BLUR for each in discrimination.sides(joint)
+    ):
         now = Contrast(paired.one - paired.other, paired.error, 1)
         fixed = around(now, float(norm.ppf(1 - alpha / 2)) * paired.error)
         return _row("auc", "higher", [paired.one, paired.other], fixed=fixed, note=note)
     arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
-    values = [discrimination.area(arm.negative_scores, arm.positive_scores) for arm in arms]
-    return _row("auc", "higher", values, note=note)
+    # Variants' own bins are narrower. Of pairs they serve where these are all rows.
+    if paired and arms[0].labelled != arms[1].labelled:
+        return _row("auc", "higher", [None, None], note=TOO_CLOSE)
+    scores = [(arm.negative_scores, arm.positive_scores) for arm in arms]
+    told = [discrimination.blur(*each) <= discrimination.BLUR for each in scores]
+    values = [discrimination.area(*each) if known else None for each, known in zip(scores, told, strict=True)]
+    return _row("auc", "higher", values, note=note if all(told) else TOO_CLOSE)
 
 
 def _row(

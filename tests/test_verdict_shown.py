@@ -1,0 +1,90 @@
+"""What the figures of a verdict show, held against the rows that they are from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from verdict import discrimination
+from verdict.counted import Answers, evidence
+from verdict.decision import Verdict, judge
+from verdict.declared import LIVE, Declared, Roles, Terms
+from verdict.evidence import Evidence, Rules
+from verdict.results import Row
+from verdict.simulate import Credit, Rows
+
+NOW = 1_700_000_000.0
+WHO = Roles("shadow", "A", ("B",), "shadow")
+
+
+def shadowed(rows: Rows, scored: Any = True, rules: Rules | None = None) -> Evidence:
+    """What is counted where A answered everybody, and B scored those besides of whom that is said."""
+    n, mine = len(rows.outcome), np.broadcast_to(scored, len(rows.outcome))
+    request = np.concatenate([np.arange(n), np.flatnonzero(mine)])
+    beside = len(request) - n
+    answers = Answers(
+        request=request,
+        time=np.full(len(request), NOW - 10.0),
+        version=np.ones(len(request), np.int64),
+        allocation=np.zeros(len(request), np.int64),
+        variant=np.array(["A"] * n + ["B"] * beside, object),
+        kind=np.array([LIVE] * n + ["shadow"] * beside, object),
+        status=np.full(len(request), 200),
+        score=np.concatenate([rows.champion, rows.challenger[mine]]),
+        latency=np.full(len(request), 20.0),
+        outcome=rows.outcome[request],
+        saved=np.zeros(len(request), bool),
+        unit=request,
+    )
+    declared = Declared("e", (1, 1), WHO, rules or Rules(), (Terms(1, 0, {"A": 1.0}),))
+    return evidence(answers, declared, NOW)
+
+
+def clients(n: int, **more: Any) -> Rows:
+    return Credit(**more).draw(np.random.default_rng(1), (n,))
+
+
+def shown(verdict: Verdict, metric: str) -> Row:
+    return next(row for row in verdict.comparisons[0].rows if row.metric == metric)
+
+
+def area(p: np.ndarray, y: np.ndarray) -> float:
+    """The area under the curve of scores that are not in bins."""
+    ranks, ones = rankdata(p), y == 1
+    m, n = ones.sum(), (~ones).sum()
+    return float((ranks[ones].sum() - m * (m + 1) / 2) / (m * n))
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.01, False), (0.08, True), (0.2, True)])
+def test_an_area_is_shown_where_bins_can_tell_it_and_right_then(rate: float, told: bool) -> None:
+    rows = clients(40_000, rate=rate, champion=0.73, challenger=0.745)
+    row = shown(judge(shadowed(rows), Rules()), "auc")
+    if told:
+        wanted = [area(p, rows.outcome) for p in (rows.champion, rows.challenger)]
+        assert [row.champion, row.challenger] == pytest.approx(wanted, abs=0.01)
+        assert row.difference == pytest.approx(wanted[0] - wanted[1], abs=0.003)
+        assert row.note == "a diagnostic, for one look"
+    else:
+        assert (row.champion, row.challenger, row.difference) == (None, None, None)
+        assert row.note == "scores lie too close together for this figure"
+    # The pairs' own bins are wider than those of all rows of a variant.
+    some = shown(judge(shadowed(rows, np.arange(40_000) % 2 == 0), Rules()), "auc")
+    assert (some.champion is None) == (rate < 0.2)
+    assert (some.fixed.lower is None) == (rate < 0.2)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.08, 0.2, 0.5])
+def test_bins_blur_an_area_by_no_more_than_is_said(rate: float) -> None:
+    rows = clients(40_000, rate=rate)
+    for p, arm in ((rows.champion, "A"), (rows.challenger, "B")):
+        sums = shadowed(rows).arm(arm)
+        scores = sums.negative_scores, sums.positive_scores
+        seen = discrimination.area(*scores)
+        assert seen is not None
+        assert 0 < area(p, rows.outcome) - seen < discrimination.blur(*scores) < 0.15
+    # Of scores in one bin nothing is known.
+    assert discrimination.blur({3: 10}, {3: 4}) == 0.5
+    assert discrimination.blur({3: 10}, {4: 4}) == 0
