@@ -9,10 +9,11 @@ import pytest
 from scipy.stats import rankdata
 
 from verdict import discrimination
-from verdict.counted import Answers, evidence
+from verdict.counted import Answers, evidence, score
 from verdict.decision import Verdict, judge
 from verdict.declared import LIVE, Declared, Roles, Terms
 from verdict.evidence import Evidence, Rules
+from verdict.report import markdown
 from verdict.results import Row
 from verdict.simulate import Credit, Rows
 
@@ -88,3 +89,20 @@ def test_bins_blur_an_area_by_no_more_than_is_said(rate: float) -> None:
     # Of scores in one bin nothing is known.
     assert discrimination.blur({3: 10}, {3: 4}) == 0.5
     assert discrimination.blur({3: 10}, {4: 4}) == 0
+
+
+def test_where_a_part_was_scored_besides_both_means_are_over_the_pairs() -> None:
+    rows = clients(4000)
+    # Those who pay are scored besides more often.
+    scored = np.arange(4000) % np.where(rows.outcome == 1, 5, 2) == 0
+    verdict = judge(shadowed(rows, scored), Rules())
+    for metric in ("brier", "log-loss"):
+        row = shown(verdict, metric)
+        wanted = [score(metric, p, rows.outcome)[scored].mean() for p in (rows.champion, rows.challenger)]
+        assert [row.champion, row.challenger] == pytest.approx(wanted)
+        assert row.difference == pytest.approx(wanted[0] - wanted[1])
+    told = f"there are pairs of {scored.sum():,} of the 4,000 matured requests"
+    assert f"B answered {scored.sum():,} of the {scored.sum():,} requests it was asked; {told}" in markdown(
+        verdict
+    )
+    assert "there are pairs of" not in markdown(judge(shadowed(rows), Rules()))

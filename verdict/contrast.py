@@ -90,7 +90,8 @@ def contrast(of: Basis) -> Contrast:
 def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | None, float | None]:
     """The champion's and the challenger's own means; None without outcomes.
 
-    In pairs the champion's is over its own rows, which may be more than those of the pairs.
+    In pairs both are over the pairs: the champion's own rows may be more, where only a sample was scored
+    besides.
     """
     found: list[float | None] = []
     for name in (evidence.champion, challenger):
@@ -101,7 +102,11 @@ def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | Non
             found.append(bandit.mean(weighted) if weighted.n else None)
         else:
             found.append(plain.mean if plain.n else None)
-    return found[0], found[1]
+    one, other = found
+    now = contrast(basis(evidence, challenger, metric))
+    if evidence.design == "shadow" and now.n and other is not None:
+        one = other + now.value
+    return one, other
 
 
 def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, Contrast]:

@@ -125,6 +125,9 @@ def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
     seen = (
         f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
     )
+    pairs, matured = evidence.pair(challenger).mature, evidence.arm(evidence.champion).mature
+    if pairs < matured:
+        seen += f"; there are pairs of {pairs:,} of the {matured:,} matured requests"
     return Check(
         "pairs", "failed" if log_e >= -math.log(rules.trust_alpha) else "passed", seen, finite_exp(log_e)
     )
