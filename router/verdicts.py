@@ -431,9 +431,7 @@ def _of_asked(row: Any, question: Question) -> Evidence:
 def _of_known(row: Any, question: Question) -> Evidence:
     """What outcomes say of a variant."""
     n = int(row.labelled)
-    decisions = Decisions(
-        n, int(row.tp + row.fp), *(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn"))
-    )
+    decisions = Decisions(*(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn")))
     costs, who = question.declared.rules.costs, question.who
     moments = {
         "brier": Moments(n, row.brier, row.brier2),

@@ -47,11 +47,7 @@ def arm(p: np.ndarray, y: np.ndarray, errors: int = 0, ms: float = 20.0) -> Arm:
     n = len(y)
     flagged, bad = p >= 0.1, y == 1
     decisions = Decisions(
-        n,
-        *(
-            int(each.sum())
-            for each in (flagged, flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad)
-        ),
+        *(int(each.sum()) for each in (flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad))
     )
     return Arm(
         requests=n + errors,
@@ -461,7 +457,8 @@ def test_segments_share_the_risk_and_gaps_between_groups_are_shown() -> None:
     ]
     alone = judge(parts["region", "south"], Rules(alpha=0.025)).comparisons[0].rows[0].interval
     assert found[1].row.interval == alone
-    gap = next(each for each in verdict.gaps if each.variant == "B" and each.rate == "positive decisions")
+    rate = "positive decisions among known outcomes"
+    gap = next(each for each in verdict.gaps if each.variant == "B" and each.rate == rate)
     flagged = rows.challenger >= 0.1
     assert (gap.group, gap.reference) == ("south", "north")
     assert gap.gap == pytest.approx(flagged[~north].mean() - flagged[north].mean())

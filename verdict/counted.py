@@ -466,7 +466,7 @@ def _decided(p: Floats, y: Floats, threshold: float) -> Decisions:
         "tn": ~flagged & (y == 0),
         "fn": ~flagged & (y == 1),
     }
-    return Decisions(len(p), int(flagged.sum()), **{name: int(each.sum()) for name, each in counts.items()})
+    return Decisions(**{name: int(each.sum()) for name, each in counts.items()})
 
 
 def _sums(values: Floats) -> Moments:

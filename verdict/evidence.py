@@ -32,12 +32,9 @@ HOUR = 3600.0
 class Decisions:
     """What a variant's threshold makes of its scores: positive where the score is at or above it.
 
-    `flagged` of `decided` requests are positive, whether their outcome is known or not. Of those whose
-    outcome is known: true and false positives, true and false negatives.
+    Of those whose outcome is known: true and false positives, true and false negatives.
     """
 
-    decided: int = 0
-    flagged: int = 0
     tp: int = 0
     fp: int = 0
     tn: int = 0
@@ -45,8 +42,6 @@ class Decisions:
 
     def __add__(self, other: Decisions) -> Decisions:
         return Decisions(
-            self.decided + other.decided,
-            self.flagged + other.flagged,
             self.tp + other.tp,
             self.fp + other.fp,
             self.tn + other.tn,

@@ -8,9 +8,13 @@ from verdict import rates
 from verdict.evidence import Decisions, Evidence, Rules
 from verdict.results import NO_INTERVAL, Gap, Interval
 
-# Hardt, Price & Srebro (NeurIPS 2016): demographic parity compares the first, equalized odds the others.
+# Hardt, Price & Srebro (NeurIPS 2016): demographic parity compares the first, equalized odds the others. All
+# are over the requests whose outcome is known, so the first is of those alone, too.
 RATES: dict[str, Callable[[Decisions], tuple[int, int]]] = {
-    "positive decisions": lambda seen: (seen.flagged, seen.decided),
+    "positive decisions among known outcomes": lambda seen: (
+        seen.tp + seen.fp,
+        seen.tp + seen.fp + seen.tn + seen.fn,
+    ),
     "true positive rate": lambda seen: (seen.tp, seen.tp + seen.fn),
     "false positive rate": lambda seen: (seen.fp, seen.fp + seen.tn),
 }
