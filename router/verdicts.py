@@ -37,10 +37,10 @@ from router.tables import (
 )
 from runoff.problems import NotFound
 from verdict import money
-from verdict.counted import GAP_BINS
 from verdict.decision import judge
 from verdict.declared import LIVE, Declared, Place, Roles, Terms
 from verdict.evidence import (
+    GAP_BINS,
     Arm,
     Costs,
     Decisions,

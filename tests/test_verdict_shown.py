@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from verdict import discrimination
+from verdict import bernstein, discrimination
 from verdict.counted import Answers, evidence, score
 from verdict.decision import Verdict, judge
 from verdict.declared import LIVE, Declared, Roles, Terms
@@ -106,3 +106,45 @@ def test_where_a_part_was_scored_besides_both_means_are_over_the_pairs() -> None
         verdict
     )
     assert "there are pairs of" not in markdown(judge(shadowed(rows), Rules()))
+
+
+@pytest.mark.parametrize(
+    ("gap", "declared", "state"),
+    [
+        (0.0, 0.005, "passed"),
+        (0.022, 0.025, "passed"),
+        (0.5, 0.5, "passed"),
+        (0.29, 0.29, "passed"),
+        (1.0, 1.0, "passed"),
+        # Of what the bins do not tell apart: see below.
+        (0.029, 0.025, "passed"),
+        (0.031, 0.025, "failed"),
+        (0.52, 0.5, "failed"),
+    ],
+)
+def test_scores_that_differ_as_declared_are_trusted_and_others_are_not(
+    gap: float, declared: float, state: str
+) -> None:
+    y = np.array([0.0, 1.0] * 100)
+    rules = Rules(max_gap=declared)
+    rows = Rows(np.full(200, gap), np.zeros(200), y)
+    [check] = [
+        each
+        for each in judge(shadowed(rows, rules=rules), rules).comparisons[0].checks
+        if each.name == "disagreement"
+    ]
+    assert check.state == state
+    assert f"; {declared:g} is declared, and checked to 0.01" in check.seen
+
+
+@pytest.mark.parametrize(("declared", "bound"), [(0.025, 0.03), (0.2, 0.21), (0.29, 0.3), (1.0, 1.0)])
+def test_the_exact_interval_holds_for_all_that_the_check_lets_pass(declared: float, bound: float) -> None:
+    rows = clients(2000, correlation=0.9999)
+    evidence, rules = shadowed(rows), Rules(max_gap=declared)
+    row = shown(judge(evidence, rules), "brier")
+    assert row.interval.lower is not None
+    assert row.difference is not None
+    squares, c = evidence.pair("B").brier.squares, 2 * bound
+    rho = bernstein.best_rho(rules.n_star * (c / 8) ** 2, rules.alpha)
+    radius = float(bernstein.radius(2000, squares, rho, c, rules.alpha))
+    assert row.difference - row.interval.lower == pytest.approx(radius)

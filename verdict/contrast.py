@@ -145,10 +145,10 @@ class Ruler:
 def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenger: str) -> Ruler:
     """The one for a metric: pairs by the Brier score are measured exactly where `max_gap` was declared."""
     by_unit = evidence.pair(challenger).by_unit.get(metric)
-    if evidence.design != "shadow" or metric != "brier" or rules.max_gap is None or by_unit:
+    if evidence.design != "shadow" or metric != "brier" or rules.gap_bound is None or by_unit:
         return Ruler(rules.n_star, alpha)
     # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|
-    c = 2 * rules.max_gap
+    c = 2 * rules.gap_bound
     spread = c / 8 if rules.spread is None else rules.spread
     return Ruler(rules.n_star, alpha, (c, bernstein.best_rho(rules.n_star * spread**2, alpha)))
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from verdict import money
 from verdict.declared import LIVE, Declared, Terms
 from verdict.evidence import (
+    GAP_BINS,
     HOUR,
     SCORE_BINS,
     Arm,
@@ -40,9 +41,8 @@ Wholes = NDArray[np.int64]
 # In the order in which sums by unit are kept.
 METRICS = ("brier", "log-loss", "profit")
 
-# Into so many equal bins scores are counted, pairs of scores on each side, and |p − p′|.
+# Into so many equal bins pairs of scores are counted, on each side.
 JOINT_BINS = 20
-GAP_BINS = 100
 LEAST_MS = 0.001
 # No probability is nearer to 0 or 1 in the log loss: one that is wrong would be an infinite loss.
 CLIP = 1e-15
