@@ -13,12 +13,28 @@ from verdict.counted import Answers, evidence, score
 from verdict.decision import Verdict, judge
 from verdict.declared import LIVE, Declared, Roles, Terms
 from verdict.evidence import Evidence, Rules
-from verdict.report import markdown
+from verdict.report import markdown, number
 from verdict.results import Row
 from verdict.simulate import Credit, Rows
 
 NOW = 1_700_000_000.0
-WHO = Roles("shadow", "A", ("B",), "shadow")
+
+
+def answered(request: Any, outcome: Any, variant: Any, score: Any, **more: Any) -> Answers:
+    """Answers that all went well, a request each."""
+    n = len(request)
+    columns = {
+        "time": np.full(n, NOW - 10.0),
+        "version": np.ones(n, np.int64),
+        "allocation": np.zeros(n, np.int64),
+        "kind": np.full(n, LIVE, object),
+        "status": np.full(n, 200),
+        "latency": np.full(n, 20.0),
+        "saved": np.zeros(n, bool),
+        "unit": request,
+    }
+    variant = np.asarray(variant, object)
+    return Answers(request=request, outcome=outcome, variant=variant, score=score, **columns | more)
 
 
 def shadowed(rows: Rows, scored: Any = True, rules: Rules | None = None) -> Evidence:
@@ -26,21 +42,33 @@ def shadowed(rows: Rows, scored: Any = True, rules: Rules | None = None) -> Evid
     n, mine = len(rows.outcome), np.broadcast_to(scored, len(rows.outcome))
     request = np.concatenate([np.arange(n), np.flatnonzero(mine)])
     beside = len(request) - n
-    answers = Answers(
-        request=request,
-        time=np.full(len(request), NOW - 10.0),
-        version=np.ones(len(request), np.int64),
-        allocation=np.zeros(len(request), np.int64),
-        variant=np.array(["A"] * n + ["B"] * beside, object),
+    answers = answered(
+        request,
+        rows.outcome[request],
+        ["A"] * n + ["B"] * beside,
+        np.concatenate([rows.champion, rows.challenger[mine]]),
         kind=np.array([LIVE] * n + ["shadow"] * beside, object),
-        status=np.full(len(request), 200),
-        score=np.concatenate([rows.champion, rows.challenger[mine]]),
-        latency=np.full(len(request), 20.0),
-        outcome=rows.outcome[request],
-        saved=np.zeros(len(request), bool),
-        unit=request,
     )
-    declared = Declared("e", (1, 1), WHO, rules or Rules(), (Terms(1, 0, {"A": 1.0}),))
+    who = Roles("shadow", "A", ("B",), "shadow")
+    declared = Declared("e", (1, 1), who, rules or Rules(), (Terms(1, 0, {"A": 1.0}),))
+    return evidence(answers, declared, NOW)
+
+
+def parted(rows: Rows, shares: tuple[float, ...] = (0.5,), latency: Any = 20.0) -> Evidence:
+    """What is counted where each got one answer: B's share was first one of these, later the others."""
+    n, rng = len(rows.outcome), np.random.default_rng(2)
+    allocation = np.arange(n) * len(shares) // n
+    mine = rng.random(n) < np.array(shares)[allocation]
+    answers = answered(
+        np.arange(n),
+        rows.outcome,
+        np.where(mine, "B", "A"),
+        np.where(mine, rows.challenger, rows.champion),
+        allocation=allocation,
+        latency=np.broadcast_to(latency, n) * np.where(mine, 1.5, 1.0),
+    )
+    terms = tuple(Terms(1, number, {"A": 1 - share, "B": share}) for number, share in enumerate(shares))
+    declared = Declared("e", (1, 1), Roles("split", "A", ("B",), LIVE), Rules(), terms)
     return evidence(answers, declared, NOW)
 
 
@@ -148,3 +176,45 @@ def test_the_exact_interval_holds_for_all_that_the_check_lets_pass(declared: flo
     rho = bernstein.best_rho(rules.n_star * (c / 8) ** 2, rules.alpha)
     radius = float(bernstein.radius(2000, squares, rho, c, rules.alpha))
     assert row.difference - row.interval.lower == pytest.approx(radius)
+
+
+def test_a_page_shows_each_variants_own_interval_and_that_of_the_difference_where_there_is_one() -> None:
+    latency = np.random.default_rng(3).lognormal(3, 0.3, 20_000)
+    verdict = judge(parted(clients(20_000, challenger_shift=0.3), latency=latency), Rules())
+    page = markdown(verdict)
+    calibration, slow = shown(verdict, "calibration"), shown(verdict, "latency-p50")
+    for row, name in ((calibration, "calibration (mean of y − p)"), (slow, "latency-p50 (ms)")):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+        for value, ends in (
+            (row.champion, row.champion_interval),
+            (row.challenger, row.challenger_interval),
+        ):
+            assert f" {number(value)} ({number(ends.lower)} to {number(ends.upper)}) |" in line
+        assert f"| {number(row.interval.lower)} to {number(row.interval.upper)} |" in line
+        assert row.difference is not None
+        assert row.interval.lower is not None
+        assert row.interval.upper is not None
+        assert row.interval.lower < row.difference < row.interval.upper
+    # B's scores are too high, by about 0.02, and so its y − p are lower; it takes half as long again.
+    assert calibration.interval.lower is not None
+    assert calibration.interval.lower > 0.005
+    assert calibration.e_value is not None
+    assert calibration.e_value > 20
+    assert slow.interval.lower is not None
+    assert slow.interval.upper is not None
+    assert slow.interval.lower < -0.5 * np.exp(3) < slow.interval.upper < 0
+    # What both said of the same rows is not apart.
+    paired = shown(judge(shadowed(clients(500)), Rules()), "calibration")
+    assert paired.champion_interval.lower is not None
+    assert paired.interval.lower is None
+
+
+def test_what_is_not_weighted_says_so_where_shares_changed() -> None:
+    rows = clients(2000)
+    notes = {row.metric: row.note for row in judge(parted(rows, (0.2, 0.5)), Rules()).comparisons[0].rows}
+    assert notes["brier"] == notes["log-loss"] == ""
+    assert notes["calibration"] == notes["error-rate"] == "not weighted by propensity"
+    assert notes["latency-p50"] == "ms; not weighted by propensity"
+    assert notes["auc"].endswith("not weighted by propensity")
+    constant = markdown(judge(parted(rows), Rules()))
+    assert "not weighted by propensity" not in constant

@@ -63,7 +63,7 @@ def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | Non
         return Basis((_moments(pairs, metric),))
     names = (evidence.champion, challenger)
     arms, wholes = [evidence.arm(name) for name in names], [whole.arm(name) for name in names]
-    if _needs_weights(whole) and all(arm.weighted.get(metric) for arm in wholes):
+    if needs_weights(whole) and all(arm.weighted.get(metric) for arm in wholes):
         return Basis(tuple(arm.weighted.get(metric, NO_WEIGHTED) for arm in arms))
     if all(arm.by_unit.get(metric) for arm in wholes):
         return Basis(tuple(arm.by_unit.get(metric, NO_CLUSTERS) for arm in arms))
@@ -98,7 +98,7 @@ def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | Non
         arm = evidence.arm(name)
         weighted = arm.weighted.get(metric)
         plain = _moments(arm, metric)
-        if evidence.design != "shadow" and _needs_weights(evidence) and weighted:
+        if evidence.design != "shadow" and needs_weights(evidence) and weighted:
             found.append(bandit.mean(weighted) if weighted.n else None)
         else:
             found.append(plain.mean if plain.n else None)
@@ -153,7 +153,7 @@ def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenge
     return Ruler(rules.n_star, alpha, (c, bernstein.best_rho(rules.n_star * spread**2, alpha)))
 
 
-def _needs_weights(evidence: Evidence) -> bool:
+def needs_weights(evidence: Evidence) -> bool:
     """Whether rows had different chances to come to a variant."""
     return (
         evidence.design == "bandit"

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from scipy.stats import norm
 
-from verdict import discrimination, quantiles, rates, sequence
-from verdict.contrast import Contrast, basis, contrast, means, of_history, ruler
+from verdict import discrimination, quantiles, rates
+from verdict.contrast import (
+    Basis,
+    Contrast,
+    Ruler,
+    basis,
+    contrast,
+    means,
+    needs_weights,
+    of_history,
+    ruler,
+)
 from verdict.evidence import SCORE_BINS, Arm, Evidence, Rules
 from verdict.guardrails import LATENCY
+from verdict.moments import Moments
 from verdict.results import (
     NO_INTERVAL,
     Interval,
@@ -31,6 +43,7 @@ Better = Literal["lower", "higher", "nearer to 0"]
 QUANTILES = ("latency-p50", "latency-p95", "latency-p99")
 # Of these many bins each makes one of a reliability diagram.
 COARSER = SCORE_BINS // 10
+UNWEIGHTED = "not weighted by propensity"
 TOO_CLOSE = "scores lie too close together for this figure"
 
 
@@ -42,12 +55,18 @@ def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tu
         metrics.append("profit")
     metrics.sort(key=lambda metric: metric != rules.metric)
     found = [mean_row(evidence, challenger, metric, rules, alpha) for metric in metrics]
-    found.append(_calibration(arms, rules, alpha))
-    found.append(_errors(arms, alpha, evidence.design != "shadow"))
     asked = [each.metric for each in rules.guardrails if LATENCY.fullmatch(each.metric)]
-    found += [_latency(arms, metric, alpha) for metric in sorted({*asked, *QUANTILES}, key=_share)]
-    found.append(_area(evidence, challenger, alpha))
-    return tuple(found)
+    others = [
+        _calibration(evidence, challenger, rules, alpha),
+        _errors(arms, alpha, evidence.design != "shadow"),
+        *(_latency(arms, metric, alpha) for metric in sorted({*asked, *QUANTILES}, key=_share)),
+        _area(evidence, challenger, alpha),
+    ]
+    if needs_weights(evidence):
+        others = [
+            replace(row, note="; ".join(each for each in (row.note, UNWEIGHTED) if each)) for row in others
+        ]
+    return (*found, *others)
 
 
 def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alpha: float) -> Row:
@@ -148,17 +167,36 @@ def around(now: Contrast, radius: float) -> Interval:
     return Interval(now.value - radius, now.value + radius)
 
 
-def _calibration(arms: list[Arm], rules: Rules, alpha: float) -> Row:
-    """Calibration in the large: the mean of y − p, of each variant by itself."""
+def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> Row:
+    """Calibration in the large: the mean of y − p, of each variant by itself.
+
+    The difference has an interval where both are of different rows, which are neither weighted nor of units.
+    """
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
+    measured = Ruler(rules.n_star, alpha)
+
+    def seen(*sums: Moments) -> tuple[Contrast, Interval]:
+        now = contrast(Basis(sums))
+        return now, around(now, float(measured.radii([now])[0]))
+
     values = [arm.calibration.mean if arm.calibration.n else None for arm in arms]
-    ends = []
-    for arm in arms:
-        residual = arm.calibration
-        error = residual.standard_error if residual.n else math.inf
-        sure = math.inf if error == 0 and residual.total else error
-        now = Contrast(residual.mean, sure, residual.n)
-        ends.append(around(now, float(sequence.radius(sure, residual.n, rules.n_star, alpha))))
-    return _row("calibration", "nearer to 0", values, ends)
+    own = [seen(arm.calibration)[1] for arm in arms]
+    if evidence.design == "shadow":
+        apart = arms[0].labelled != arms[1].labelled
+        note = f"{evidence.champion} also without pairs" if apart else ""
+        return _row("calibration", "nearer to 0", values, own, note=note)
+    if None in values or needs_weights(evidence) or any(arm.by_unit for arm in arms):
+        return _row("calibration", "nearer to 0", values, own)
+    now, interval = seen(*(arm.calibration for arm in arms))
+    return _row(
+        "calibration",
+        "nearer to 0",
+        values,
+        own,
+        interval=interval,
+        fixed=around(now, float(norm.ppf(1 - alpha / 2)) * now.error),
+        log_e=float(measured.log_e_values([now])[0]),
+    )
 
 
 def _errors(arms: list[Arm], alpha: float, independent: bool) -> Row:
@@ -183,7 +221,13 @@ def _latency(arms: list[Arm], metric: str, alpha: float) -> Row:
     q = _share(metric)
     values = [quantiles.estimate(arm.latencies, q) for arm in arms]
     ends = [Interval(*quantiles.interval(arm.latencies, q, alpha)) for arm in arms]
-    return _row(metric, "lower", values, ends, note="ms")
+    # Whatever both have to do with each other: each at half of alpha (Bonferroni).
+    (low, high), (its_low, its_high) = (quantiles.interval(arm.latencies, q, alpha / 2) for arm in arms)
+    difference = Interval(
+        None if low is None or its_high is None else low - its_high,
+        None if high is None or its_low is None else high - its_low,
+    )
+    return _row(metric, "lower", values, ends, interval=difference, note="ms")
 
 
 def _area(evidence: Evidence, challenger: str, alpha: float) -> Row:
