@@ -336,6 +336,8 @@ class Rules:
         guardrails: what must not become worse.
         segments: the fields by which the difference is shown for parts of the requests.
         sensitive: the fields between whose groups rates are compared.
+        parts: of fields that are cut, into how many parts: alpha is shared by them, also before all of them
+            are seen. Of other fields those count that were seen.
         selective: whether the served score decides who can ever have an outcome.
         max_gap: the greatest |p − p′| that is possible, declared; with it the interval of pairs by the Brier
             score is exact at any n, by `gap_bound`. None: it is asymptotic.
@@ -357,6 +359,7 @@ class Rules:
     guardrails: tuple[Guardrail, ...] = ()
     segments: tuple[str, ...] = ()
     sensitive: tuple[str, ...] = ()
+    parts: Mapping[str, int] = field(default_factory=dict)
     selective: bool = False
     max_gap: float | None = None
     spread: float | None = None
@@ -376,6 +379,10 @@ class Rules:
             return None
         # What is a multiple of the bins' width is one in spite of rounding.
         return min(math.floor(self.max_gap * GAP_BINS + ROUNDING) + 1, GAP_BINS) / GAP_BINS
+
+    def parts_of(self, name: str, seen: int) -> int:
+        """How many parts of a field there are, of which so many were seen."""
+        return max(self.parts.get(name, 0), seen)
 
 
 def _merged(one: Mapping[Key, Any], other: Mapping[Key, Any]) -> dict[Key, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Literal
 
@@ -109,9 +110,11 @@ def funnel(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> t
 def segments(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[SegmentRow, ...]:
     """The primary metric in each part of the requests; alpha is shared between them (Bonferroni)."""
     mine = {key: part for key, part in sorted(evidence.segments.items()) if key[0] in rules.segments}
+    seen = Counter(field for field, _ in mine)
+    count = sum(rules.parts_of(field, seen[field]) for field in {*rules.segments})
     found = []
     for (field, value), part in mine.items():
-        row = mean_row(part, challenger, rules.metric, rules, alpha / len(mine))
+        row = mean_row(part, challenger, rules.metric, rules, alpha / count)
         n = contrast(basis(part, challenger, rules.metric)).n
         found.append(SegmentRow(field, value, n, row))
     return tuple(found)
