@@ -61,7 +61,7 @@ def verdict(*, url: str, tag: str, replay: str | None, markdown: bool, wants_jso
 )
 @click.option("--metric", type=click.Choice(["brier", "log-loss", "profit"]), help="Default: what decides.")
 @click.option("--power", type=float, default=0.8, show_default=True, help="The probability to find it.")
-@click.option("--share", type=float, default=0.5, show_default=True, help="The challenger's, in a split.")
+@click.option("--share", type=float, help="The challenger's, in a split. Default: as traffic is split now.")
 @click.option("--tag", default="real", show_default=True, help="Of which traffic; all for any.")
 @click.option("--per-day", type=float, help="Requests a day. Default: what was seen.")
 @click.option("--labelled", type=float, help="The share whose outcome becomes known. Default: what was seen.")
