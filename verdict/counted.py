@@ -44,6 +44,8 @@ METRICS = ("brier", "log-loss", "profit")
 # Into so many equal bins pairs of scores are counted, on each side.
 JOINT_BINS = 20
 LEAST_MS = 0.001
+# Of a unit that is seen more often than that the ledger counts the newest rows together; here all are.
+ROWS_OF_A_UNIT = 500
 # No probability is nearer to 0 or 1 in the log loss: one that is wrong would be an infinite loss.
 CLIP = 1e-15
 
