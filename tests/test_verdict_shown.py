@@ -134,6 +134,34 @@ def test_where_a_part_was_scored_besides_both_means_are_over_the_pairs() -> None
         verdict
     )
     assert "there are pairs of" not in markdown(judge(shadowed(rows), Rules()))
+    assert shown(verdict, "calibration").note == "also of rows without pairs"
+
+
+@pytest.mark.parametrize("replayed", [1, 2])
+def test_the_means_of_a_replay_are_over_those_whom_the_champion_answered(replayed: int) -> None:
+    rows = clients(4000)
+    mine = rows.outcome == np.arange(4000) % 2
+    again = np.arange(4000) % replayed == 0
+    live, request = np.flatnonzero(mine), np.flatnonzero(again)
+    its = np.flatnonzero(~mine)
+    answers = answered(
+        np.concatenate([live, its, request]),
+        rows.outcome[np.concatenate([live, its, request])],
+        ["A"] * len(live) + ["B"] * len(its) + ["later"] * len(request),
+        np.concatenate([rows.champion[live], rows.champion[its], rows.challenger[request]]),
+        kind=np.array([LIVE] * 4000 + ["replay"] * len(request), object),
+    )
+    who = Roles("shadow", "A", ("later",), "replay")
+    declared = Declared("e", (1, 1), who, Rules(), (Terms(1, 0, {"A": 0.5, "B": 0.5}),))
+    row = shown(judge(evidence(answers, declared, NOW), Rules()), "brier")
+    both = mine & again
+    wanted = [score("brier", p, rows.outcome)[both].mean() for p in (rows.champion, rows.challenger)]
+    assert row.difference == pytest.approx(wanted[0] - wanted[1])
+    if replayed == 1:
+        assert [row.champion, row.challenger] == pytest.approx(wanted)
+    else:
+        # Of neither the mean over these pairs alone is known.
+        assert (row.champion, row.challenger) == (None, None)
 
 
 @pytest.mark.parametrize(

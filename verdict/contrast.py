@@ -90,8 +90,9 @@ def contrast(of: Basis) -> Contrast:
 def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | None, float | None]:
     """The champion's and the challenger's own means; None without outcomes.
 
-    In pairs both are over the pairs: the champion's own rows may be more, where only a sample was scored
-    besides.
+    In pairs both are over the pairs: of whom all rows are in pairs has it, the other's is that and the
+    difference. The champion has more rows where only a sample was scored besides, a replay where others than
+    the champion were asked; where both have more, they are None.
     """
     found: list[float | None] = []
     for name in (evidence.champion, challenger):
@@ -103,10 +104,14 @@ def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | Non
         else:
             found.append(plain.mean if plain.n else None)
     one, other = found
-    now = contrast(basis(evidence, challenger, metric))
-    if evidence.design == "shadow" and now.n and other is not None:
-        one = other + now.value
-    return one, other
+    pairs = contrast(basis(evidence, challenger, metric))
+    if evidence.design != "shadow" or not pairs.n or one is None or other is None:
+        return one, other
+    if evidence.arm(challenger).labelled == pairs.n:
+        return other + pairs.value, other
+    if evidence.arm(evidence.champion).labelled == pairs.n:
+        return one, one - pairs.value
+    return None, None
 
 
 def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, Contrast]:

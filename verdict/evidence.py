@@ -37,7 +37,7 @@ HOUR = 3600.0
 class Decisions:
     """What a variant's threshold makes of its scores: positive where the score is at or above it.
 
-    Of those whose outcome is known: true and false positives, true and false negatives.
+    Over requests whose outcome is known: true and false positives, true and false negatives.
     """
 
     tp: int = 0

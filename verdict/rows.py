@@ -186,7 +186,7 @@ def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float
     own = [seen(arm.calibration)[1] for arm in arms]
     if evidence.design == "shadow":
         apart = arms[0].labelled != arms[1].labelled
-        note = f"{evidence.champion} also without pairs" if apart else ""
+        note = "also of rows without pairs" if apart else ""
         return _row("calibration", "nearer to 0", values, own, note=note)
     if None in values or needs_weights(evidence) or any(arm.by_unit for arm in arms):
         return _row("calibration", "nearer to 0", values, own)
