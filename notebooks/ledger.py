@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import urllib3
 
-from verdict.counted import Answers, evidence
+from verdict.counted import ROWS_OF_A_UNIT, Answers, evidence
 from verdict.declared import LIVE, Declared
 from verdict.evidence import Evidence
 
@@ -161,6 +161,11 @@ def _units(found: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
     alone = [f"row {number}" for number in range(len(found))]
     named = found["tag"].fillna("") + "/" + found["unit"]
     return np.asarray(pd.factorize(named.where(found["unit"].notna(), alone))[0], np.int64)
+
+
+def often(found: pd.DataFrame) -> int:
+    """How many units have more rows than the router counts together, so that its errors may be others."""
+    return int((np.bincount(_units(found)) > ROWS_OF_A_UNIT).sum())
 
 
 def counted(found: pd.DataFrame, told: Said) -> Evidence:

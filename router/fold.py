@@ -49,13 +49,11 @@ from router.tables import (
     standings,
     sums,
 )
-from verdict.counted import LEAST_MS
+from verdict.counted import LEAST_MS, ROWS_OF_A_UNIT
 from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
 
 ROWS_AT_ONCE = 10_000
-# Of a unit that is seen more often than that, the newest rows count together.
-ROWS_OF_A_UNIT = 500
 # Less is a difference in rounding.
 NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 
 from router.experiment import Decision
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs, repeat_decisions, repeats
-from verdict.counted import CLIP, GAP_BINS, JOINT_BINS
+from verdict.counted import CLIP, JOINT_BINS
 from verdict.declared import LIVE
-from verdict.evidence import SCORE_BINS
+from verdict.evidence import GAP_BINS, SCORE_BINS
 from verdict.segments import part
 
 ALL = ""

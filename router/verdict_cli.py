@@ -66,7 +66,7 @@ def verdict(*, url: str, tag: str, replay: str | None, markdown: bool, wants_jso
     "--power", type=float, default=0.8, show_default=True, help="Probability of finding that difference."
 )
 @click.option(
-    "--share", type=float, default=0.5, show_default=True, help="The challenger's share in a split."
+    "--share", type=float, help="The challenger's share in a split. Default: as traffic is split now."
 )
 @click.option("--tag", default="real", show_default=True, help=TRAFFIC)
 @click.option("--per-day", type=float, help="Requests a day. Default: what was seen.")

@@ -37,10 +37,10 @@ from router.tables import (
 )
 from runoff.problems import NotFound
 from verdict import money
-from verdict.counted import GAP_BINS
 from verdict.decision import judge
 from verdict.declared import LIVE, Declared, Place, Roles, Terms
 from verdict.evidence import (
+    GAP_BINS,
     Arm,
     Costs,
     Decisions,
@@ -55,6 +55,7 @@ from verdict.evidence import (
 )
 from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.results import Verdict
+from verdict.segments import parts
 
 # Verdicts that are kept for who asks again, by what they are on.
 KEPT = 8
@@ -114,6 +115,7 @@ def rules(document: Experiment) -> Rules:
         guardrails=tuple(Guardrail(each.name, each.metric, each.margin) for each in document.guardrails),
         segments=tuple(each.column for each in declared.segments),
         sensitive=tuple(each.column for each in declared.sensitive),
+        parts=_cut(declared),
         selective=declared.selective,
         max_gap=declared.max_gap,
     )
@@ -446,9 +448,7 @@ def _of_asked(row: Any, question: Question) -> Evidence:
 def _of_known(row: Any, question: Question) -> Evidence:
     """What outcomes say of a variant."""
     n = int(row.labelled)
-    decisions = Decisions(
-        n, int(row.tp + row.fp), *(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn"))
-    )
+    decisions = Decisions(*(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn")))
     costs, who = question.declared.rules.costs, question.who
     moments = {
         "brier": Moments(n, row.brier, row.brier2),
@@ -558,6 +558,15 @@ def _counted(
 ) -> sa.Select[Any]:
     columns: Iterable[sa.Column[Any]] = [table.c[name] for name in key]
     return sa.select(*columns, sa.func.sum(table.c[counts])).where(where).group_by(*columns)
+
+
+def _cut(declared: Decision) -> dict[str, int]:
+    """Into how many parts columns are cut; one may be cut in one way for segments, in another for groups."""
+    found: dict[str, set[str]] = {}
+    for each in (*declared.segments, *declared.sensitive):
+        if each.cuts:
+            found.setdefault(each.column, set()).update(parts(each.cuts))
+    return {column: len(names) for column, names in found.items()}
 
 
 def _costs(document: Experiment) -> Costs | None:

@@ -47,11 +47,7 @@ def arm(p: np.ndarray, y: np.ndarray, errors: int = 0, ms: float = 20.0) -> Arm:
     n = len(y)
     flagged, bad = p >= 0.1, y == 1
     decisions = Decisions(
-        n,
-        *(
-            int(each.sum())
-            for each in (flagged, flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad)
-        ),
+        *(int(each.sum()) for each in (flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad))
     )
     return Arm(
         requests=n + errors,
@@ -502,7 +498,18 @@ def test_segments_share_the_risk_and_gaps_between_groups_are_shown() -> None:
     ]
     alone = judge(parts["region", "south"], Rules(alpha=0.025)).comparisons[0].rows[0].interval
     assert found[1].row.interval == alone
-    gap = next(each for each in verdict.gaps if each.variant == "B" and each.rate == "positive decisions")
+    rate = "positive decisions among known outcomes"
+    gap = next(each for each in verdict.gaps if each.variant == "B" and each.rate == rate)
+    # Of three parts that are declared one was not seen yet: later it takes nothing from the others.
+    declared = Rules(segments=("region",), sensitive=("region",), parts={"region": 3})
+    three = judge(evidence, declared)
+    alone = judge(parts["region", "south"], Rules(alpha=0.05 / 3)).comparisons[0].rows[0].interval
+    assert three.comparisons[0].segments[1].row.interval == alone
+    # Two variants, three rates, two groups beside the greatest.
+    counts = [(int((rows.challenger >= 0.1)[mask].sum()), int(mask.sum())) for mask in (north, ~north)]
+    its = next(each for each in three.gaps if each.variant == "B" and each.rate == rate)
+    wanted = rates.difference_interval(counts[0], counts[1], 0.05 / 12)
+    assert (its.interval.lower, its.interval.upper) == wanted
     flagged = rows.challenger >= 0.1
     assert (gap.group, gap.reference) == ("south", "north")
     assert gap.gap == pytest.approx(flagged[~north].mean() - flagged[north].mean())

@@ -29,7 +29,7 @@ from router.guarding import Guards
 from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
-from router.verdicts import Verdicts
+from router.verdicts import Verdicts, rules
 from tests.conftest import House, Reply
 from tests.databases import fresh
 from tests.test_ledger import aside, record
@@ -395,6 +395,10 @@ def test_declared_parts_of_the_traffic_are_judged_by_themselves(engine: sa.Engin
         key for key in parts if key[0] != "SEX"
     }
     assert {gap.field for gap in verdict.gaps} == {"SEX"}
+    # Between two cuts there are three parts, and what is unknown; of codes those that were seen.
+    current = book.experiments.current()
+    assert current
+    assert rules(current.document).parts == {"LIMIT": 4}
 
 
 def test_where_weights_changed_rows_count_by_their_propensity(engine: sa.Engine) -> None:

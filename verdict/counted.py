@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from verdict import money
 from verdict.declared import LIVE, Declared, Terms
 from verdict.evidence import (
+    GAP_BINS,
     HOUR,
     SCORE_BINS,
     Arm,
@@ -40,12 +41,13 @@ Wholes = NDArray[np.int64]
 # In the order in which sums by unit are kept.
 METRICS = ("brier", "log-loss", "profit")
 
-# Into so many equal bins scores are counted, pairs of scores on each side, and |p − p′|.
+# Into so many equal bins pairs of scores are counted, on each side.
 JOINT_BINS = 20
-GAP_BINS = 100
 LEAST_MS = 0.001
 # Of errors a unit tells once in so many seconds.
 TEN_MINUTES = 600.0
+# Of a unit that is seen more often than that the ledger counts the newest rows together; here all are.
+ROWS_OF_A_UNIT = 500
 # No probability is nearer to 0 or 1 in the log loss: one that is wrong would be an infinite loss.
 CLIP = 1e-15
 
@@ -542,7 +544,7 @@ def _decided(p: Floats, y: Floats, threshold: float) -> Decisions:
         "tn": ~flagged & (y == 0),
         "fn": ~flagged & (y == 1),
     }
-    return Decisions(len(p), int(flagged.sum()), **{name: int(each.sum()) for name, each in counts.items()})
+    return Decisions(**{name: int(each.sum()) for name, each in counts.items()})
 
 
 def _sums(values: Floats) -> Moments:

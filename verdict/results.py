@@ -138,8 +138,8 @@ class SegmentRow:
 class Gap:
     """How far the rates of two groups of a sensitive field are apart, for one variant.
 
-    `rate` is "positive decisions", "true positive rate" or "false positive rate"; `group` is compared with
-    `reference`, the greatest group.
+    `rate` is "positive decisions among known outcomes", "true positive rate" or "false positive rate";
+    `group` is compared with `reference`, the greatest group.
     """
 
     variant: str

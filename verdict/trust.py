@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from verdict import rates, sequence
-from verdict.evidence import Evidence, Rules
+from verdict.evidence import GAP_BINS, Evidence, Rules
 from verdict.moments import Moments
 from verdict.multinomial import log_bayes_factor_of_periods
 from verdict.results import Check, CheckState, finite_exp
@@ -158,18 +158,23 @@ def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
     seen = (
         f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
     )
+    pairs, matured = evidence.pair(challenger).mature, evidence.arm(evidence.champion).mature
+    if pairs < matured:
+        seen += f"; there are pairs of {pairs:,} of the {matured:,} matured requests"
     return Check(
         "pairs", "failed" if log_e >= -math.log(rules.trust_alpha) else "passed", seen, finite_exp(log_e)
     )
 
 
 def _gap(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
-    """Whether scores ever differed more than was declared."""
+    """Whether scores surely differed more than was declared, once: they are counted in bins."""
     pairs = evidence.pair(challenger)
     if not pairs.labelled:
         return ()
-    seen = f"scores differ by {pairs.max_gap:.3g} at most"
-    if rules.max_gap is None:
-        return (Check("disagreement", "passed", seen),)
-    seen += f"; {rules.max_gap:.3g} is declared"
-    return (Check("disagreement", "failed" if pairs.max_gap > rules.max_gap else "passed", seen),)
+    if rules.gap_bound is None:
+        return (Check("disagreement", "passed", f"scores differ by {pairs.max_gap:.3g} at most"),)
+    declared = f"; {rules.max_gap:.3g} is declared, and checked to {1 / GAP_BINS:g}"
+    if pairs.max_gap > rules.gap_bound:
+        seen = f"scores differ by {pairs.max_gap - 1 / GAP_BINS:.3g} or more{declared}"
+        return (Check("disagreement", "failed", seen),)
+    return (Check("disagreement", "passed", f"scores differ by {pairs.max_gap:.3g} at most{declared}"),)
