@@ -139,6 +139,21 @@ def test_while_it_is_open_the_verdict_says_about_how_long_it_will_be() -> None:
     assert days == pytest.approx(more / 200)
 
 
+@pytest.mark.parametrize("design", ["shadow", "split"])
+def test_days_are_counted_from_the_outcomes_of_those_that_have_matured(design: Design) -> None:
+    # 400 requests a day, of which half get an outcome, known after 30 days: at day 40 ten days' are known.
+    rows = clients(2000, 0.73, 0.74)
+    whole = shadowed(rows) if design == "shadow" else parted(rows)
+    arms = {
+        name: replace(each, requests=8 * each.labelled, mature=2 * each.labelled)
+        for name, each in whole.arms.items()
+    }
+    late = replace(whole, arms=arms, last=40 * DAY)
+    [compared] = judge(late, Rules(maturity=30 * DAY)).comparisons
+    assert compared.more_outcomes is not None
+    assert compared.more_days == pytest.approx(compared.more_outcomes / 200)
+
+
 def test_a_split_that_is_not_as_configured_is_not_trusted() -> None:
     evidence = parted(clients(), share=0.5)
     wrong = replace(evidence, periods=(replace(evidence.periods[0], requests={"A": 11_000, "B": 9_000}),))

@@ -82,7 +82,9 @@ def _compare(
     advantage = -now.value if rules.metric == "profit" else now.value
     checks = trust.of_pairs(evidence, challenger, rules)
     guarded = guardrails.results(evidence, challenger, rules)
-    remaining = _remaining(evidence, now, radius, rules, alpha)
+    more_outcomes = _remaining(now, radius, rules, alpha)
+    per_day = _per_day(evidence, challenger, now.n)
+    more_days = more_outcomes / per_day if more_outcomes is not None and per_day else None
     said = words.Said(
         champion=evidence.champion,
         challenger=challenger,
@@ -91,8 +93,8 @@ def _compare(
         radius=radius,
         margin=rules.margin,
         n=now.n,
-        more_outcomes=remaining[0],
-        more_days=remaining[1],
+        more_outcomes=more_outcomes,
+        more_days=more_days,
     )
     decision, sentence, reasons = _decide(evidence, rules, said, (*shared, *checks), guarded)
     return Comparison(
@@ -107,8 +109,8 @@ def _compare(
         history=rows.funnel(evidence, challenger, rules, alpha),
         n=now.n,
         advantage=advantage,
-        more_outcomes=remaining[0] if decision == "keep collecting" else None,
-        more_days=remaining[1] if decision == "keep collecting" else None,
+        more_outcomes=more_outcomes if decision == "keep collecting" else None,
+        more_days=more_days if decision == "keep collecting" else None,
         fewer=_fewer(evidence, challenger, rules),
     )
 
@@ -188,18 +190,23 @@ def _identical(evidence: Evidence, challenger: str) -> bool:
     return bool(pairs.labelled) and pairs.brier.squares == 0
 
 
-def _remaining(
-    evidence: Evidence, now: Contrast, radius: float, rules: Rules, alpha: float
-) -> tuple[int | None, float | None]:
-    """About how many more outcomes and days a decision takes."""
+def _remaining(now: Contrast, radius: float, rules: Rules, alpha: float) -> int | None:
+    """About how many more outcomes a decision takes."""
     if not math.isfinite(radius) or not now.n or not math.isfinite(now.error):
-        return None, None
+        return None
     variance = now.error**2 * now.n
-    more = plan.further(now.value, variance, now.n, n_star=rules.n_star, alpha=alpha, margin=rules.margin)
-    if more is None or evidence.first is None or evidence.last is None or evidence.last <= evidence.first:
-        return more, None
-    per_day = now.n / ((evidence.last - evidence.first) / plan.DAY)
-    return more, more / per_day
+    return plan.further(now.value, variance, now.n, n_star=rules.n_star, alpha=alpha, margin=rules.margin)
+
+
+def _per_day(evidence: Evidence, challenger: str, n: int) -> float | None:
+    """How many of its outcomes come a day, by the n that are known; None where nothing tells."""
+    names = (challenger,) if evidence.design == "shadow" else (evidence.champion, challenger)
+    arms = [evidence.arm(name) for name in names]
+    answered, mature = sum(arm.requests - arm.errors for arm in arms), sum(arm.mature for arm in arms)
+    if not mature or evidence.first is None or evidence.last is None or evidence.last <= evidence.first:
+        return None
+    # Requests came on all of these days. What is known is of the matured ones alone.
+    return n / mature * answered / ((evidence.last - evidence.first) / plan.DAY)
 
 
 def _fewer(evidence: Evidence, challenger: str, rules: Rules) -> float | None:
