@@ -236,6 +236,19 @@ def test_few_outcomes_name_no_winner_however_far_apart_models_seem() -> None:
     assert "only 10 have the rarer outcome" in said(verdict)
 
 
+def test_an_exact_interval_decides_on_few_outcomes_however_rare_one_kind_is() -> None:
+    y = np.array([0.0] * 55 + [1.0] * 5)
+    few = Rows(np.where(y == 1, 0.55, 0.45), np.where(y == 1, 0.9, 0.1), y)
+    [by_default] = judge(shadowed(few), Rules(n_star=60)).comparisons
+    assert by_default.sentence.startswith("Keep collecting: 60 of the 100 pairs")
+    exact = Rules(max_gap=0.4, n_star=60)
+    assert judge(shadowed(few), exact).decision == "promote"
+    assert judge(shadowed(swapped(few)), exact).decision == "keep"
+    # A single pair of the same scores is no proof that both are the same.
+    same = Rows(few.champion[:1], few.champion[:1], y[:1])
+    assert judge(shadowed(same), exact).decision == "keep collecting"
+
+
 # What differs is a fraction of powers of two, so that sums are exact in whatever order.
 EXACT = st.tuples(st.integers(0, 64), st.integers(0, 64), st.integers(0, 1))
 

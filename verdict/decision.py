@@ -93,6 +93,7 @@ def _compare(
         radius=radius,
         margin=rules.margin,
         n=now.n,
+        lacking=_lacking(evidence, challenger, rules, now.n, exact=measured.exact is not None),
         more_outcomes=more_outcomes,
         more_days=more_days,
     )
@@ -129,10 +130,9 @@ def _decide(
     breached = [each for each in guarded if each.state == "breached"]
     if breached:
         return "keep", said.breach(breached[0]), tuple(words.harm(each, said) for each in breached)
-    lacking = _lacking(evidence, said.challenger, rules, said.n)
-    if lacking:
-        return "keep collecting", f"Keep collecting: {lacking}.", (lacking,)
-    if _identical(evidence, said.challenger):
+    if said.lacking:
+        return "keep collecting", f"Keep collecting: {said.lacking}.", (said.lacking,)
+    if _identical(evidence, said.challenger, rules):
         return "equivalent", said.identical(), ("all scores are the same",)
     return _by_interval(rules, said, guarded)
 
@@ -157,10 +157,12 @@ def _by_interval(
     return "keep collecting", said.collect(), (said.between(),)
 
 
-def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
+def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int, *, exact: bool) -> str:
     """What there is too little of for any winner to be named; nothing where there is enough."""
     if not n:
         return "no outcome has matured yet"
+    if exact:  # Such an interval holds from the first pair on.
+        return ""
     if evidence.design == "shadow":
         # In pairs both have the same outcomes.
         theirs = max(
@@ -184,10 +186,10 @@ def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
     return ""
 
 
-def _identical(evidence: Evidence, challenger: str) -> bool:
-    """Whether both gave the same score on every pair."""
+def _identical(evidence: Evidence, challenger: str, rules: Rules) -> bool:
+    """Whether both gave the same score on every pair, and on enough of them for that to say something."""
     pairs = evidence.pair(challenger)
-    return bool(pairs.labelled) and pairs.brier.squares == 0
+    return pairs.labelled >= max(rules.min_outcomes, 1) and pairs.brier.squares == 0
 
 
 def _remaining(now: Contrast, radius: float, rules: Rules, alpha: float) -> int | None:

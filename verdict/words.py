@@ -16,7 +16,10 @@ YEARS = 3650.0
 
 @dataclass(frozen=True)
 class Said:
-    """What sentences are made of: the advantage of the challenger in units of the metric, and the radius."""
+    """What sentences are made of: the advantage of the challenger in units of the metric, and the radius.
+
+    `lacking` is what there is too little of for any winner to be named; nothing where there is enough.
+    """
 
     champion: str
     challenger: str
@@ -25,6 +28,7 @@ class Said:
     radius: float
     margin: float
     n: int
+    lacking: str
     more_outcomes: int | None
     more_days: float | None
 
