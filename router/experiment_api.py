@@ -270,8 +270,8 @@ def blueprint(
     def promote() -> Response:
         """Make a variant the champion, with all of the traffic.
 
-        A trust check or a guardrail that is not met refuses it, unless the variant's name is sent again, as
-        `override`.
+        A trust check or a guardrail that is not met refuses it, and so do outcomes by which it is not surely
+        as good as the champion, but for the margin, unless its name is sent again, as `override`.
         """
         caller = authorize("operator")
         asked = _valid(Promotion, web.json_body(), Invalid)

@@ -40,7 +40,9 @@ class Guards:
         return Judgement(step.says, _why(step), [asdict(each) for each in step.results])
 
     def doubts(self, current: Current, variant: str) -> list[str]:
-        """What speaks against making a variant the champion: what it does not meet, or a better champion.
+        """What speaks against making a variant the champion: what it does not meet, or is not known to.
+
+        It is to be as good as the champion, but for the margin, by a bound that holds whenever one looks.
 
         Raises:
             DatabaseDown: the database cannot be read.
@@ -53,7 +55,8 @@ class Guards:
         mine = [each for each in verdict.comparisons if each.challenger == variant]
         checks = [*verdict.checks, *(check for each in mine for check in each.checks)]
         found = [f"{each.name}: {each.seen}" for each in checks if each.state != "passed"]
-        found += [each.sentence for each in mine if each.decision == "keep"]
+        told = [each.sentence if each.decision == "keep" else each.doubt for each in mine]
+        found += [each for each in told if each]
         for each in (result for compared in mine for result in compared.guardrails):
             if each.state == "breached":
                 found.append(f"the guardrail {_worse(each)}")

@@ -396,6 +396,22 @@ def test_a_challenger_is_not_promoted_before_its_guardrails_are_clear() -> None:
     assert wide.decision == "promote"
 
 
+@pytest.mark.parametrize("design", ["shadow", "split"])
+def test_whoever_is_not_known_to_be_as_good_is_doubted_in_words(design: Design) -> None:
+    make = shadowed if design == "shadow" else parted
+
+    def doubt(rows: Rows, margin: float = 0.0) -> str:
+        return judge(make(rows), Rules(margin=margin, n_star=60_000)).comparisons[0].doubt
+
+    better = clients(60_000, 0.65, 0.80)
+    assert doubt(better) == ""
+    assert doubt(swapped(better)).startswith("B may be worse than A in Brier score by 0.0")
+    alike = clients(4000, 0.73, 0.73)
+    assert doubt(alike).endswith(", where 0 is allowed")
+    assert doubt(alike, 0.05) == ""
+    assert "that a decision takes at least are there" in doubt(clients(50), 0.5)
+
+
 @pytest.mark.parametrize(
     ("guardrail", "evidence"),
     [

@@ -618,6 +618,40 @@ def test_the_evidence_has_doubts_of_a_challenger_that_surely_is_worse(engine: sa
     assert doubt.startswith("Keep A: B's Brier score is higher by")
 
 
+def test_the_evidence_has_doubts_of_a_challenger_that_is_not_known_to_be_as_good(engine: sa.Engine) -> None:
+    def doubts(book: Book) -> list[str]:
+        current = book.experiments.current()
+        assert current
+        return Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
+
+    book = Book(engine, mode="shadow")
+    book.asked("0", 0.2, 0, shadow=0.9)
+    [doubt] = doubts(book)
+    assert doubt == "1 of the 100 pairs of A and B that a decision takes at least are there"
+    for number in range(1, 151):
+        # Mostly as good, now and then better or worse.
+        book.asked(f"{number}", 0.4, number % 2, shadow=0.4 + number % 3 / 100)
+    [doubt] = doubts(book)
+    assert doubt.startswith("B may be worse than A in Brier score by 0.0")
+    assert doubt.endswith(", where 0 is allowed")
+    document = _document(mode="shadow", decision={"margin": 0.05})
+    book.experiments.set(document, expected=1, by="a test", reason="a margin")
+    assert book.verdict().decision != "promote"
+    assert doubts(book) == [], "it is surely within the margin"
+
+
+def test_a_split_in_which_the_challenger_seems_worse_and_not_surely_has_doubts(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(300):
+        p = 0.3 if number % 2 == 0 else 0.32
+        book.asked(f"{number}", p, int(number % 10 < 2), variant="AB"[number % 2])
+    assert book.verdict().decision == "keep collecting"
+    current = book.experiments.current()
+    assert current
+    [doubt] = Guards(Verdicts(engine, book.fold)).doubts(current, "B")
+    assert doubt.startswith("B may be worse than A in Brier score by 0.")
+
+
 def test_the_verdict_is_told_over_rest_and_from_a_shell(
     board: Path, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:

@@ -103,6 +103,7 @@ def _compare(
         decision=decision,
         sentence=sentence,
         reasons=reasons,
+        doubt=said.doubt(),
         checks=checks,
         rows=rows.table(evidence, challenger, rules, alpha),
         guardrails=guarded,

@@ -86,6 +86,23 @@ class Said:
             days = days.replace("some 1 more days", "about a day more")
         return f"Keep collecting: {outcomes}{days} should tell {self.champion} and {self.challenger} apart."
 
+    def doubt(self) -> str:
+        """What speaks against the challenger's being as good as the champion; nothing where it surely is.
+
+        As good is what is worse by the margin at most: the bound of non-inferiority.
+        """
+        if self.lacking:
+            return self.lacking
+        if not math.isfinite(self.radius):
+            return f"nothing tells {self.champion} and {self.challenger} apart yet"
+        least = self.advantage - self.radius
+        if least >= -self.margin:
+            return ""
+        return (
+            f"{self.challenger} may be worse than {self.champion} in {self._what} by {figure(-least)}, where "
+            f"{figure(self.margin)} is allowed"
+        )
+
     def not_clear(self, guardrails: Sequence[GuardrailResult]) -> str:
         """The challenger is better, and a guardrail is open."""
         names = " and ".join(each.name for each in guardrails)
