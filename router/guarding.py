@@ -16,7 +16,7 @@ from router.experiments import Current
 from router.verdicts import Verdicts, rules
 from verdict import guardrails
 from verdict.decision import judge
-from verdict.results import GuardrailResult
+from verdict.results import Check, GuardrailResult
 
 
 class Guards:
@@ -29,13 +29,14 @@ class Guards:
         """What judges the steps of a canary: its guardrails, or without any its errors and latency."""
         return partial(self._judge, current) if current.document.guardrails else errors_and_latency
 
-    def _judge(self, current: Current, _: Counted) -> Judgement:
+    def _judge(self, current: Current, counted: Counted) -> Judgement:
         document = current.document
         [challenger] = (each.name for each in document.challengers)
         evidence = self._verdicts.evidence(current, document.moving, step=current.step)
         canary = document.canary
         step = guardrails.at_step(
-            evidence, challenger, rules(document), len(canary.steps), canary.min_requests
+            *(evidence, challenger, rules(document), len(canary.steps), canary.min_requests),
+            last=counted.further == 1,
         )
         return Judgement(step.says, _why(step), [asdict(each) for each in step.results])
 
@@ -70,11 +71,16 @@ def _why(step: guardrails.Step) -> str:
     each = step.because
     if each is None:
         return "there are too few requests yet" if step.says == "hold" else "no guardrail objects"
+    if isinstance(each, Check):
+        return each.seen
     if step.says == "regress":
         return f"the guardrail {_worse(each)}"
     if each.harm is None:
         return f"the guardrail {each.name} has too little to go by yet"
-    return f"{each.name} seems worse than its margin of {each.margin:g}"
+    if each.harm > each.margin:
+        return f"{each.name} seems worse than its margin of {each.margin:g}"
+    most = "" if each.at_most is None else f", it may be worse by {each.at_most:.3g}"
+    return f"the guardrail {each.name} is not clear yet: its margin is {each.margin:g}{most}"
 
 
 def _worse(result: GuardrailResult) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 
 from router import database
 from router.controllers import Evidence as Counted
-from router.controllers import Runner, Sums
+from router.controllers import Judgement, Runner, Sums
 from router.database import stamp
 from router.entries import Entry
 from router.experiment import Canary, Experiment, ExperimentError, read
@@ -463,7 +463,7 @@ def ask_verdict(house: House, query: str = "", accept: str = "application/json")
     )
 
 
-NO_SUMS = Counted(Canary(), Sums(), Sums())
+NO_SUMS = Counted(Canary(), 0.5, Sums(), Sums())
 CANARY: dict[str, Any] = {
     "mode": "canary",
     "canary": {"steps": [0.5, 1], "min_requests": 100, "hold": "1s"},
@@ -471,13 +471,15 @@ CANARY: dict[str, Any] = {
 }
 
 
-def canary(book: Book, requests: int, failing: float, tag: str | None = None) -> Current | None:
+def canary(
+    book: Book, requests: int, failing: float, turns: str = "AB", tag: str | None = None
+) -> Current | None:
     """What the canary does after so many requests, of which the challenger fails at a share."""
     current = book.experiments.current()
     assert current
     rows = []
     for number in range(requests):
-        variant = "AB"[number % 2]
+        variant = turns[number % len(turns)]
         fails = variant == "B" and book.random.random() < failing
         status: dict[str, Any] = {"status": 502, "prediction": None} if fails else {}
         rows.append(
@@ -514,7 +516,7 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
 ) -> None:
     book = Book(engine, **CANARY)
     assert canary(book, 150, 0.0) is None, "each has to have a hundred"
-    on = canary(book, 100, 0.0)
+    on = canary(book, 2500, 0.0)
     assert on
     assert on.weights == {"A": 0, "B": 1}
     book.experiments.set(_document(**CANARY, salt="anew"), expected=1, by="a test", reason="anew")
@@ -527,6 +529,51 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
         )
         book.ledger.append(Entry([row]))
     assert canary_decides(book) is None, "1 in 20 of B's fail, which is not sure yet, and too much to go on"
+
+
+def judged(book: Book) -> Judgement:
+    """What the canary's guardrails say now."""
+    current = book.experiments.current()
+    assert current
+    counted = replace(NO_SUMS, share=current.weights["B"])
+    return Guards(Verdicts(book.engine, book.fold)).gate(current)(counted)
+
+
+def test_all_of_the_traffic_takes_guardrails_that_are_clear_and_a_step_before_that_does_not(
+    engine: sa.Engine,
+) -> None:
+    book = Book(engine, **CANARY | {"canary": CANARY["canary"] | {"steps": [0.5, 0.75, 1]}})
+    on = canary(book, 250, 0.0)
+    assert on
+    assert on.weights == {"A": 0.25, "B": 0.75}
+    assert canary(book, 400, 0.0, "ABBB") is None
+    told = judged(book)
+    assert told.says == "hold"
+    assert told.reason.startswith(
+        "the guardrail errors is not clear yet: its margin is 0.01, it may be worse by 0.0"
+    )
+    assert [each["state"] for each in told.evidence] == ["watching"]
+    whole = canary(book, 5000, 0.0, "ABBB")
+    assert whole
+    assert whole.weights == {"A": 0, "B": 1}
+
+
+@pytest.mark.parametrize("steps", [[0.5, 1], [0.5, 0.75, 1]], ids=["to all", "a step on"])
+def test_a_canary_goes_no_step_on_where_requests_do_not_follow_the_shares(
+    engine: sa.Engine, steps: list[float]
+) -> None:
+    book = Book(engine, **CANARY | {"canary": CANARY["canary"] | {"steps": steps}})
+    assert canary(book, 600, 0.0, "ABBB") is None
+    told = judged(book)
+    assert (told.says, told.reason) == (
+        "hold",
+        "the requests do not follow the configured shares "
+        "(A 150 where 300 are expected, B 450 where 300 are expected)",
+    )
+    # It is sent back all the same where it breaks.
+    back = canary(book, 200, 1.0, "ABBB")
+    assert back
+    assert back.weights == {"A": 1, "B": 0}
 
 
 @pytest.mark.parametrize("guardrails", [CANARY["guardrails"], []], ids=["guardrails", "gates"])
@@ -548,10 +595,8 @@ def test_a_canary_waits_for_a_guardrail_that_knows_nothing_yet(engine: sa.Engine
     scores = {"name": "scores", "metric": "brier", "margin": 0.0}
     book = Book(engine, **CANARY | {"guardrails": [scores]})
     assert canary(book, 1000, 0.0) is None, "of no request is the outcome known"
-    current = book.experiments.current()
-    assert current
-    judged = Guards(Verdicts(book.engine, book.fold)).gate(current)(NO_SUMS)
-    assert (judged.says, judged.reason) == ("hold", "the guardrail scores has too little to go by yet")
+    told = judged(book)
+    assert (told.says, told.reason) == ("hold", "the guardrail scores has too little to go by yet")
 
 
 def test_a_canary_sent_back_while_held_goes_back_once_it_is_resumed(engine: sa.Engine) -> None:

@@ -22,10 +22,15 @@ def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """The checks that concern all variants."""
     found = [_matured(evidence, rules)]
     if evidence.design != "shadow":
-        found.append(_ratio("sample ratio", "requests", evidence, rules))
+        found.append(sample_ratio(evidence, rules))
         found.append(_ratio("label ratio", "labels", evidence, rules))
         found += _propensities(evidence, rules)
     return tuple(found)
+
+
+def sample_ratio(evidence: Evidence, rules: Rules) -> Check:
+    """Whether requests came to the variants as they were assigned."""
+    return _ratio("sample ratio", "requests", evidence, rules)
 
 
 def of_pairs(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
