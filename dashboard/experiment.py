@@ -34,7 +34,8 @@ ACTIONS = {
 }
 MODES = {
     "split": "each variant gets its share of the traffic",
-    "shadow": "the champion answers, challengers score the same requests unseen",
+    "shadow": "the champion answers, challengers score the same requests unseen: "
+    "pairs, which take far fewer outcomes than a split",
     "canary": "a challenger is ramped up by steps while its guardrails agree",
     "bandit": "each variant gets the probability that it is the best",
 }
