@@ -467,6 +467,36 @@ def test_the_estimand_warns_where_the_score_decides_who_has_an_outcome() -> None
     )
 
 
+@pytest.mark.parametrize("design", ["split", "bandit"])
+def test_where_each_variant_chooses_whose_outcomes_are_known_no_difference_is_trusted(design: Design) -> None:
+    evidence = parted(clients(60_000, 0.65, 0.80), design=design)
+    weighted = {
+        name: replace(each, weighted={"brier": each.brier.weighted(0.5)})
+        for name, each in evidence.arms.items()
+    }
+    evidence = replace(evidence, arms=weighted)
+    assert judge(evidence, Rules(n_star=60_000)).decision == "promote"
+    verdict = judge(evidence, Rules(n_star=60_000, selective=True))
+    assert (verdict.decision, verdict.variant) == ("don't trust", None)
+    assert said(verdict) == (
+        "Don't trust this: the served score decides who has an outcome, so those of A and B are of different "
+        "clients: compare them in mode shadow, where one approves and both score."
+    )
+    assert verdict.estimand == (
+        "The mean difference in Brier score between A and B, each over those of its own requests whose "
+        "outcome is known. The served score decides who can ever have an outcome: these are different "
+        "clients, and no variant answered for all."
+    )
+    # Before any outcome is known it is said, too.
+    early = judge(Evidence(design, "A", ("B",)), Rules(selective=True))
+    assert early.decision == "keep collecting"
+    assert [each.state for each in early.checks if each.name == "selection"] == ["not yet"]
+    # In pairs both are judged by the same clients, whoever was approved.
+    pairs = judge(shadowed(clients()), Rules(selective=True))
+    assert pairs.decision == "promote"
+    assert "selection" not in [each.name for each in pairs.checks]
+
+
 def test_money_decides_where_it_is_the_metric() -> None:
     rows = clients(60_000, 0.6, 0.85)
     y = rows.outcome

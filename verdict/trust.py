@@ -25,6 +25,7 @@ def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
         found.append(sample_ratio(evidence, rules))
         found.append(_ratio("label ratio", "labels", evidence, rules))
         found += _propensities(evidence, rules)
+        found += _selection(evidence, rules)
     return tuple(found)
 
 
@@ -86,6 +87,19 @@ def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:
     subject = "the requests" if what == "requests" else "the outcomes that are known"
     seen = f"{subject} {'do not ' if failed else ''}follow the configured shares ({told})"
     return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
+
+
+def _selection(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
+    """Whether outcomes are of the same clients, where the served score decides who can ever have one."""
+    if not rules.selective:
+        return ()
+    names = " and ".join((evidence.champion, *evidence.challengers))
+    seen = (
+        f"the served score decides who has an outcome, so those of {names} are of different clients: compare "
+        "them in mode shadow, where one approves and both score"
+    )
+    known = any(evidence.arm(each).labelled for each in (evidence.champion, *evidence.challengers))
+    return (Check("selection", "failed" if known else "not yet", seen),)
 
 
 def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:

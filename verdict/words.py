@@ -129,18 +129,21 @@ def estimand(evidence: Evidence, rules: Rules) -> str:
     days = (rules.maturity or 0.0) / DAY
     age = "" if not days else f" {days:,.3g} days after it" if days != 1 else " a day after it"
     over = {
-        "shadow": "on the same request, over all requests whose outcome is known{age}",
-        "split": "over all requests whose outcome is known{age}, had one variant answered them all",
-        "bandit": "over all requests whose outcome is known{age}, had one variant answered them all, "
+        "shadow": " on the same request, over all requests whose outcome is known{age}",
+        "split": " over all requests whose outcome is known{age}, had one variant answered them all",
+        "bandit": " over all requests whose outcome is known{age}, had one variant answered them all, "
         "whatever the shares were",
-    }[evidence.design].format(age=age)
-    told = f"The mean difference in {METRICS[rules.metric]} between {whose} {over}."
+    }[evidence.design]
+    warning = ""
     if rules.selective:
-        told += (
-            " The served score decides who can ever have an outcome: nothing is said of those who were turned"
-            " away."
-        )
-    return told
+        warning = " The served score decides who can ever have an outcome: "
+        if evidence.design == "shadow":
+            warning += "nothing is said of those who were turned away."
+        else:
+            over = ", each over those of its own requests whose outcome is known{age}"
+            warning += "these are different clients, and no variant answered for all."
+    told = f"The mean difference in {METRICS[rules.metric]} between {whose}{over.format(age=age)}."
+    return told + warning
 
 
 def distrust(check: Check) -> str:
