@@ -133,13 +133,13 @@ class Parts:
         self._looking = Periodic("keys", LOOK_SECONDS, self._look)
         self._adding = Periodic("sums", ADD_SECONDS, self._add)
         self.guards = Guards(self.verdicts)
-        self._controllers = Runner(self.experiments, self.following, self._counted, self.guards.gate)
+        self.controllers = Runner(self.experiments, self.following, self._counted, self.guards.gate)
 
     def begin(self) -> None:
         """Do from now on, in this process, what is done beside the requests."""
         self._looking.begin()
         self._adding.begin()
-        self._controllers.begin()
+        self.controllers.begin()
 
     def _counted(self, current: Current, versions: tuple[int, int], allocation: int) -> dict[str, Sums]:
         document = current.document
@@ -184,7 +184,11 @@ def create_app() -> Flask:
         ask.operation = openapi.prediction(address, parts.router)
         app.add_url_rule(address, f"ask {address}".replace(".", " "), ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
-    changes = experiment_api.blueprint(parts.experiments, _admit, parts.following.look, parts.guards.doubts)
+    changes = experiment_api.blueprint(
+        *(parts.experiments, _admit, parts.following.look),
+        doubts=parts.guards.doubts,
+        judged=parts.controllers.judged,
+    )
     services = services_api.blueprint(parts.following, parts.router.upstream, _admit)
     once = Once(parts.engine, _admit)
     for each in (changes, services):

@@ -144,10 +144,13 @@ def show(router: Router, *, only_document: bool, wants_json: bool) -> None:
         ],
         title=f"{state['experiment']}, mode {state['mode']}, version {state['version']}" + _still(state),
     )
-    return click.echo(
+    click.echo(
         f"\nin force since {state['since'][:19].replace('T', ' ')} UTC, by {state['by']}"
         f" ({state['action']}): {state['reason']}"
     )
+    if judged := state["judged"]:
+        click.echo(f"its gates say {judged['says']}: {judged['reason']}")
+    return None
 
 
 @experiment.command(

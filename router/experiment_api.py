@@ -4,7 +4,7 @@
 | --- | --- |
 | `GET /v1/experiment` | the document, with its version as `ETag` |
 | `PUT /v1/experiment?reason=…` | makes the body the next version |
-| `GET /v1/experiment/state` | the version and the weights in force, since when, by whom and why |
+| `GET /v1/experiment/state` | the version and weights in force, by whom and why, and what a canary would do |
 | `POST /v1/experiment/{pause,hold,resume,ramp,promote}` | what they say, with the reason in the body |
 | `GET /v1/audit` | every version and every change of weights, in pages |
 
@@ -25,6 +25,7 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import Field, StringConstraints, ValidationError
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
+from router.controllers import Judgement
 from router.database import DatabaseDown
 from router.experiment import Experiment, ExperimentError, Name, Part, field_errors, read, told
 from router.experiments import Current, Entry, Experiments, NotPossible, Place, Stale
@@ -108,8 +109,20 @@ class Page(Part):
     last: Annotated[int, Field(ge=1, le=MAX_PAGE)] | None = None
 
 
+class Judged(TypedDict):
+    """What the gate of a canary says: advance, hold or regress, why, and from which figures."""
+
+    says: str
+    reason: str
+    evidence: Any
+
+
 class State(TypedDict):
-    """What is in force: weights, by the version of the document and the allocation within it (0 for none)."""
+    """What is in force: weights, by the version of the document and the allocation within it (0 for none).
+
+    `judged` is what a canary would do by its guardrails, also while it is held or in a dry run; it is null in
+    other modes, and for some seconds after a change.
+    """
 
     experiment: str
     mode: str
@@ -124,6 +137,7 @@ class State(TypedDict):
     by: str
     reason: str
     evidence: Any
+    judged: Judged | None
 
 
 class AuditEntry(TypedDict):
@@ -185,6 +199,7 @@ def blueprint(
     authorize: Authorize,
     changed: Callable[[], None] = lambda: None,
     doubts: Callable[[Current, str], Sequence[str]] = lambda _current, _variant: (),
+    judged: Callable[[Current], Judgement | None] = lambda _current: None,
 ) -> Blueprint:
     """The addresses under which the experiment is seen and changed.
 
@@ -193,6 +208,7 @@ def blueprint(
         authorize: lets callers in.
         changed: is called after each change, so that this worker need not wait to see it.
         doubts: says what speaks against promoting a variant of the experiment in force.
+        judged: what the gate of a canary last said.
     """
     api = Blueprint("experiment", __name__)
     api.register_error_handler(NotPossible, lambda error: web.answer_problem(Conflict(str(error))))
@@ -234,9 +250,9 @@ def blueprint(
     @api.get("/v1/experiment/state")
     @describe(*CALLERS, NotFound, Unavailable, tag="experiment", answer=State, headers=TAGGED)
     def state() -> Response:
-        """The weights in force, by which version, since when, by whom and why."""
+        """The weights in force, by which version, since when, by whom and why; what a canary would do."""
         authorize("read")
-        return _state(_in_force(experiments))
+        return _state(_in_force(experiments), judged)
 
     @api.post("/v1/experiment/pause")
     @_describe_change(takes=Why, example=WHY)
@@ -269,8 +285,8 @@ def blueprint(
     def promote() -> Response:
         """Make a variant the champion, with all of the traffic.
 
-        A trust check or a guardrail that is not met refuses it, unless the variant's name is sent again, as
-        `override`.
+        A trust check or a guardrail that is not met refuses it, and so do outcomes by which it is not surely
+        as good as the champion, but for the margin, unless its name is sent again, as `override`.
         """
         caller = authorize("operator")
         asked = valid(Promotion, web.json_body(), Invalid)
@@ -354,8 +370,9 @@ def _tagged(response: Response, current: Current) -> Response:
     return response
 
 
-def _state(current: Current) -> Response:
+def _state(current: Current, judged: Callable[[Current], Judgement | None] = lambda _: None) -> Response:
     last = current.allocation or current
+    judgement = judged(current)
     state: State = {
         "experiment": current.document.name,
         "mode": current.document.mode,
@@ -370,6 +387,9 @@ def _state(current: Current) -> Response:
         "by": last.by,
         "reason": last.reason,
         "evidence": current.allocation.evidence if current.allocation else None,
+        "judged": {"says": judgement.says, "reason": judgement.reason, "evidence": judgement.evidence}
+        if judgement
+        else None,
     }
     return _tagged(jsonify(state), current)
 

@@ -353,7 +353,7 @@ class Fold:
             sums,
             sums.c.hour == TOTAL,
             (
-                *("requests", "failed", "saved", "apart", "apart_failed", "together", "timed"),
+                *("requests", "failed", "saved", "assigned", "apart", "apart_failed", "together", "timed"),
                 *("log_latency", "log_latency2"),
             ),
         )
@@ -371,6 +371,7 @@ class Fold:
             row.variant: Sums(
                 requests=int(row.requests),
                 errors=int(row.failed) + int(row.saved),
+                assigned=int(row.assigned),
                 apart=int(row.apart),
                 apart_failed=int(row.apart_failed),
                 together=int(row.together),

@@ -492,6 +492,10 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     page.get_by_label("Document, JSON").fill(json.dumps(before | {"mode": "canary"}))
     confirms(page, "Set …", "mode: split → canary")
     expect(page.locator("#experiment-summary")).to_contain_text("Canary")
+    waits = "By its gates the canary stays at this step: there are too few requests yet."
+    expect(page.locator("#judged")).to_have_text(waits, timeout=30_000)
+    judged = rest(keyed, "/v1/experiment/state")["judged"]
+    assert (judged["says"], judged["reason"]) == ("hold", "there are too few requests yet")
     confirms(page, "Hold …", "Nothing moves the shares by itself")
     expect(page.locator("#experiment-summary")).to_contain_text("held")
     assert rest(keyed, "/v1/experiment/state")["held"]

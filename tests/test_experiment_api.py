@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from router import database
+from router.controllers import Runner
 from router.experiment import read
 from router.experiment_api import blueprint
 from router.experiments import Experiments, Following
@@ -60,7 +61,10 @@ def app(url: str) -> Iterator[Flask]:
     def admit(scope: Scope) -> Key:
         return guard.admit(request.headers.get("Authorization"), scope)
 
-    app.register_blueprint(Once(engine, admit).watch(blueprint(experiments, admit, following.look)))
+    runner = Runner(experiments, following, lambda *_: {})
+    addresses = blueprint(experiments, admit, following.look, judged=runner.judged)
+    app.register_blueprint(Once(engine, admit).watch(addresses))
+    app.extensions["runner"] = runner
     app.extensions["reader"] = Keys(engine).add("a reader", "read")
     app.extensions["following"] = following
     app.extensions["guard"] = guard
@@ -360,7 +364,7 @@ def shell(app: Flask, tmp_path: Path) -> Iterator[Shell]:
         yield Shell(url, tmp_path)
 
 
-def test_the_same_can_be_done_from_a_shell(shell: Shell, tmp_path: Path) -> None:
+def test_the_same_can_be_done_from_a_shell(app: Flask, shell: Shell, tmp_path: Path) -> None:
     why = ("--reason", "so & so", "--by", "ada")
     assert "A        champion    80.0%" in shell.says("show")
     assert shell.says("ramp", "30%", *why) == "version 1 is in force: A 70.0%, B 30.0%\n"
@@ -375,6 +379,9 @@ def test_the_same_can_be_done_from_a_shell(shell: Shell, tmp_path: Path) -> None
     canary = tmp_path / "canary.json"
     canary.write_text(json.dumps(DOCUMENT | {"mode": "canary"}))
     shell.says("set", canary, *why)
+    assert "its gates say" not in shell.says("show")
+    app.extensions["runner"].look()
+    assert "its gates say hold: there are too few requests yet" in shell.says("show")
     assert shell.says("hold", *why) == "version 4 is in force, held: A 99.0%, B 1.0%\n"
     assert "version 4, held" in shell.says("show")
     assert shell.says("resume", *why) == "version 4 is in force: A 99.0%, B 1.0%\n"

@@ -142,6 +142,21 @@ def test_while_it_is_open_the_verdict_says_about_how_long_it_will_be() -> None:
     assert days == pytest.approx(more / 200)
 
 
+@pytest.mark.parametrize("design", ["shadow", "split"])
+def test_days_are_counted_from_the_outcomes_of_those_that_have_matured(design: Design) -> None:
+    # 400 requests a day, of which half get an outcome, known after 30 days: at day 40 ten days' are known.
+    rows = clients(2000, 0.73, 0.74)
+    whole = shadowed(rows) if design == "shadow" else parted(rows)
+    arms = {
+        name: replace(each, requests=8 * each.labelled, mature=2 * each.labelled)
+        for name, each in whole.arms.items()
+    }
+    late = replace(whole, arms=arms, last=40 * DAY)
+    [compared] = judge(late, Rules(maturity=30 * DAY)).comparisons
+    assert compared.more_outcomes is not None
+    assert compared.more_days == pytest.approx(compared.more_outcomes / 200)
+
+
 def test_a_split_that_is_not_as_configured_is_not_trusted() -> None:
     evidence = parted(clients(), share=0.5)
     wrong = replace(evidence, periods=(replace(evidence.periods[0], assigned={"A": 11_000, "B": 9_000}),))
@@ -256,6 +271,19 @@ def test_few_outcomes_name_no_winner_however_far_apart_models_seem() -> None:
     rare = np.array([0.0] * 990 + [1.0] * 10)
     verdict = judge(shadowed(Rows(np.full(1000, 0.5), np.clip(rare, 0.1, 0.9), rare)), Rules())
     assert "only 10 have the rarer outcome" in said(verdict)
+
+
+def test_an_exact_interval_decides_on_few_outcomes_however_rare_one_kind_is() -> None:
+    y = np.array([0.0] * 55 + [1.0] * 5)
+    few = Rows(np.where(y == 1, 0.55, 0.45), np.where(y == 1, 0.9, 0.1), y)
+    [by_default] = judge(shadowed(few), Rules(n_star=60)).comparisons
+    assert by_default.sentence.startswith("Keep collecting: 60 of the 100 pairs")
+    exact = Rules(max_gap=0.4, n_star=60)
+    assert judge(shadowed(few), exact).decision == "promote"
+    assert judge(shadowed(swapped(few)), exact).decision == "keep"
+    # A single pair of the same scores is no proof that both are the same.
+    same = Rows(few.champion[:1], few.champion[:1], y[:1])
+    assert judge(shadowed(same), exact).decision == "keep collecting"
 
 
 # What differs is a fraction of powers of two, so that sums are exact in whatever order.
@@ -405,6 +433,22 @@ def test_a_challenger_is_not_promoted_before_its_guardrails_are_clear() -> None:
     assert wide.decision == "promote"
 
 
+@pytest.mark.parametrize("design", ["shadow", "split"])
+def test_whoever_is_not_known_to_be_as_good_is_doubted_in_words(design: Design) -> None:
+    make = shadowed if design == "shadow" else parted
+
+    def doubt(rows: Rows, margin: float = 0.0) -> str:
+        return judge(make(rows), Rules(margin=margin, n_star=60_000)).comparisons[0].doubt
+
+    better = clients(60_000, 0.65, 0.80)
+    assert doubt(better) == ""
+    assert doubt(swapped(better)).startswith("B may be worse than A in Brier score by 0.0")
+    alike = clients(4000, 0.73, 0.73)
+    assert doubt(alike).endswith(", where 0 is allowed")
+    assert doubt(alike, 0.05) == ""
+    assert "that a decision takes at least are there" in doubt(clients(50), 0.5)
+
+
 @pytest.mark.parametrize(
     ("guardrail", "evidence"),
     [
@@ -458,6 +502,36 @@ def test_the_estimand_warns_where_the_score_decides_who_has_an_outcome() -> None
         "outcome is known 30 days after it. The served score decides who can ever have an outcome: nothing "
         "is said of those who were turned away."
     )
+
+
+@pytest.mark.parametrize("design", ["split", "bandit"])
+def test_where_each_variant_chooses_whose_outcomes_are_known_no_difference_is_trusted(design: Design) -> None:
+    evidence = parted(clients(60_000, 0.65, 0.80), design=design)
+    weighted = {
+        name: replace(each, weighted={"brier": each.brier.weighted(0.5)})
+        for name, each in evidence.arms.items()
+    }
+    evidence = replace(evidence, arms=weighted)
+    assert judge(evidence, Rules(n_star=60_000)).decision == "promote"
+    verdict = judge(evidence, Rules(n_star=60_000, selective=True))
+    assert (verdict.decision, verdict.variant) == ("don't trust", None)
+    assert said(verdict) == (
+        "Don't trust this: the served score decides who has an outcome, so those of A and B are of different "
+        "clients: compare them in mode shadow, where one approves and both score."
+    )
+    assert verdict.estimand == (
+        "The mean difference in Brier score between A and B, each over those of its own requests whose "
+        "outcome is known. The served score decides who can ever have an outcome: these are different "
+        "clients, and no variant answered for all."
+    )
+    # Before any outcome is known it is said, too.
+    early = judge(Evidence(design, "A", ("B",)), Rules(selective=True))
+    assert early.decision == "keep collecting"
+    assert [each.state for each in early.checks if each.name == "selection"] == ["not yet"]
+    # In pairs both are judged by the same clients, whoever was approved.
+    pairs = judge(shadowed(clients()), Rules(selective=True))
+    assert pairs.decision == "promote"
+    assert "selection" not in [each.name for each in pairs.checks]
 
 
 def test_money_decides_where_it_is_the_metric() -> None:

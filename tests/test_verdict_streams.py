@@ -189,7 +189,8 @@ def of_one(state: State, number: int, share: float) -> Evidence:
         )
         for side, name in enumerate("AB")
     }
-    return Evidence("split", "A", ("B",), arms, periods=(Period({"A": 1 - share, "B": share}),))
+    counts = {name: arm.requests for name, arm in arms.items()}
+    return Evidence("split", "A", ("B",), arms, periods=(Period({"A": 1 - share, "B": share}, counts),))
 
 
 def saying(says: Literal["advance", "hold", "regress"]) -> Gate:
@@ -197,23 +198,33 @@ def saying(says: Literal["advance", "hold", "regress"]) -> Gate:
     return lambda _: Judgement(says, "so")
 
 
-def test_a_simulated_canary_is_moved_as_the_router_moves_one(clients: tuple[Rows, Rows]) -> None:
-    chosen = Plan((0.4, 1.0), min_requests=250, rules=replace(canary.RULES, n_star=1000), looks=40)
+@pytest.mark.parametrize(
+    ("steps", "margin"), [((0.4, 0.5, 1.0), 0.0), ((0.4, 1.0), 0.02)], ids=["a step on", "to all"]
+)
+def test_a_simulated_canary_is_moved_as_the_router_moves_one(
+    clients: tuple[Rows, Rows], steps: tuple[float, ...], margin: float
+) -> None:
+    # What is to be clear, before all of the traffic, takes a margin.
+    guarded = tuple(replace(each, margin=margin) for each in canary.RULES.guardrails)
+    rules = replace(canary.RULES, n_star=1000, guardrails=guarded)
+    chosen = Plan(steps, min_requests=250, rules=rules, looks=60)
     variants = [{"name": name, "url": "http://h"} for name in "AB"]
     variants[0]["role"] = "champion"
-    steps = {"steps": chosen.steps, "min_requests": chosen.min_requests, "hold": "1s"}
-    document = read({"name": "x", "mode": "canary", "canary": steps, "variants": variants})
+    ramp = {"steps": steps, "min_requests": chosen.min_requests, "hold": "1s"}
+    document = read({"name": "x", "mode": "canary", "canary": ramp, "variants": variants})
     current = Current(1, 1, datetime.now(UTC), "configure", "the file", "", document, None)
     later = current.since + timedelta(hours=1)
     seen = set()
     for scored in clients:
         going = {0, 1, 2}
-        for state in canary.live(np.random.default_rng(2), scored, replace(chosen, batch=100), 3):
+        for state in canary.live(np.random.default_rng(2), scored, replace(chosen, batch=200), 3):
             for number in sorted(going):
                 evidence = of_one(state, number, 0.4)
-                says = guardrails.at_step(evidence, "B", chosen.rules, 2, chosen.min_requests).says
+                told = guardrails.at_step(
+                    *(evidence, "B", rules, len(steps), chosen.min_requests), last=steps[1] == 1
+                )
                 counted = {name: Sums(arm.requests, arm.errors) for name, arm in evidence.arms.items()}
-                change = next_step(current, counted, later, saying(says))
+                change = next_step(current, counted, later, saying(told.says))
                 wanted = "regress" if state.back[number] else "step" if state.on[number] else None
                 assert (change and change.action) == wanted
                 seen.add(wanted)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 
 from router import database
 from router.controllers import Evidence as Counted
-from router.controllers import Runner, Sums
+from router.controllers import Judgement, Runner, Sums
 from router.database import stamp
 from router.entries import Entry
 from router.experiment import Canary, Experiment, ExperimentError, read
@@ -525,7 +525,7 @@ def ask_verdict(house: House, query: str = "", accept: str = "application/json")
     return house.router.fetches(f"/v1/verdict{query}", accept)
 
 
-NO_SUMS = Counted(Canary(), Sums(), Sums())
+NO_SUMS = Counted(Canary(), 0.5, Sums(), Sums())
 CANARY: dict[str, Any] = {
     "mode": "canary",
     "canary": {"steps": [0.5, 1], "min_requests": 100, "hold": "1s"},
@@ -533,13 +533,15 @@ CANARY: dict[str, Any] = {
 }
 
 
-def canary(book: Book, requests: int, failing: float, tag: str | None = None) -> Current | None:
+def canary(
+    book: Book, requests: int, failing: float, turns: str = "AB", tag: str | None = None
+) -> Current | None:
     """What the canary does after so many requests, of which the challenger fails at a share."""
     current = book.experiments.current()
     assert current
     rows = []
     for number in range(requests):
-        variant = "AB"[number % 2]
+        variant = turns[number % len(turns)]
         fails = variant == "B" and book.random.random() < failing
         status: dict[str, Any] = {"status": 502, "prediction": None} if fails else {}
         rows.append(
@@ -576,7 +578,7 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
 ) -> None:
     book = Book(engine, **CANARY)
     assert canary(book, 150, 0.0) is None, "each has to have a hundred"
-    on = canary(book, 100, 0.0)
+    on = canary(book, 2500, 0.0)
     assert on
     assert on.weights == {"A": 0, "B": 1}
     book.experiments.set(_document(**CANARY, salt="anew"), expected=1, by="a test", reason="anew")
@@ -589,6 +591,51 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
         )
         book.ledger.append(Entry([row]))
     assert canary_decides(book) is None, "1 in 20 of B's fail, which is not sure yet, and too much to go on"
+
+
+def judged(book: Book) -> Judgement:
+    """What the canary's guardrails say now."""
+    current = book.experiments.current()
+    assert current
+    counted = replace(NO_SUMS, share=current.weights["B"])
+    return Guards(Verdicts(book.engine, book.fold)).gate(current)(counted)
+
+
+def test_all_of_the_traffic_takes_guardrails_that_are_clear_and_a_step_before_that_does_not(
+    engine: sa.Engine,
+) -> None:
+    book = Book(engine, **CANARY | {"canary": CANARY["canary"] | {"steps": [0.5, 0.75, 1]}})
+    on = canary(book, 250, 0.0)
+    assert on
+    assert on.weights == {"A": 0.25, "B": 0.75}
+    assert canary(book, 400, 0.0, "ABBB") is None
+    told = judged(book)
+    assert told.says == "hold"
+    assert told.reason.startswith(
+        "the guardrail errors is not clear yet: its margin is 0.01, it may be worse by 0.0"
+    )
+    assert [each["state"] for each in told.evidence] == ["watching"]
+    whole = canary(book, 5000, 0.0, "ABBB")
+    assert whole
+    assert whole.weights == {"A": 0, "B": 1}
+
+
+@pytest.mark.parametrize("steps", [[0.5, 1], [0.5, 0.75, 1]], ids=["to all", "a step on"])
+def test_a_canary_goes_no_step_on_where_requests_do_not_follow_the_shares(
+    engine: sa.Engine, steps: list[float]
+) -> None:
+    book = Book(engine, **CANARY | {"canary": CANARY["canary"] | {"steps": steps}})
+    assert canary(book, 600, 0.0, "ABBB") is None
+    told = judged(book)
+    assert (told.says, told.reason) == (
+        "hold",
+        "the requests do not follow the configured shares "
+        "(A 150 where 300 are expected, B 450 where 300 are expected)",
+    )
+    # It is sent back all the same where it breaks.
+    back = canary(book, 200, 1.0, "ABBB")
+    assert back
+    assert back.weights == {"A": 1, "B": 0}
 
 
 @pytest.mark.parametrize("guardrails", [CANARY["guardrails"], []], ids=["guardrails", "gates"])
@@ -634,10 +681,8 @@ def test_a_canary_waits_for_a_guardrail_that_knows_nothing_yet(engine: sa.Engine
     scores = {"name": "scores", "metric": "brier", "margin": 0.0}
     book = Book(engine, **CANARY | {"guardrails": [scores]})
     assert canary(book, 1000, 0.0) is None, "of no request is the outcome known"
-    current = book.experiments.current()
-    assert current
-    judged = Guards(Verdicts(book.engine, book.fold)).gate(current)(NO_SUMS)
-    assert (judged.says, judged.reason) == ("hold", "the guardrail scores has too little to go by yet")
+    told = judged(book)
+    assert (told.says, told.reason) == ("hold", "the guardrail scores has too little to go by yet")
 
 
 def test_a_canary_sent_back_while_held_goes_back_once_it_is_resumed(engine: sa.Engine) -> None:
@@ -702,6 +747,40 @@ def test_the_evidence_has_doubts_of_a_challenger_that_surely_is_worse(engine: sa
     assert current
     [doubt] = Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
     assert doubt.startswith("Keep A: B's Brier score is higher by")
+
+
+def test_the_evidence_has_doubts_of_a_challenger_that_is_not_known_to_be_as_good(engine: sa.Engine) -> None:
+    def doubts(book: Book) -> list[str]:
+        current = book.experiments.current()
+        assert current
+        return Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
+
+    book = Book(engine, mode="shadow")
+    book.asked("0", 0.2, 0, shadow=0.9)
+    [doubt] = doubts(book)
+    assert doubt == "1 of the 100 pairs of A and B that a decision takes at least are there"
+    for number in range(1, 151):
+        # Mostly as good, now and then better or worse.
+        book.asked(f"{number}", 0.4, number % 2, shadow=0.4 + number % 3 / 100)
+    [doubt] = doubts(book)
+    assert doubt.startswith("B may be worse than A in Brier score by 0.0")
+    assert doubt.endswith(", where 0 is allowed")
+    document = _document(mode="shadow", decision={"margin": 0.05})
+    book.experiments.set(document, expected=1, by="a test", reason="a margin")
+    assert book.verdict().decision != "promote"
+    assert doubts(book) == [], "it is surely within the margin"
+
+
+def test_a_split_in_which_the_challenger_seems_worse_and_not_surely_has_doubts(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(300):
+        p = 0.3 if number % 2 == 0 else 0.32
+        book.asked(f"{number}", p, int(number % 10 < 2), variant="AB"[number % 2])
+    assert book.verdict().decision == "keep collecting"
+    current = book.experiments.current()
+    assert current
+    [doubt] = Guards(Verdicts(engine, book.fold)).doubts(current, "B")
+    assert doubt.startswith("B may be worse than A in Brier score by 0.")
 
 
 def test_the_verdict_is_told_over_rest_and_from_a_shell(

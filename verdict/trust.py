@@ -23,9 +23,20 @@ def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """The checks that concern all variants."""
     found = [_matured(evidence, rules)]
     if evidence.design != "shadow":
-        found += _ratios(evidence, rules)
+        found.append(sample_ratio(evidence, rules))
+        found.append(_label_ratio(evidence, rules))
         found += _propensities(evidence, rules)
+        found += _selection(evidence, rules)
     return tuple(found)
+
+
+def sample_ratio(evidence: Evidence, rules: Rules) -> Check:
+    """Whether requests came to the variants as they were to.
+
+    A unit counts once, and so does a batch: chance assigned them as a whole.
+    """
+    periods = [(each.weights, each.assigned) for each in evidence.periods]
+    return _ratio("sample ratio", ("the requests", "the configured shares"), periods, evidence, rules)
 
 
 def of_pairs(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
@@ -61,18 +72,13 @@ def _matured(evidence: Evidence, rules: Rules) -> Check:
     return Check("maturity", "passed", seen)
 
 
-def _ratios(evidence: Evidence, rules: Rules) -> tuple[Check, Check]:
-    """Whether requests came to the variants as they were to, and outcomes to what the variants answered.
+def _label_ratio(evidence: Evidence, rules: Rules) -> Check:
+    """Whether outcomes became known of each variant's answers alike.
 
-    A unit counts once, and so does a batch: chance assigned them as a whole. What got no answer can have no
-    outcome, and is no fault of the outcomes.
+    What got no answer can have no outcome, and is no fault of the outcomes.
     """
-    asked = [(each.weights, each.assigned) for each in evidence.periods]
-    told = [(_shares(each.served), each.labels) for each in evidence.periods if sum(each.served.values())]
-    return (
-        _ratio("sample ratio", ("the requests", "the configured shares"), asked, evidence, rules),
-        _ratio("label ratio", ("the outcomes that are known", "the answers"), told, evidence, rules),
-    )
+    periods = [(_shares(each.served), each.labels) for each in evidence.periods if sum(each.served.values())]
+    return _ratio("label ratio", ("the outcomes that are known", "the answers"), periods, evidence, rules)
 
 
 def _shares(counts: Mapping[str, int]) -> dict[str, float]:
@@ -103,6 +109,19 @@ def _ratio(
     failed = log_e >= -math.log(rules.trust_alpha)
     seen = f"{what[0]} {'do not ' if failed else ''}follow {what[1]} ({told})"
     return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
+
+
+def _selection(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
+    """Whether outcomes are of the same clients, where the served score decides who can ever have one."""
+    if not rules.selective:
+        return ()
+    names = " and ".join((evidence.champion, *evidence.challengers))
+    seen = (
+        f"the served score decides who has an outcome, so those of {names} are of different clients: compare "
+        "them in mode shadow, where one approves and both score"
+    )
+    known = any(evidence.arm(each).labelled for each in (evidence.champion, *evidence.challengers))
+    return (Check("selection", "failed" if known else "not yet", seen),)
 
 
 def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:

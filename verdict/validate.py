@@ -261,7 +261,8 @@ The {len(clients.outcome):,} clients of the data set whom no model was trained o
 with the scores of gradient-boosted trees. Two guardrails at a margin of 0: the Brier score, and errors, of
 which both have {_percent(FAILING)}. A look every {USUAL.batch} requests, for {watched:,} requests; outcomes
 come one to nine looks late, defaults first. Steps are {steps}, each until both have
-had {USUAL.min_requests} requests and no guardrail objects. *Planned for 100 outcomes* is the worst case of an
+had {USUAL.min_requests} requests and no guardrail objects, and the last one until each is clear: at a margin
+of 0 only who surely is better gets there. *Planned for 100 outcomes* is the worst case of an
 asymptotic guardrail: it is at its sharpest at once, half of the traffic is the challenger's, and one looks
 every {HASTY.batch} requests, {HASTY.looks} times.
 
