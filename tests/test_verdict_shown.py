@@ -32,6 +32,7 @@ def answered(request: Any, outcome: Any, variant: Any, score: Any, **more: Any) 
         "latency": np.full(n, 20.0),
         "saved": np.zeros(n, bool),
         "unit": request,
+        "row": np.zeros(n, np.int64),
     }
     variant = np.asarray(variant, object)
     return Answers(request=request, outcome=outcome, variant=variant, score=score, **columns | more)
@@ -241,7 +242,8 @@ def test_what_is_not_weighted_says_so_where_shares_changed() -> None:
     rows = clients(2000)
     notes = {row.metric: row.note for row in judge(parted(rows, (0.2, 0.5)), Rules()).comparisons[0].rows}
     assert notes["brier"] == notes["log-loss"] == ""
-    assert notes["calibration"] == notes["error-rate"] == "not weighted by propensity"
+    assert notes["calibration"] == "not weighted by propensity"
+    assert notes["error-rate"] in ("by periods of the same shares", "not weighted by propensity")
     assert notes["latency-p50"] == "ms; not weighted by propensity"
     assert notes["auc"].endswith("not weighted by propensity")
     constant = markdown(judge(parted(rows), Rules()))

@@ -46,6 +46,7 @@ QUANTILES = ("latency-p50", "latency-p95", "latency-p99")
 # Of these many bins each makes one of a reliability diagram.
 COARSER = SCORE_BINS // 10
 UNWEIGHTED = "not weighted by propensity"
+BY_PERIODS = "by periods of the same shares"
 TOO_CLOSE = "scores lie too close together for this figure"
 
 
@@ -65,8 +66,11 @@ def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tu
         _area(evidence, challenger, alpha),
     ]
     if needs_weights(evidence):
+        notes = ("; ".join(each for each in (row.note, UNWEIGHTED) if each) for row in others)
+        # Differences of errors are within periods.
         others = [
-            replace(row, note="; ".join(each for each in (row.note, UNWEIGHTED) if each)) for row in others
+            row if row.note == BY_PERIODS else replace(row, note=note)
+            for row, note in zip(others, notes, strict=True)
         ]
     return (*found, *others)
 
@@ -217,7 +221,7 @@ def _errors(evidence: Evidence, challenger: str, alpha: float) -> Row:
         values,
         interval=Interval(*rates.difference_interval(its, mine, alpha, independent)),
         log_e=float(rates.log_e_value_of_difference(its, mine, 0.0, independent).sum()),
-        note="by periods of the same shares" if np.size(mine[0]) > 1 else "",
+        note=BY_PERIODS if np.size(mine[0]) > 1 else "",
     )
     return replace(row, difference=rates.difference(its, mine))
 
