@@ -801,3 +801,17 @@ def test_the_grid_of_the_history_is_fixed_whatever_ends_a_cell_has_ended_one_bef
     for younger, older in itertools.pairwise(grown):
         # The newest end may lie ahead; of the others none is new.
         assert {end for end in older if end <= max(younger)} <= younger
+
+
+@given(
+    st.integers(0, 40), st.integers(0, 400), st.integers(0, 40), st.integers(0, 4000), st.floats(-0.99, 0.99)
+)
+def test_no_pair_of_rates_contradicts_a_difference_less_than_the_one_that_is_told(
+    k: int, more: int, m: int, others: int, difference: float
+) -> None:
+    one, other = (k, k + more + 1), (m, m + others + 1)
+    told = float(rates.log_e_value_of_difference(one, other, difference))
+    p = np.linspace(max(0.0, -difference), min(1.0, 1 - difference), 2001)
+    q = np.clip(p + difference, 0, 1)
+    each = rates.log_e_value(*one, p) + rates.log_e_value(*other, q)
+    assert told <= each.min() + 1e-6

@@ -243,7 +243,7 @@ def test_what_is_not_weighted_says_so_where_shares_changed() -> None:
     notes = {row.metric: row.note for row in judge(parted(rows, (0.2, 0.5)), Rules()).comparisons[0].rows}
     assert notes["brier"] == notes["log-loss"] == ""
     assert notes["calibration"] == "not weighted by propensity"
-    assert notes["error-rate"] in ("by periods of the same shares", "not weighted by propensity")
+    assert notes["error-rate"] == "by periods of the same shares"
     assert notes["latency-p50"] == "ms; not weighted by propensity"
     assert notes["auc"].endswith("not weighted by propensity")
     constant = markdown(judge(parted(rows), Rules()))
