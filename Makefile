@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train test check format docs bench bench-router bench-dashboard chaos validate lock fetch
-.PHONY: manifests publish-notebooks clean
+.PHONY: help run smoke train decide test check format docs bench bench-router bench-dashboard validate chaos soak
+.PHONY: lock fetch manifests publish-notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20

@@ -135,14 +135,16 @@ def _dialog() -> dmc.Modal:
                     minRows=2,
                     **{"data-autofocus": True},
                 ),
-                dmc.TextInput(id="by", label="Your name", description="Beside that of the key, if you like."),
+                dmc.TextInput(
+                    id="by", label="Your name", description="Optional; shown beside the key's name."
+                ),
                 html.Div(
                     id="override-row",
                     hidden=True,
                     children=dmc.TextInput(
                         id="override",
                         label="Override",
-                        description="Only against doubts of the evidence: the variant's name, typed.",
+                        description="To promote despite the doubts above, type the variant's name.",
                         autoComplete="off",
                     ),
                 ),
@@ -255,7 +257,7 @@ def _confirm(app: Dash, router: RouterClient, simulator: Simulator) -> None:
             return (True, *told, not proposed["override"], "")
         reason = (reason or "").strip()
         if not reason or len(reason) > MAX_REASON:
-            trouble = notice("A reason is needed", f"Say why, in at most {MAX_REASON} letters.")
+            trouble = notice("A reason is needed", f"Say why, in at most {MAX_REASON} characters.")
             return (*nothing[:3], trouble, *nothing[4:])
         by = (by or "").strip()[:MAX_BY]
         if proposed["order"]:
@@ -267,7 +269,7 @@ def _confirm(app: Dash, router: RouterClient, simulator: Simulator) -> None:
                 _ask(router, proposed, reason, by, (override or "").strip(), key)
             except RouterDown as error:
                 return (*nothing[:3], _refused(error), *nothing[4:])
-        said = f"“{reason}”. It stands in {proposed['kept']}, and {proposed['undone']}."
+        said = f"“{reason}”. It is recorded in {proposed['kept']} and {proposed['undone']}."
         done = notice(f"{'Begun' if proposed['order'] else 'Done'}: {proposed['title']}", said, well=True)
         return False, no_update, no_update, [], "", no_update, done, [proposed["key"], yes], no_update, ""
 

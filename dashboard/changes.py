@@ -92,7 +92,7 @@ def pause(state: Answer, document: Answer, per_hour: int) -> Proposal:
 
 def hold(state: Answer) -> Proposal:
     """Keep the weights that are in force."""
-    lines = ["Nothing moves the shares by itself until it is resumed; all counts on."]
+    lines = ["Nothing moves the shares by itself until it is resumed; everything still counts."]
     return proposal("Hold the experiment", lines, "POST", f"{EXPERIMENT}/hold", {}, version=state["version"])
 
 

@@ -36,7 +36,8 @@ ACTIONS = {
 }
 MODES = {
     "split": "each variant gets its share of the traffic",
-    "shadow": "the champion answers, challengers score the same requests unseen",
+    "shadow": "the champion answers, challengers score the same requests unseen: "
+    "pairs, which take far fewer outcomes than a split",
     "canary": "a challenger is ramped up by steps while its guardrails agree",
     "bandit": "each variant gets the probability that it is the best",
 }
@@ -61,7 +62,13 @@ def layout() -> html.Div:
                     html.Div(
                         className="stack",
                         children=[
-                            html.Div(pieces.skeletons(180), id="in-force", className="card"),
+                            html.Div(
+                                className="card",
+                                children=[
+                                    html.Div(pieces.skeletons(180), id="in-force"),
+                                    html.P(id="judged", className="note"),
+                                ],
+                            ),
                             acting.panel(),
                             _controls(),
                         ],
@@ -185,6 +192,7 @@ def _show(app: Dash, router: RouterClient) -> None:
         Output("hold", "children"),
         Output("impossible", "data"),
         Output("experiment-seen", "data"),
+        Output("judged", "children"),
         Input("tick", "data"),
         Input("changed", "data"),
         State("experiment-seen", "data"),
@@ -196,14 +204,14 @@ def _show(app: Dash, router: RouterClient) -> None:
     ) -> tuple[Any, ...]:
         nothing = (no_update,) * 11
         try:
-            stats = router.stats(None)
-            now = [stats["version"], stats["allocation"]]
+            state = router.state()
+            now = [state["version"], state["allocation"]]
             if ctx.triggered_id == "tick" and seen == now:
-                return nothing
-            state, document = router.state(), router.experiment()
+                return (*nothing, _judged(state))
+            document = router.experiment()
             entries = router.audit(MAX_ENTRIES)
         except RouterDown:
-            return nothing
+            return (*nothing, no_update)
         names = [each["name"] for each in document["variants"]]
         first = changes.champion(document)
         others = [name for name in names if name != first] or names
@@ -218,7 +226,8 @@ def _show(app: Dash, router: RouterClient) -> None:
             "Resume …" if state["paused"] else "Pause …",
             "Resume …" if state["held"] else "Hold …",
             _impossible(state),
-            [state["version"], state["allocation"]],
+            now,
+            _judged(state),
         )
 
 
@@ -382,6 +391,13 @@ def _in_force(state: Answer, document: Answer) -> list[Component]:
             className="facts",
         ),
     ]
+
+
+def _judged(state: Answer) -> str:
+    if not (judged := state["judged"]):
+        return ""
+    does = {"advance": "may go a step on", "hold": "stays at this step", "regress": "is to go back"}
+    return f"By its gates the canary {does[judged['says']]}: {judged['reason']}."
 
 
 def _facts(document: Answer) -> list[tuple[str, str]]:

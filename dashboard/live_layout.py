@@ -59,7 +59,7 @@ def _results() -> html.Div:
                     chart("share", "Is the traffic split as configured?"),
                     html.Div(
                         [
-                            chart("scores", "Do both answer alike?", height=240),
+                            chart("scores", "Do the variants give similar answers?", height=240),
                             chart("latency", "How long does an answer take?", height=240),
                         ],
                         className="pair",

@@ -377,7 +377,7 @@ def _export(app: Dash, loader: Loader) -> None:
             return web.answer_problem(NotFound(str(error)))
         content = {"json": lambda: found.model_dump_json(indent=2), "csv": lambda: as_csv(found)}
         if form not in content:
-            return web.answer_problem(NotFound(f"a run is had as {id_}.json or {id_}.csv"))
+            return web.answer_problem(NotFound(f"a run can be downloaded as {id_}.json or {id_}.csv"))
         disposition = {"Content-Disposition": f'attachment; filename="load-{name}"'}
         kind = "text/csv" if form == "csv" else "application/json"
         return Response(content[form](), mimetype=kind, headers=disposition)

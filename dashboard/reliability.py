@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from dashboard.charts import INK, SOFT, Stats
 from dashboard.spreads import style
-from verdict.drift import proportion_interval
+from verdict.rates import proportion_interval
 
 
 def summary(bins: Sequence[Stats], within: float = 0.0) -> str:

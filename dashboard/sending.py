@@ -13,11 +13,11 @@ from dashboard.router_client import RouterClient, RouterDown
 from dashboard.simulation import (
     MAX_CONCURRENCY,
     MAX_LATE,
-    MAX_QUERIES,
     MAX_RATE,
+    MAX_REQUESTS,
     MAX_SECONDS,
     NONE,
-    QUERIES,
+    REQUESTS,
     Simulator,
     Wish,
 )
@@ -27,7 +27,7 @@ from traffic.plan import MAX_SEED
 from traffic.simulation import Order, Progress
 
 PACES = {
-    QUERIES: "A number of queries",
+    REQUESTS: "A number of requests",
     "steady": "A steady stream",
     "bursts": "Bursts",
     "ramp": "A ramp, slow at first",
@@ -58,10 +58,10 @@ def card(usual: Wish) -> html.Section:
                 select("kind", "Who asks", {kind: kind_title(kind) for kind in KINDS}, usual.kind),
                 select("pace", "How they come", PACES, usual.pace),
                 html.Div(
-                    id="of-queries",
+                    id="of-requests",
                     className="two",
                     children=[
-                        _number("queries", "Queries", usual.queries, (1, MAX_QUERIES), step=50),
+                        _number("requests", "Requests", usual.requests, (1, MAX_REQUESTS), step=50),
                         _number("concurrency", "At once", usual.concurrency, (1, MAX_CONCURRENCY)),
                     ],
                 ),
@@ -88,7 +88,7 @@ def card(usual: Wish) -> html.Section:
                 html.Div(id="send-trouble", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 html.Div(id="progress", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 html.P(
-                    "Each query goes through the router to a model, and is tagged as simulated. "
+                    "Each request goes through the router to a model, and is tagged as simulated. "
                     "Opening this page sends nothing.",
                     className="note",
                 ),
@@ -107,8 +107,8 @@ def _more(usual: Wish) -> html.Details:
                 children=[
                     dmc.NumberInput(
                         id="late",
-                        label="Tell true outcomes after, s",
-                        description="In the mean; empty: never. The verdict rests on them.",
+                        label="Report true outcomes after, s",
+                        description="On average; leave empty to report none. The verdict rests on them.",
                         value=usual.late,
                         min=0,
                         max=MAX_LATE,
@@ -125,7 +125,8 @@ def _more(usual: Wish) -> html.Details:
                         "taken back at the end: the evidence begins anew.",
                     ),
                     html.P(
-                        "A stream drifts and breaks at half time, queries from the first.", className="note"
+                        "A stream drifts and breaks at half time, a number of requests from the first.",
+                        className="note",
                     ),
                     _number("seed", "Seed", usual.seed, (0, MAX_SEED)),
                 ],
@@ -151,9 +152,9 @@ def _number(name: str, label: str, value: int, bounds: tuple[int, int], step: in
 def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
     """Let the form live: what it shows follows how requests come, and its buttons send and stop."""
 
-    @app.callback(Output("of-queries", "hidden"), Output("of-streams", "hidden"), Input("pace", "value"))
+    @app.callback(Output("of-requests", "hidden"), Output("of-streams", "hidden"), Input("pace", "value"))
     def follow(pace: str) -> tuple[bool, bool]:
-        return pace != QUERIES, pace == QUERIES
+        return pace != REQUESTS, pace == REQUESTS
 
     @app.callback(
         Output("commanded", "data"),
@@ -169,7 +170,7 @@ def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
             "fault": State("fault", "value"),
         },
         {
-            "queries": State("queries", "value"),
+            "requests": State("requests", "value"),
             "concurrency": State("concurrency", "value"),
             "rate": State("per-second", "value"),
             "seconds": State("seconds", "value"),
@@ -234,9 +235,9 @@ def told(order: Order | None, run: Progress) -> list[Any]:
     """How far the simulation is, and what went wrong first."""
     if order is None:
         return []
-    if order.queries:
-        done = run.done / order.queries
-        text = f"{run.done:,} of {order.queries:,}"
+    if order.requests:
+        done = run.done / order.requests
+        text = f"{run.done:,} of {order.requests:,}"
     else:
         whole = order.plan.seconds
         done = min(1.0, run.seconds / whole)

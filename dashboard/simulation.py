@@ -20,7 +20,7 @@ from traffic.faults import FAULTS, Break, CannotBreak
 from traffic.plan import MAX_SEED, Plan, Shape
 from traffic.simulation import Late, Order, Progress, Simulation
 
-MAX_QUERIES = 2000
+MAX_REQUESTS = 2000
 MAX_CONCURRENCY = 16
 MAX_RATE = 100
 MAX_SECONDS = 3600
@@ -28,9 +28,9 @@ MAX_LATE = 600
 # How often a router is looked for that does not answer yet.
 RETRY_SECONDS = 2.0
 
-# Queries that come as soon as others are answered, or a stream of the traffic's shapes.
-QUERIES = "queries"
-Pace = Literal["queries", "steady", "bursts", "ramp"]
+# Requests that come as soon as others are answered, or a stream of the traffic's shapes.
+REQUESTS = "requests"
+Pace = Literal["requests", "steady", "bursts", "ramp"]
 NONE = "none"
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ class Wish:
     """What somebody asks for by the page's form. What is beyond the bounds is brought within them.
 
     `late` is after how many seconds outcomes are told in the mean, None for never. Drift and faults begin
-    with the first request of queries, and at half time of a stream.
+    with the first of a number of requests, and at half time of a stream.
     """
 
     kind: str = HELD_OUT
-    pace: str = QUERIES
-    queries: int = 100
+    pace: str = REQUESTS
+    requests: int = 100
     concurrency: int = 4
     rate: int = 10
     seconds: int = 60
@@ -59,8 +59,8 @@ class Wish:
         return replace(
             self,
             kind=self.kind if self.kind in KINDS else HELD_OUT,
-            pace=self.pace if self.pace in get_args(Pace) else QUERIES,
-            queries=min(max(self.queries, 1), MAX_QUERIES),
+            pace=self.pace if self.pace in get_args(Pace) else REQUESTS,
+            requests=min(max(self.requests, 1), MAX_REQUESTS),
             concurrency=min(max(self.concurrency, 1), MAX_CONCURRENCY),
             rate=min(max(self.rate, 1), MAX_RATE),
             seconds=min(max(self.seconds, 1), MAX_SECONDS),
@@ -91,7 +91,7 @@ class Wish:
         broken = {"variant": challenger, "fault": it.fault, "at": half, "version": version}
         return Order(
             plan=Plan.model_validate(plan),
-            queries=None if streams else it.queries,
+            requests=None if streams else it.requests,
             at_once=it.concurrency,
             outcomes=None if it.late is None else Late(mean=it.late),
             broken=None if challenger is None or it.fault == NONE else Break.model_validate(broken),

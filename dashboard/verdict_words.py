@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dashboard.charts import Stats
+from verdict import report
 from verdict.report import NONE, number
+from verdict.results import Interval
 
 # A table as texts: its heads, and its rows.
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -30,16 +32,8 @@ SIDES = ("champion", "challenger")
 
 
 def interval(ends: Stats) -> str:
-    """Both ends of an interval."""
-    if ends["lower"] is None and ends["upper"] is None:
-        return NONE
-    if ends["lower"] is None or ends["upper"] is None:
-        return (
-            f"{number(ends['lower'])} or more"
-            if ends["upper"] is None
-            else f"{number(ends['upper'])} or less"
-        )
-    return f"{number(ends['lower'])} to {number(ends['upper'])}"
+    """Both ends of an interval, or the one that is known."""
+    return report.interval(Interval(**ends))
 
 
 def _metric(name: Any) -> str:
@@ -88,7 +82,7 @@ def figures(told: Stats, each: Stats) -> Table:
     rows: list[tuple[str, ...]] = [
         (
             _metric(row["metric"]) + (f" ({row['note']})" if row["note"] else ""),
-            *(_with_interval(row, side) for side in SIDES),
+            *(report.with_interval(row[side], Interval(**row[f"{side}_interval"])) for side in SIDES),
             number(row["difference"]),
             interval(row["interval"]),
             interval(row["fixed"]),
@@ -97,12 +91,6 @@ def figures(told: Stats, each: Stats) -> Table:
         for row in each["rows"]
     ]
     return head, rows
-
-
-def _with_interval(row: Stats, side: str) -> str:
-    """A variant's own figure, with its own interval where it has one."""
-    ends = interval(row[f"{side}_interval"])
-    return number(row[side]) + (f" ({ends})" if ends != NONE else "")
 
 
 def guardrails(each: Stats) -> Table:

@@ -25,11 +25,10 @@ class FetchFailed(Exception):
     """The data set could not be had, or is not the one that was asked for."""
 
 
-def fetch(destination: Path = DESTINATION) -> Path:
-    """Download, normalise and check the whole set.
+def fetch() -> Path:
+    """Download, normalise and check the whole set; returns where the CSV is.
 
-    Args:
-        destination: where the CSV goes; nothing is written unless its digest is right.
+    Nothing is written unless its digest is right.
 
     Raises:
         FetchFailed: no network, another answer than the data set, or another digest.
@@ -43,9 +42,9 @@ def fetch(destination: Path = DESTINATION) -> Path:
         raise FetchFailed(f"{PUBLISHER} cannot be reached: {error}") from error
     if (found := credit.digest(frame)) != SHA256:
         raise FetchFailed(f"the data set has SHA-256 {found}, expected {SHA256}: nothing was written")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(destination, index=False, lineterminator="\n")
-    return destination
+    DESTINATION.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(DESTINATION, index=False, lineterminator="\n")
+    return DESTINATION
 
 
 def normalised(archive: bytes) -> pd.DataFrame:

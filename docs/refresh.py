@@ -99,7 +99,7 @@ def something_to_see(var: Path) -> str:
             check=True,
         ).stdout
 
-    runoff("simulate", "--queries", "1500", "--outcomes", "1")
+    runoff("simulate", "--requests", "1500", "--outcomes", "1")
     offered = ("--rate", "100", "--ramp", "5", "--seconds", "20")
     runs = [
         json.loads(runoff("load", "--target", target, *offered, "--json")) for target in ("router", "model_a")
@@ -131,6 +131,14 @@ def address(path: str, theme: str, runs: str) -> str:
 
 
 def shoot(page: Page, url: str, drawn: str, name: str) -> None:
+    """Take a screenshot of an address, once what it draws is there.
+
+    Args:
+        page: the tab.
+        url: the address.
+        drawn: a selector of what is drawn last.
+        name: of the file in docs/images.
+    """
     page.goto(url)
     page.wait_for_selector(drawn)
     page.wait_for_load_state("networkidle")

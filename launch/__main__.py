@@ -195,8 +195,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _smoke() -> bool:
-    """Whether the command line asks to stop after the burst, as CI always does."""
+def _asked() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m launch",
         description="Train both models, start the four services, send a first burst of traffic, and stay up.",
@@ -204,9 +204,8 @@ def _smoke() -> bool:
     parser.add_argument(
         "--smoke", action="store_true", help="stop after the burst; the exit code tells of it"
     )
-    smoke: bool = parser.parse_args().smoke
-    return smoke or os.environ.get("CI") == "true"
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main(smoke=_smoke()))
+    sys.exit(main(smoke=_asked().smoke))

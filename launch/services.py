@@ -164,20 +164,13 @@ class Services:
         Raises:
             LaunchError: its process ended, or it was not ready in READY_SECONDS.
         """
-        self._wait(name, "/readyz")
-
-    def wait_answering(self, name: str) -> None:
-        """Wait until a service answers at all, ready or not; raises as `wait_ready` does."""
-        self._wait(name, "/livez")
-
-    def _wait(self, name: str, path: str) -> None:
         deadline = time.monotonic() + READY_SECONDS
         reason = "no answer yet"
         while time.monotonic() < deadline:
             if (code := self._processes[name].poll()) is not None:
                 raise LaunchError(f"{name} stopped with exit code {code}.\n{self.log_tail(name)}")
             try:
-                response = self._http.request("GET", f"{self.urls[name]}{path}")
+                response = self._http.request("GET", f"{self.urls[name]}/readyz")
             except urllib3.exceptions.HTTPError:
                 pass
             else:

@@ -1,1 +1,1 @@
-"""The notebooks that train the models, and what executes them."""
+"""The notebooks that train the models and the one that decides between them, and what executes them."""

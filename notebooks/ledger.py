@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import urllib3
 
-from verdict.counted import Answers, evidence
+from verdict.counted import ROWS_OF_A_UNIT, Answers, evidence
 from verdict.declared import LIVE, Declared
 from verdict.evidence import Evidence
 
@@ -32,7 +32,10 @@ TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 ALL, REAL = "all", "real"
 
 TEXTS = ("time", "experiment", "variant", "answered_by", "tag", "unit", "features", "side_answers")
-NUMBERS = ("experiment_version", "allocation", "propensity", "prediction", "latency_ms", "status", "outcome")
+NUMBERS = (
+    *("experiment_version", "allocation", "row", "propensity"),
+    *("prediction", "latency_ms", "status", "outcome"),
+)
 # The columns that live and side answers have.
 _ANSWERED = ("status", "prediction", "latency_ms")
 # What the router puts before a text that a spreadsheet would take for a formula.
@@ -149,6 +152,7 @@ def answers(found: pd.DataFrame) -> Answers:
         outcome=row("outcome", float),
         saved=both(saved, [False] * len(side), bool),
         unit=_units(found)[request],
+        row=row("row", np.int64),
     )
 
 
@@ -157,6 +161,11 @@ def _units(found: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
     alone = [f"row {number}" for number in range(len(found))]
     named = found["tag"].fillna("") + "/" + found["unit"]
     return np.asarray(pd.factorize(named.where(found["unit"].notna(), alone))[0], np.int64)
+
+
+def often(found: pd.DataFrame) -> int:
+    """How many units have more rows than the router counts together, so that its errors may be others."""
+    return int((np.bincount(_units(found)) > ROWS_OF_A_UNIT).sum())
 
 
 def counted(found: pd.DataFrame, told: Said) -> Evidence:

@@ -10,14 +10,16 @@ from flask import Blueprint, Response, g
 
 from router.dialects import ABOUT, OURS_TELL
 from router.keys import Scope
-from router.openapi import CALLERS
+from router.openapi import CALLERS, SERVICES
 from router.routing import Router
-from router.upstream import BadGateway, GatewayTimeout
-from runoff.dialects import refuse_kserve
+from runoff.dialects import KServeError, refuse_kserve
 from runoff.operations import Operation
-from runoff.problems import NotFound, Problem, Unavailable
+from runoff.problems import NotFound
 
-SAID = "What the champion says of itself."
+SAID = """What the champion says of itself.
+
+A service that is not Runoff's may not know this address, and says so in its own form.
+"""
 
 
 def blueprint(router: Router, admit: Callable[[Scope], Any]) -> Blueprint:
@@ -39,7 +41,20 @@ def blueprint(router: Router, admit: Callable[[Scope], Any]) -> Blueprint:
 
     for address in ABOUT:
         view: Any = partial(tell, address)
-        problems: tuple[type[Problem], ...] = (*CALLERS, NotFound, Unavailable, BadGateway, GatewayTimeout)
-        view.operation = Operation(SAID, "model", problems, answer=dict[str, Any])
+        view.operation = _told_of(address)
         about.add_url_rule(address, f"about {address}".replace(".", " "), view)
     return about
+
+
+def _told_of(address: str) -> Operation:
+    """What the document says of such an address."""
+    said: dict[str, Any] = {"answer": dict[str, Any]}
+    if address == "/version":
+        said = {"answer": str, "media_type": "text/plain"}
+    if address == "/v2/health/ready":
+        said["statuses"] = (200, 503)
+    if address not in OURS_TELL:
+        said["refusal"] = KServeError
+    # Nobody is called by a name where the address has none.
+    named = (NotFound,) if "<" in address else ()
+    return Operation(SAID, "model", (*CALLERS, *SERVICES, *named), **said)

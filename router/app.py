@@ -10,9 +10,17 @@
 | `GET /livez`, `/readyz`, `/metrics` | health, and counts for Prometheus |
 | `GET /openapi.json`, `/docs` | all of this as an OpenAPI document, and a page that shows it |
 
-Those of the ledger are found under `/v1` as well. The experiment's own addresses are in
-`router/experiment_api.py`, what those ask who watch in `router/inspection.py` and `router/drift.py`, and what
-the services tell of their models in `router/services_api.py`.
+Those of the ledger are found under `/v1` as well. The others stand in pages of their own:
+
+| page | what is asked there |
+| --- | --- |
+| `router/experiment_api.py` | the experiment: seen, changed, and who did so |
+| `router/verdict_api.py`, `router/planning.py` | which variant stays, and how long it takes to know |
+| `router/inspection.py`, `router/drift.py` | what those ask who watch |
+| `router/services_api.py` | what the services tell of their models, and releases |
+| `router/about.py` | what clients ask of a model besides predictions |
+
+Changes of the experiment and releases are made once for each `Idempotency-Key`: `router/once.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +29,6 @@ import contextlib
 import csv
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -46,16 +53,17 @@ from router import (
     outcomes,
     planning,
     privacy,
+    query,
     services_api,
     verdict_api,
 )
 from router.controllers import Runner, Sums
-from router.database import DatabaseDown
+from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import DIALECTS
 from router.experiment import Variant
 from router.experiments import Current, Experiments, Following
 from router.fold import NOTHING, Counts, Fold, Histogram
-from router.front import NOT_RECORDED, Front, checked_tag
+from router.front import Front
 from router.guarding import Guards
 from router.keys import Guard, Key, Keys, Scope, must_have_keys
 from router.ledger import Ledger, reported, tagged
@@ -68,7 +76,16 @@ from router.verdicts import Verdicts
 from runoff import logs, metrics, web
 from runoff import openapi as documents
 from runoff.operations import JSON, Schema, describe
-from runoff.problems import Malformed, NotFound, TooLarge, Unavailable, UnsupportedMediaType
+from runoff.problems import (
+    FieldError,
+    Invalid,
+    NotAcceptable,
+    NotFound,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+    wrong_parameter,
+)
 from runoff.web import BOUND_TO
 from verdict.split import share_interval
 
@@ -84,6 +101,7 @@ ADD_SECONDS = 5.0
 # What came of the report of one outcome.
 STATUSES = {"recorded": 201, "pending": 202, "repeated": 200, "contradicts": 409, "invalid": 422}
 REPORT = Report.model_json_schema()
+REPORTED = {"id": "019a3c5e8f2b41d7a6c0e95b7d13f842", "outcome": 1}
 # By what records may be narrowed.
 NARROWED: dict[str, Schema] = {name: {"type": "string"} for name in ("tag", "variant", "version", "unit")} | {
     "from": {"type": "string", "format": "date-time"},
@@ -115,13 +133,13 @@ class Parts:
         self._looking = Periodic("keys", LOOK_SECONDS, self._look)
         self._adding = Periodic("sums", ADD_SECONDS, self._add)
         self.guards = Guards(self.verdicts)
-        self._controllers = Runner(self.experiments, self.following, self._counted, self.guards.gate)
+        self.controllers = Runner(self.experiments, self.following, self._counted, self.guards.gate)
 
     def begin(self) -> None:
         """Do from now on, in this process, what is done beside the requests."""
         self._looking.begin()
         self._adding.begin()
-        self._controllers.begin()
+        self.controllers.begin()
 
     def _counted(self, current: Current, versions: tuple[int, int], allocation: int) -> dict[str, Sums]:
         document = current.document
@@ -150,6 +168,7 @@ def create_app() -> Flask:
     Raises:
         ExperimentError: the experiment's document cannot be used.
         DatabaseDown: the tables cannot be made.
+        NoSecret: the database is on another machine, and there is no RUNOFF_SECRET.
         SystemExit: others than this machine can reach it, and there are no keys.
     """
     logs.configure()
@@ -165,7 +184,11 @@ def create_app() -> Flask:
         ask.operation = openapi.prediction(address, parts.router)
         app.add_url_rule(address, f"ask {address}".replace(".", " "), ask, methods=["POST"])
     app.add_url_rule("/metrics", view_func=metrics.exposition)
-    changes = experiment_api.blueprint(parts.experiments, _admit, parts.following.look, parts.guards.doubts)
+    changes = experiment_api.blueprint(
+        *(parts.experiments, _admit, parts.following.look),
+        doubts=parts.guards.doubts,
+        judged=parts.controllers.judged,
+    )
     services = services_api.blueprint(parts.following, parts.router.upstream, _admit)
     once = Once(parts.engine, _admit)
     for each in (changes, services):
@@ -206,6 +229,7 @@ def _ask(_address: str, **_named: str) -> Response:
 
 
 @api.get("/")
+@describe(Unavailable)
 def index() -> answers.Index:
     """Where to begin."""
     current = _parts().following.now()
@@ -219,7 +243,7 @@ def index() -> answers.Index:
 
 @api.get("/predictions")
 @describe(
-    *(*openapi.CALLERS, Unavailable),
+    *(*openapi.CALLERS, NotAcceptable, Unavailable),
     tag="ledger",
     answer=answers.Page,
     more={form: {"schema": {}} for form in exports.FORMS},
@@ -241,45 +265,40 @@ def predictions() -> dict[str, Any] | Response:
     _admit("read")
     ledger = _parts().ledger
     where = _narrowed()
-    since = _whole("since", 0, MAX_CURSOR, default=0)
+    since = query.whole("since", 0, MAX_CURSOR, default=0)
     wanted = request.accept_mimetypes.best_match([JSON, *exports.FORMS], JSON)
     if wanted != JSON:
         return Response(exports.FORMS[wanted](ledger.pages(since, *where)), mimetype=wanted)
-    if "last" in request.args:
-        found, more = ledger.last(_whole("last", 1, MAX_PAGE), *where), False
+    if last := query.whole("last", 1, MAX_PAGE, default=0):
+        found, more = ledger.last(last, *where), False
     else:
-        limit = _whole("limit", 1, MAX_PAGE, default=100)
+        limit = query.whole("limit", 1, MAX_PAGE, default=100)
         found = ledger.page(since, limit + 1, *where)
         found, more = found[:limit], len(found) > limit
     return {"predictions": found, "next": found[-1]["cursor"] if found else since, "more": more}
 
 
 def _narrowed() -> list[sa.ColumnElement[bool]]:
-    """What the query asks of records."""
+    """What the query asks of records; raises Malformed."""
     given = request.args
-    where = [tagged(checked_tag(given.get("tag"), "tag"))]
+    where = [tagged(query.tag())]
     for name in ("variant", "version"):
         if name in given:
             where.append(recorded.c[name] == given[name])
     if "unit" in given:
         where.append(recorded.c.unit == _parts().router.hashed(given["unit"]))
-    try:
-        if "from" in given:
-            where.append(recorded.c.time >= database.stamp(_time(given["from"])))
-        if "to" in given:
-            where.append(recorded.c.time < database.stamp(_time(given["to"])))
-        if "outcome" in given:
+    if since := query.time("from"):
+        where.append(recorded.c.time >= database.stamp(since))
+    if until := query.time("to"):
+        where.append(recorded.c.time < database.stamp(until))
+    if "outcome" in given:
+        try:
             where.append(reported(given["outcome"]))
-    except (ValueError, OverflowError):
-        raise Malformed(
-            "from and to take times such as 2026-11-23T14:05Z, outcome takes known, unknown or a number"
-        ) from None
+        except ValueError:
+            raise wrong_parameter(
+                "outcome", "anyOf", "known, unknown or a number", given["outcome"]
+            ) from None
     return where
-
-
-def _time(text: str) -> datetime:
-    # The plus of a zone, where nobody escaped it, arrives as a space.
-    return datetime.fromisoformat(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", text))
 
 
 @api.get("/predictions/<path:id_>")
@@ -296,13 +315,16 @@ def prediction(id_: str) -> dict[str, Any]:
 
 @api.post("/outcomes")
 @describe(
-    *(*openapi.CALLERS, TooLarge, UnsupportedMediaType, Unavailable),
+    *(*openapi.CALLERS, TooLarge, UnsupportedMediaType, Invalid, Unavailable),
     tag="ledger",
     answer=answers.ToldOfOutcomes,
     statuses=(*sorted({200, *STATUSES.values()}),),
     more={"application/x-ndjson": {"schema": {"type": "string"}}},
     request=lambda: {
-        JSON: {"schema": {"anyOf": [REPORT, {"type": "array", "items": REPORT}]}},
+        JSON: {
+            "schema": {"anyOf": [REPORT, {"type": "array", "items": REPORT}]},
+            "examples": {"one": {"value": REPORTED}, "many": {"value": [REPORTED]}},
+        },
         **{form: {"schema": {"type": "string"}} for form in ("application/x-ndjson", "text/csv")},
     },
 )
@@ -317,6 +339,9 @@ def report() -> Response | tuple[dict[str, Any], int]:
         reports = outcomes.of_csv(lines) if media_type == "text/csv" else outcomes.of_ndjson(lines)
         return Response(_told(takes, reports), mimetype="application/x-ndjson")
     body = web.json_body()
+    if not isinstance(body, dict | list):
+        detail = "the body takes a report or a list of reports"
+        raise Invalid(detail, errors=[FieldError("", "type", detail, body)])
     one = isinstance(body, dict)
     told = [each for piece in takes.append([body] if one else body) for each in piece]
     answer: dict[str, Any] = {"outcomes": [each.to_json() for each in told]}
@@ -344,7 +369,7 @@ def stats() -> tuple[dict[str, Any], dict[str, str]]:
     """Counts by variant, shares with intervals that hold at any moment, quantiles of latency."""
     _admit("read")
     parts = _parts()
-    tag = checked_tag(request.args.get("tag"), "tag")
+    tag = query.tag()
     current = parts.following.now()
     cursor = parts.fold.catch_up()
     name = current.document.name
@@ -422,23 +447,6 @@ def _parts() -> Parts:
 def _admit(scope: Scope) -> Key:
     """The key of a caller who may do this; raises Unauthorized, Forbidden, TooManyRequests."""
     return _parts().guard.admit(request.headers.get("Authorization"), scope)
-
-
-def _whole(name: str, least: int, most: int, default: int = 0) -> int:
-    """A whole number from the query string.
-
-    Raises:
-        Malformed: it is none, or not from least to most.
-    """
-    text = request.args.get(name, str(default))
-    if (
-        not text.isascii()
-        or not text.isdigit()
-        or len(text) > len(str(most))
-        or not least <= int(text) <= most
-    ):
-        raise Malformed(f"{name} takes a whole number from {least} to {most}, not {text[:40]!r}")
-    return int(text)
 
 
 app = create_app()

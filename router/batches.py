@@ -18,15 +18,15 @@ from typing import IO, Any
 
 from pydantic_core import from_json, to_json
 
-from router.database import DatabaseDown
+from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import Dialect, NoPrediction, NotTranslated, guessed
 from router.upstream import Answer, BadGateway
 from runoff.batches import ARROW, CSV, NDJSON, PARQUET, Form, Outcome, ReadAhead, Unread
+from runoff.operations import JSON
 from runoff.problems import Invalid, Malformed, Problem, Unavailable
 from runoff.prototype import Prototype
 
 OK, FAILED = 200, 500
-JSON = "application/json"
 # By what a service says that something is wrong with what it was sent: malformed, too much, invalid.
 OF_ITS_ROWS = (400, 413, 422)
 # How often a piece is halved to find its bad rows. When they are found, or it was too often, the rows that
@@ -249,9 +249,7 @@ def answer(
                 yield [_outcome({"problem": problem}, f"{request_id}/{number}")[0]]
                 return
             except DatabaseDown:
-                lost = Unavailable(
-                    "the ledger cannot be reached, and nothing is answered that is not on record"
-                )
+                lost = Unavailable(NOT_RECORDED)
                 yield [_outcome({"problem": lost}, f"{request_id}/{number}")[0]]
                 return
 

@@ -144,10 +144,13 @@ def show(router: Router, *, only_document: bool, wants_json: bool) -> None:
         ],
         title=f"{state['experiment']}, mode {state['mode']}, version {state['version']}" + _still(state),
     )
-    return click.echo(
-        f"\nso since {state['since'][:19].replace('T', ' ')} UTC, by {state['by']}"
+    click.echo(
+        f"\nin force since {state['since'][:19].replace('T', ' ')} UTC, by {state['by']}"
         f" ({state['action']}): {state['reason']}"
     )
+    if judged := state["judged"]:
+        click.echo(f"its gates say {judged['says']}: {judged['reason']}")
+    return None
 
 
 @experiment.command(
@@ -182,7 +185,8 @@ def pause(router: Router, *, version: int | None, wants_json: bool, **why: str) 
 def hold(router: Router, *, version: int | None, wants_json: bool, **why: str) -> None:
     """Keep a canary or a bandit at the shares that it has, until it is resumed.
 
-    All counts on; what a canary's guardrails, or the bandit, would have done is said in the router's log.
+    Everything still counts; what a canary's guardrails, or the bandit, would have done is said in the
+    router's log.
     """
     _say(router.change("experiment/hold", why, version), wants_json)
 
@@ -280,7 +284,7 @@ def _read(file: Path) -> Experiment:
 
 
 def _begun(document: Any) -> Mapping[str, float]:
-    """The shares with which a document begins; none where it is of a release that says them otherwise."""
+    """The shares with which a document begins; none where it was written by a release with other fields."""
     try:
         return read(document).shares
     except ExperimentError:

@@ -20,7 +20,7 @@ import numpy as np
 from router.experiment import Canary, Experiment
 from router.experiments import AllocationAction, Current, Experiments, Following, Place, Stale
 from router.periodic import Periodic
-from verdict import sequence
+from verdict import multinomial, rates, sequence
 
 LOOK_SECONDS = 5.0
 # How often a canary goes back without a reason, at most: for each gate at each step, however often one looks.
@@ -37,13 +37,21 @@ log = logging.getLogger(__name__)
 class Sums:
     """What was counted of a variant, of requests that count alone: not forced, not while paused.
 
-    `errors` are requests that got no answer from it (5xx). `log_latency` and `log_latency_squares` are sums
-    of ln(milliseconds) and of its square over the others, which are `requests` − `errors`. Of the matured
-    requests `labelled` have an outcome, and of those it is 1 for `positives`.
+    `errors` are requests that got no answer from it (5xx). `assigned` are the first of units and of batches,
+    `apart` the first of batches, and of units in ten minutes; `apart_failed` of these got no answer, and
+    `together` is Σ over them of in how many ten minutes before their unit got none. `log_latency` and
+    `log_latency_squares` are sums of ln(milliseconds) and of its square over the `timed`, which did not fail,
+    one row of each batch. Of the matured requests `labelled` have an outcome, and of those it is 1 for
+    `positives`.
     """
 
     requests: int = 0
     errors: int = 0
+    assigned: int = 0
+    apart: int = 0
+    apart_failed: int = 0
+    together: int = 0
+    timed: int = 0
     log_latency: float = 0.0
     log_latency_squares: float = 0.0
     labelled: int = 0
@@ -65,11 +73,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a gate judges by: the sums of both since the present step began."""
+    """What a gate judges by: the challenger's share, and the sums of both, in the present step."""
 
     canary: Canary
+    share: float
     champion: Sums
     challenger: Sums
+
+    @property
+    def further(self) -> float | None:
+        """The share of the next step; None after the last one."""
+        return next((step for step in self.canary.steps if step > self.share + 1e-9), None)
 
     @property
     def few(self) -> bool:
@@ -93,7 +107,9 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
     """The gate where no guardrails are declared: the challenger's errors and latency against the champion's.
 
     It regresses where the challenger surely is worse by more than the document allows, with an error
-    probability of ALPHA for each gate however often one looks, and advances where it seems not to be.
+    probability of ALPHA for each gate however often one looks, and advances where it seems not to be; to all
+    of the traffic, which is a promotion, where it surely is not. It holds where requests do not follow the
+    shares.
     """
     if evidence.few:
         return Judgement("hold", "there are too few requests yet")
@@ -104,22 +120,29 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
         "latency": (_difference(*map(_mean_log_latency, both)), math.log(gates.max_latency_ratio)),
     }
     n = min(each.requests for each in both)
-    found = {
-        name: {
-            "difference": excess.value,
-            "at_least": excess.value
-            - float(sequence.radius(excess.error, n, evidence.canary.min_requests, 2 * ALPHA)),
-            "allowed": allowed,
-        }
-        for name, (excess, allowed) in excesses.items()
-        if math.isfinite(excess.error)
-    }
+    found = {}
+    for name, (excess, allowed) in excesses.items():
+        if math.isfinite(excess.error):
+            radius = float(sequence.radius(excess.error, n, evidence.canary.min_requests, 2 * ALPHA))
+            found[name] = {
+                "difference": excess.value,
+                "at_least": excess.value - radius,
+                "at_most": excess.value + radius,
+                "allowed": allowed,
+            }
     for name, each in found.items():
         if each["at_least"] > each["allowed"]:
             return Judgement("regress", f"the challenger's {name} is worse than allowed", found)
+    # Units and batches, which chance assigned as a whole.
+    counts = evidence.champion.assigned, evidence.challenger.assigned
+    if multinomial.log_bayes_factor(counts, (1 - evidence.share, evidence.share)) >= -math.log(ALPHA):
+        told = f"{counts[0]:,} went to the champion and {counts[1]:,} to the challenger"
+        return Judgement("hold", f"the requests do not follow the configured shares: {told}", found)
     for name, each in found.items():
         if each["difference"] > each["allowed"]:
             return Judgement("hold", f"the challenger's {name} seems worse than allowed", found)
+        if evidence.further == 1 and each["at_most"] > each["allowed"]:
+            return Judgement("hold", f"the challenger's {name} is not surely as allowed yet", found)
     return Judgement("advance", "errors and latency are as allowed", found)
 
 
@@ -145,7 +168,7 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
     if not 0 < share < 1:
         return None
     canary = document.canary
-    evidence = Evidence(canary, sums.get(champion.name, NOTHING), sums.get(challenger.name, NOTHING))
+    evidence = Evidence(canary, share, sums.get(champion.name, NOTHING), sums.get(challenger.name, NOTHING))
     judgement = gate(evidence)
     told = {
         "sums": {champion.name: asdict(evidence.champion), challenger.name: asdict(evidence.challenger)},
@@ -153,7 +176,7 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
     }
     if judgement.says == "regress":
         return Change({champion.name: 1.0, challenger.name: 0.0}, "regress", judgement.reason, told)
-    further = next((step for step in canary.steps if step > share + 1e-9), None)
+    further = evidence.further
     if judgement.says == "hold" or evidence.few or further is None or now - current.since < canary.hold:
         return None
     weights = {champion.name: 1 - further, challenger.name: further}
@@ -233,10 +256,16 @@ class Runner:
         self._periodic = Periodic("controllers", LOOK_SECONDS, self.look)
         self._trouble = ""
         self._would: tuple[Place, AllocationAction] | None = None
+        self._judged: tuple[Place, Judgement] | None = None
 
     def begin(self) -> None:
         """Look now and then, in this process, from now on."""
         self._periodic.begin()
+
+    def judged(self, current: Current) -> Judgement | None:
+        """What the gate of a canary said of this state when this process looked last; None before that."""
+        place, judgement = self._judged or (None, None)
+        return judgement if place == current.place else None
 
     def look(self) -> None:
         """Decide now; what goes wrong is said once, and leaves the weights as they are."""
@@ -281,10 +310,21 @@ class Runner:
     def _change(self, current: Current, now: datetime) -> Change | None:
         if current.document.mode == "canary":
             sums = self._counted(current, (current.version, current.version), current.step.number)
-            return next_step(current, sums, now, self._gate_of(current))
+            return next_step(current, sums, now, self._kept(current))
         if current.document.mode == "bandit":
             return next_batch(current, self._counted(current, (current.series, current.version), 0), now)
         return None
+
+    def _kept(self, current: Current) -> Gate:
+        """The gate of a canary, of which is kept what it says."""
+        gate = self._gate_of(current)
+
+        def ask(evidence: Evidence) -> Judgement:
+            judgement = gate(evidence)
+            self._judged = current.place, judgement
+            return judgement
+
+        return ask
 
 
 class Estimate(NamedTuple):
@@ -300,12 +340,13 @@ def _difference(one: Estimate, other: Estimate) -> Estimate:
 
 def _error_rate(sums: Sums) -> Estimate:
     """With one of each added, few errors are not taken for certainty (Agresti & Caffo 2000)."""
-    rate = (sums.errors + 1) / (sums.requests + 2)
-    return Estimate(rate, math.sqrt(rate * (1 - rate) / (sums.requests + 2)))
+    errors, requests = map(float, rates.alike(sums.apart_failed, sums.apart, sums.together))
+    rate = (errors + 1) / (requests + 2)
+    return Estimate(rate, math.sqrt(rate * (1 - rate) / (requests + 2)))
 
 
 def _mean_log_latency(sums: Sums) -> Estimate:
-    n = sums.requests - sums.errors
+    n = sums.timed
     if n < 2:  # noqa: PLR2004
         return Estimate(0.0, math.inf)
     mean = sums.log_latency / n

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,9 @@ BOUNDS = {
     "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=60s"
     " -c idle_in_transaction_session_timeout=10s",
 }
+
+# What a caller is told then.
+NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
 
 
 class DatabaseDown(Exception):
@@ -137,7 +140,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-def spool_folder(engine: sa.Engine, environment: Mapping[str, str] = os.environ) -> Path:
+def spool_folder(engine: sa.Engine) -> Path:
     """Where on this machine waits what is to be written while the database is away.
 
     Beside SQLite; else a folder for each database in RUNOFF_SPOOL, by default in `var/spool`.
@@ -145,7 +148,7 @@ def spool_folder(engine: sa.Engine, environment: Mapping[str, str] = os.environ)
     if engine.dialect.name == "sqlite" and engine.url.database:
         return Path(f"{engine.url.database}.spool")
     place = engine.url.set(query={}).render_as_string(hide_password=True)
-    root = Path(environment.get("RUNOFF_SPOOL") or DEFAULT_SPOOL)
+    root = Path(os.environ.get("RUNOFF_SPOOL") or DEFAULT_SPOOL)
     return root / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,6 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -19,17 +18,18 @@ import sqlalchemy as sa
 from flask import Blueprint, request
 from typing_extensions import TypedDict
 
+from router import query
 from router.database import stamp
 from router.experiment import Variant
 from router.fold import Fold
-from router.front import checked_tag
 from router.keys import Scope
 from router.ledger import Ledger, tagged
+from router.openapi import CALLERS, SERVICES
 from router.routing import Router, limits_of
 from router.tables import outcomes, predictions
 from runoff import web
 from runoff.operations import describe
-from runoff.problems import Forbidden, Malformed, NotFound, Unauthorized, Unavailable
+from runoff.problems import NotFound, wrong_parameter
 
 MAX_ROWS = 5000
 USUAL_ROWS = 2000
@@ -94,7 +94,7 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
 
     @api.get("/v1/drift")
     @describe(
-        *(Malformed, Unauthorized, Forbidden, NotFound, Unavailable),
+        *(*CALLERS, *SERVICES, NotFound),
         tag="experiment",
         query={
             "variant": {"type": "string"},
@@ -108,15 +108,16 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
         """Counts of what a variant is asked now and of what its model was trained on, in the same bins."""
         admit("read")
         variant = _variant()
-        rows, since = _rows(), _since()
+        rows = query.whole("rows", 1, MAX_ROWS, default=USUAL_ROWS)
+        since, tag = query.time("from"), query.tag()
         standing = fold.standings(router.following.now().document.name).get(variant.name)
         if standing is None or not standing["version"]:
             raise NotFound(f"variant {variant.name} has not answered yet, so nobody knows its version")
         reference = _reference(variant, standing["model"], standing["version"])
         where = (
             predictions.c.variant == variant.name,
-            predictions.c.time >= since,
-            tagged(checked_tag(request.args.get("tag"), "tag")),
+            predictions.c.time >= (stamp(since) if since else ""),
+            tagged(tag),
         )
         newest = ledger.newest()
         asked = sa.select(predictions.c.time, predictions.c.features, predictions.c.prediction).where(
@@ -143,7 +144,9 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
         }
 
     def _variant() -> Variant:
-        name = request.args.get("variant", "")
+        name = request.args.get("variant")
+        if not name:
+            raise wrong_parameter("variant", "required", "the name of a variant", name)
         try:
             return router.following.now().document.variant(name)
         except KeyError:
@@ -161,22 +164,6 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
         return told  # type: ignore[no-any-return]
 
     return api
-
-
-def _rows() -> int:
-    text = request.args.get("rows", str(USUAL_ROWS))
-    if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= MAX_ROWS:  # noqa: PLR2004
-        raise Malformed(f"rows takes a whole number from 1 to {MAX_ROWS}, not {text[:40]!r}")
-    return int(text)
-
-
-def _since() -> str:
-    """The time from which on rows are counted, as the ledger writes it; raises Malformed."""
-    text = request.args.get("from", "")
-    try:
-        return stamp(datetime.fromisoformat(text)) if text else ""
-    except (ValueError, OverflowError):
-        raise Malformed(f"from takes a time such as 2026-11-23T14:05Z, not {text[:40]!r}") from None
 
 
 def _labelled(rows: int, where: Iterable[sa.ColumnElement[bool]]) -> sa.Select[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from runoff.problems import Malformed
+from runoff.problems import wrong_parameter
 
 MAX_KEY = 128
 
@@ -93,5 +93,5 @@ class Entry:
 def checked_key(text: str | None) -> str | None:
     """An Idempotency-Key, as a header tells it, if there is one; raises Malformed where it is none."""
     if text is not None and not (0 < len(text) <= MAX_KEY and text.isprintable()):
-        raise Malformed(f"the header Idempotency-Key takes 1 to {MAX_KEY} letters")
+        raise wrong_parameter("Idempotency-Key", "pattern", f"1 to {MAX_KEY} characters", text)
     return text

@@ -31,6 +31,7 @@ from runoff.problems import FieldError
 from verdict import evidence, money
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "experiment.toml"
+DEFAULT_UNIT = "X-Unit-ID"
 
 UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 SHORT_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([wdhms])")
@@ -89,6 +90,8 @@ class ExperimentError(Exception):
 
 
 class Part(BaseModel):
+    """A table of the document: it has no fields but its own, and does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -247,7 +250,7 @@ class Experiment(Part):
     name: Name
     mode: Mode = "split"
     # The header with the id of the unit that is to see one variant alone.
-    unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "X-Unit-ID"
+    unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = DEFAULT_UNIT
     # Two experiments with different salts assign independently of each other.
     salt: Annotated[str, Field(min_length=1, max_length=128, default_factory=lambda data: data["name"])]
     # How old a request must be for its outcome to count: until then, those that come early mislead. 0 says
@@ -483,7 +486,9 @@ def _field_error(error: ErrorDetails) -> FieldError:
         return FieldError(context["pointer"], error["type"], context["detail"], context["value"])
     escaped = (str(place).replace("~", "~0").replace("/", "~1") for place in error["loc"])
     pointer = "".join(f"/{place}" for place in escaped)
-    rule = KEYWORDS.get(error["type"], "type" if error["type"].endswith("_type") else error["type"])
+    rule = KEYWORDS.get(
+        error["type"], "type" if error["type"].endswith(("_type", "_parsing")) else error["type"]
+    )
     value = None if error["type"] == "missing" else error["input"]
     return FieldError(pointer, rule, error["msg"], value)
 

@@ -4,7 +4,7 @@
 | --- | --- |
 | `GET /v1/experiment` | the document, with its version as `ETag` |
 | `PUT /v1/experiment?reason=…` | makes the body the next version |
-| `GET /v1/experiment/state` | the version and the weights in force, since when, by whom and why |
+| `GET /v1/experiment/state` | the version and weights in force, by whom and why, and what a canary would do |
 | `POST /v1/experiment/{pause,hold,resume,ramp,promote}` | what they say, with the reason in the body |
 | `GET /v1/audit` | every version and every change of weights, in pages |
 
@@ -16,30 +16,31 @@ of the weights within a version, by a controller, say, does not hold an operator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import Field, StringConstraints, ValidationError
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
+from router.controllers import Judgement
 from router.database import DatabaseDown
 from router.experiment import Experiment, ExperimentError, Name, Part, field_errors, read, told
 from router.experiments import Current, Entry, Experiments, NotPossible, Place, Stale
 from router.keys import Scope
+from router.openapi import CALLERS, IDEMPOTENCY_KEY, REPLAYED
 from runoff import web
 from runoff.operations import JSON, Schema, describe
 from runoff.problems import (
     Conflict,
-    Forbidden,
     Invalid,
     Malformed,
     NotFound,
     PreconditionFailed,
     Problem,
     TooLarge,
-    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -56,7 +57,8 @@ class Caller(Protocol):
         """By which the audit knows them."""
 
 
-# Lets the caller of this request in for what a scope allows, or raises Unauthorized or Forbidden.
+# Lets the caller of this request in for what a scope allows, or raises Unauthorized, Forbidden,
+# TooManyRequests or Unavailable.
 Authorize = Callable[[Scope], Caller]
 
 
@@ -100,8 +102,20 @@ class Page(Part):
     last: Annotated[int, Field(ge=1, le=MAX_PAGE)] | None = None
 
 
+class Judged(TypedDict):
+    """What the gate of a canary says: advance, hold or regress, why, and from which figures."""
+
+    says: str
+    reason: str
+    evidence: Any
+
+
 class State(TypedDict):
-    """What is in force: weights, by the version of the document and the allocation within it (0 for none)."""
+    """What is in force: weights, by the version of the document and the allocation within it (0 for none).
+
+    `judged` is what a canary would do by its guardrails, also while it is held or in a dry run; it is null in
+    other modes, and for some seconds after a change.
+    """
 
     experiment: str
     mode: str
@@ -116,6 +130,7 @@ class State(TypedDict):
     by: str
     reason: str
     evidence: Any
+    judged: Judged | None
 
 
 class AuditEntry(TypedDict):
@@ -144,26 +159,32 @@ class Audit(TypedDict):
 Body = TypeVar("Body", bound=Part)
 
 
-def _like(model: type[Part], **example: Any) -> Callable[[], Mapping[str, Schema]]:
-    """The content of a body of this form."""
-    return lambda: {
-        JSON: {"schema": model.model_json_schema(), "examples": {"usual": {"value": example}}},
-    }
-
-
+# What may be wrong with a change, of whatever it is one.
 CHANGES: tuple[type[Problem], ...] = (
-    Malformed,
-    Unauthorized,
-    Forbidden,
+    *CALLERS,
+    NotFound,
     Conflict,
-    PreconditionFailed,
     TooLarge,
     UnsupportedMediaType,
     Invalid,
-    PreconditionRequired,
     Unavailable,
 )
 WHY = {"reason": "better calibrated", "by": "ada"}
+TAGGED = {"ETag": "The version of the experiment."}
+IF_MATCH: Schema = {
+    "type": "string",
+    "description": "The version that is changed: the ETag of GET /v1/experiment.",
+}
+_describe_change = partial(
+    describe,
+    *(*CHANGES, PreconditionFailed, PreconditionRequired),
+    tag="experiment",
+    secured=True,
+    answer=State,
+    headers=TAGGED | REPLAYED,
+    request_headers=lambda: {"If-Match": IF_MATCH, "Idempotency-Key": IDEMPOTENCY_KEY},
+    required=("If-Match",),
+)
 
 
 def blueprint(
@@ -171,6 +192,7 @@ def blueprint(
     authorize: Authorize,
     changed: Callable[[], None] = lambda: None,
     doubts: Callable[[Current, str], Sequence[str]] = lambda _current, _variant: (),
+    judged: Callable[[Current], Judgement | None] = lambda _current: None,
 ) -> Blueprint:
     """The addresses under which the experiment is seen and changed.
 
@@ -179,6 +201,7 @@ def blueprint(
         authorize: lets callers in.
         changed: is called after each change, so that this worker need not wait to see it.
         doubts: says what speaks against promoting a variant of the experiment in force.
+        judged: what the gate of a canary last said.
     """
     api = Blueprint("experiment", __name__)
     api.register_error_handler(NotPossible, lambda error: web.answer_problem(Conflict(str(error))))
@@ -188,13 +211,11 @@ def blueprint(
 
     @api.get("/v1/experiment")
     @describe(
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        Unavailable,
+        *(*CALLERS, NotFound, Unavailable),
         tag="experiment",
         answer=Experiment,
         statuses=(200, 304),
+        headers=TAGGED,
     )
     def show() -> Response:
         """The experiment's document; its version is the ETag."""
@@ -204,19 +225,15 @@ def blueprint(
         return _tagged(response, current).make_conditional(request)  # type: ignore[return-value]
 
     @api.put("/v1/experiment")
-    @describe(
-        *CHANGES,
-        tag="experiment",
-        secured=True,
-        answer=State,
-        request=_like(Experiment),
+    @_describe_change(
+        takes=Experiment,
         query={"reason": {"type": "string"}, "by": {"type": "string"}},
-        required=("reason",),
+        required=("reason", "If-Match"),
     )
     def replace() -> Response:
         """Make a document the next version, in force within a second."""
         caller = authorize("operator")
-        why = _valid(Why, request.args.to_dict(), Malformed)
+        why = valid(Why, request.args.to_dict(), Malformed)
         try:
             document = read(web.json_body())
         except ExperimentError as error:
@@ -224,50 +241,48 @@ def blueprint(
         return change(why, caller, lambda who: experiments.set(document, **who))
 
     @api.get("/v1/experiment/state")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="experiment", answer=State)
+    @describe(*CALLERS, NotFound, Unavailable, tag="experiment", answer=State, headers=TAGGED)
     def state() -> Response:
-        """The weights in force, by which version, since when, by whom and why."""
+        """The weights in force, by which version, since when, by whom and why; what a canary would do."""
         authorize("read")
-        return _state(_in_force(experiments))
+        return _state(_in_force(experiments), judged)
 
     @api.post("/v1/experiment/pause")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    @_describe_change(takes=Why, example=WHY)
     def pause() -> Response:
         """Send all traffic to the champion, and let nothing count until it is resumed."""
         return decide(experiments.pause)
 
     @api.post("/v1/experiment/hold")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    @_describe_change(takes=Why, example=WHY)
     def hold() -> Response:
         """Keep a canary or a bandit at the weights that it has until it is resumed."""
         return decide(experiments.hold)
 
     @api.post("/v1/experiment/resume")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Why, **WHY))
+    @_describe_change(takes=Why, example=WHY)
     def resume() -> Response:
         """End a pause or a hold, with the weights of before."""
         return decide(experiments.resume)
 
     @api.post("/v1/experiment/ramp")
-    @describe(*CHANGES, tag="experiment", secured=True, answer=State, request=_like(Ramp, share=0.3, **WHY))
+    @_describe_change(takes=Ramp, example={"share": 0.3, **WHY})
     def ramp() -> Response:
         """Give a variant another share; the others share the rest in proportion."""
         caller = authorize("operator")
-        asked = _valid(Ramp, web.json_body(), Invalid)
+        asked = valid(Ramp, web.json_body(), Invalid)
         return change(asked, caller, lambda who: experiments.ramp(asked.share, asked.variant, **who))
 
     @api.post("/v1/experiment/promote")
-    @describe(
-        *CHANGES, tag="experiment", secured=True, answer=State, request=_like(Promotion, variant="B", **WHY)
-    )
+    @_describe_change(takes=Promotion, example={"variant": "B", **WHY})
     def promote() -> Response:
         """Make a variant the champion, with all of the traffic.
 
-        A trust check or a guardrail that is not met refuses it, unless the variant's name is sent again, as
-        `override`.
+        A trust check or a guardrail that is not met refuses it, and so do outcomes by which it is not surely
+        as good as the champion, but for the margin, unless its name is sent again, as `override`.
         """
         caller = authorize("operator")
-        asked = _valid(Promotion, web.json_body(), Invalid)
+        asked = valid(Promotion, web.json_body(), Invalid)
         current = _expected(experiments)
         against = [] if asked.override == asked.variant else doubts(current, asked.variant)
         if against:
@@ -279,10 +294,7 @@ def blueprint(
 
     @api.get("/v1/audit")
     @describe(
-        Malformed,
-        Unauthorized,
-        Forbidden,
-        Unavailable,
+        *(*CALLERS, Unavailable),
         tag="experiment",
         query={
             "since": {"type": "string", "default": "0.0"},
@@ -293,23 +305,29 @@ def blueprint(
     def audit() -> Audit:
         """Every version and every change of weights, oldest first: when, by whom, why, and what."""
         authorize("read")
-        return _audit(experiments, _valid(Page, request.args.to_dict(), Malformed))
+        return _audit(experiments, valid(Page, request.args.to_dict(), Malformed))
 
     def decide(make: Callable[..., Current]) -> Response:
         """Change what takes nothing but a reason."""
         caller = authorize("operator")
-        return change(_valid(Why, web.json_body(), Invalid), caller, lambda who: make(**who))
+        return change(valid(Why, web.json_body(), Invalid), caller, lambda who: make(**who))
 
     def change(why: Why, caller: Caller, make: Callable[[dict[str, Any]], Current]) -> Response:
-        by = f"{why.by} ({caller.name})" if why.by else caller.name
-        made = make({"expected": _expected(experiments).version, "by": by[:MAX_BY], "reason": why.reason})
+        expected = _expected(experiments).version
+        made = make({"expected": expected, "by": signed(why, caller), "reason": why.reason})
         changed()
         return _state(made)
 
     return api
 
 
-def _valid(model: type[Body], given: Any, problem: type[Problem]) -> Body:
+def signed(why: Why, caller: Caller) -> str:
+    """Who does something: the name that they give, and that of their key."""
+    return (f"{why.by} ({caller.name})" if why.by else caller.name)[:MAX_BY]
+
+
+def valid(model: type[Body], given: Any, problem: type[Problem]) -> Body:
+    """What was sent, as a model has it; raises the problem, with each field, rule and value."""
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -345,8 +363,9 @@ def _tagged(response: Response, current: Current) -> Response:
     return response
 
 
-def _state(current: Current) -> Response:
+def _state(current: Current, judged: Callable[[Current], Judgement | None] = lambda _: None) -> Response:
     last = current.allocation or current
+    judgement = judged(current)
     state: State = {
         "experiment": current.document.name,
         "mode": current.document.mode,
@@ -361,6 +380,9 @@ def _state(current: Current) -> Response:
         "by": last.by,
         "reason": last.reason,
         "evidence": current.allocation.evidence if current.allocation else None,
+        "judged": {"says": judgement.says, "reason": judgement.reason, "evidence": judgement.evidence}
+        if judgement
+        else None,
     }
     return _tagged(jsonify(state), current)
 

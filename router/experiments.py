@@ -12,9 +12,9 @@ document begins. A version that splits traffic as the one before it carries its 
 and nothing that is recorded counts: it has no propensity. Resuming goes back to the weights of before. A
 further version of the document stays paused; promoting a variant ends the pause.
 
-**Held**, a canary or a bandit keeps the weights that it has: all counts, and nothing moves them by itself
-until it is resumed, or ramped by hand. A hold outlives a further version, and ends with a promotion, as a
-pause does.
+**Held**, a canary or a bandit keeps the weights that it has: everything still counts, and nothing moves them
+by itself until it is resumed, or ramped by hand. A hold outlives a further version, and ends with a
+promotion, as a pause does.
 """
 
 from __future__ import annotations

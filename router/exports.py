@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from runoff.batches import no_formula
 from runoff.problems import NotAcceptable
 
 Rows = Iterator[Sequence[Mapping[str, Any]]]
@@ -22,8 +23,6 @@ COLUMNS = (
 NESTED = ("features", "side_answers")
 NUMBERS = {"propensity", "prediction", "latency_ms", "outcome"}
 WHOLE = {"cursor", "row", "experiment_version", "allocation", "status"}
-# A spreadsheet takes what begins so for a formula (OWASP, CSV injection).
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def ndjson(pages: Rows) -> Iterator[bytes]:
@@ -49,7 +48,7 @@ def in_csv(pages: Rows) -> Iterator[bytes]:
 def _cell(value: Any) -> Any:
     if isinstance(value, dict | list):
         return json.dumps(value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return no_formula(value) if isinstance(value, str) else value
 
 
 def parquet(pages: Rows) -> Iterator[bytes]:

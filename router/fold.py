@@ -31,6 +31,7 @@ from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
 from router.labelling import ALL, Beside, Known, Rules, adds, adds_of_unit
 from router.tables import (
+    NO_ANSWER,
     experiments,
     folds,
     gaps,
@@ -48,13 +49,11 @@ from router.tables import (
     standings,
     sums,
 )
-from verdict.counted import LEAST_MS
+from verdict.counted import LEAST_MS, ROWS_OF_A_UNIT
 from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
 
 ROWS_AT_ONCE = 10_000
-# Of a unit that is seen more often than that, the newest rows count together.
-ROWS_OF_A_UNIT = 500
 # Less is a difference in rounding.
 NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.
@@ -346,12 +345,17 @@ class Fold:
                 table.c.experiment_version.between(*versions),
                 table.c.allocation >= allocation,
             ]
-            added = [sa.func.sum(table.c[name]) for name in columns]
+            added = [sa.func.sum(table.c[name]).label(name) for name in columns]
             return sa.select(table.c.variant, *added).where(*chosen).group_by(table.c.variant)
 
         self.catch_up()
         asked = mine(
-            sums, sums.c.hour == TOTAL, ("requests", "failed", "saved", "log_latency", "log_latency2")
+            sums,
+            sums.c.hour == TOTAL,
+            (
+                *("requests", "failed", "saved", "assigned", "apart", "apart_failed", "together", "timed"),
+                *("log_latency", "log_latency2"),
+            ),
         )
         told = mine(
             labels,
@@ -364,8 +368,20 @@ class Fold:
         }
         return {
             # What another one had to answer has failed.
-            variant: Sums(int(n), int(failed) + int(saved), latency, squares, *known.get(variant, (0, 0)))
-            for variant, n, failed, saved, latency, squares in map(tuple, database.read(self._engine, asked))
+            row.variant: Sums(
+                requests=int(row.requests),
+                errors=int(row.failed) + int(row.saved),
+                assigned=int(row.assigned),
+                apart=int(row.apart),
+                apart_failed=int(row.apart_failed),
+                together=int(row.together),
+                timed=int(row.timed),
+                log_latency=row.log_latency,
+                log_latency_squares=row.log_latency2,
+                labelled=known.get(row.variant, (0, 0))[0],
+                positives=known.get(row.variant, (0, 0))[1],
+            )
+            for row in database.read(self._engine, asked)
         }
 
 
@@ -420,6 +436,55 @@ def _whole(number: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
 
 _P = predictions.c
 _S = side_answers.c
+
+
+def _of_row_before(what: Callable[[Any, Any], Any]) -> sa.ColumnElement[Any]:
+    """Something of the row of the same unit that came before; NULL where there is none."""
+    before, its = predictions.alias(), experiments.alias()
+    return (
+        sa.select(what(before.c, its.c))
+        .select_from(before.outerjoin(its, its.c.version == before.c.experiment_version))
+        .where(
+            before.c.unit == _P.unit,
+            before.c.cursor < _P.cursor,
+            before.c.propensity.is_not(None),
+            before.c.experiment == _P.experiment,
+            sa.func.coalesce(before.c.tag, "") == sa.func.coalesce(_P.tag, ""),
+        )
+        .order_by(before.c.cursor.desc())
+        .limit(1)
+        .correlate(predictions)
+        .scalar_subquery()
+    )
+
+
+def _ten_minutes(of: Any) -> Any:
+    """By which weights a row was assigned, and in which ten minutes: the first 15 letters of its time."""
+    version, allocation = (sa.cast(each, sa.String) for each in (of.experiment_version, of.allocation))
+    return version + "/" + allocation + "/" + sa.func.substr(of.time, 1, 15)
+
+
+_SERIES = (
+    sa.select(experiments.c.series)
+    .where(experiments.c.version == _P.experiment_version)
+    .correlate(predictions)
+    .scalar_subquery()
+)
+# Whoever has a unit stays with its variant: of a series the first row was assigned by chance.
+_FIRST = sa.case(
+    (_P.unit.is_(None), _P.row == 0),
+    else_=sa.func.coalesce(
+        _of_row_before(lambda row, its: sa.func.coalesce(its.series, row.experiment_version)), -1
+    )
+    != sa.func.coalesce(_SERIES, _P.experiment_version),
+)
+_APART = sa.and_(
+    _P.row == 0,
+    sa.or_(
+        _P.unit.is_(None),
+        sa.func.coalesce(_of_row_before(lambda row, _: _ten_minutes(row)), "") != _ten_minutes(_P),
+    ),
+)
 # What was forced, or asked during a pause, says nothing of the experiment.
 _COUNTS = sa.and_(_between(predictions), _P.propensity.is_not(None))
 
@@ -447,7 +512,11 @@ def _counting(
         saved: of the answered, which another variant gave.
     """
     answered, failed = answers.status < 400, answers.status >= 500  # noqa: PLR2004
-    timed = sa.and_(sa.not_(failed), answers.latency_ms.is_not(None))
+    live = answers is _P
+    timed = sa.and_(sa.not_(failed), answers.latency_ms.is_not(None), _P.row == 0)
+    first = _FIRST if live else sa.false()
+    apart = _APART if live else _P.row == 0
+    unanswered = NO_ANSWER if live else failed
     log_ms = sa.func.ln(sa.case((answers.latency_ms > LEAST_MS, answers.latency_ms), else_=LEAST_MS))
     period = (
         *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, variant),
@@ -458,7 +527,7 @@ def _counting(
         named = [column.label(f"key{number}") for number, column in enumerate((*period, *key))]
         which = chosen if where is None else sa.and_(chosen, where)
         selected = sa.select(*named, *added).where(which).group_by(*(column.name for column in named))
-        if answers is _P:
+        if live:
             return selected
         return selected.select_from(side_answers.join(predictions, _P.id == _S.prediction_id))
 
@@ -471,6 +540,13 @@ def _counting(
                 _sum(sa.literal(1), sa.not_(sa.or_(answered, failed))),
                 _sum(sa.literal(1), failed),
                 _sum(sa.literal(1), saved),
+                _sum(sa.literal(1), first),
+                _sum(sa.literal(1), sa.and_(first, answered, sa.not_(saved))),
+                _sum(sa.literal(1), apart),
+                _sum(sa.literal(1), sa.and_(apart, unanswered)),
+                # `_of_failed` adds it.
+                sa.literal(0),
+                _sum(sa.literal(1), timed),
                 _sum(answers.prediction),
                 _sum(answers.prediction * answers.prediction),
                 _sum(log_ms, timed),
@@ -483,6 +559,27 @@ def _counting(
         ),
     }
 
+
+# Whoever of a unit got no answer, with the key of its sums.
+_FAILED = (
+    sa.select(
+        *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _P.variant),
+        *(sa.literal(LIVE), sa.func.coalesce(_P.tag, ""), sa.func.coalesce(_P.model, "")),
+        *(sa.func.coalesce(_P.version, ""), _P.unit, _ten_minutes(_P).label("minutes")),
+        sa.case((_APART, 1), else_=0).label("apart"),
+    )
+    .where(_COUNTS, _P.unit.is_not(None), NO_ANSWER)
+    .order_by(_P.cursor)
+)
+_FAILED_BEFORE = (
+    sa.select(_P.unit, _P.experiment, sa.func.coalesce(_P.tag, ""), _ten_minutes(_P))
+    .where(
+        *(_P.unit.in_(sa.bindparam("units", expanding=True)), _P.unit.is_not(None), NO_ANSWER),
+        *(_P.cursor <= sa.bindparam("at"), _P.propensity.is_not(None)),
+    )
+    .distinct()
+)
+TOGETHER_AT = list(sums.columns).index(sums.c.together)
 
 _SAVED = sa.and_(_P.status < 400, _P.answered_by.is_not(None))  # noqa: PLR2004
 _COUNTED = (
@@ -504,6 +601,7 @@ _predicted = sa.select(_P.id).join(outcomes, outcomes.c.prediction_id == _P.id).
 _LABELLABLE = sa.select(
     *(_P.cursor, _P.id, _P.experiment, _P.experiment_version, _P.allocation, _P.variant, _P.tag, _P.time),
     *(_P.prediction, _P.features, _P.propensity, _P.unit),
+    sa.case((_FIRST, 1), else_=0).label("first"),
 ).where(
     _P.cursor <= sa.bindparam("to_predictions"),
     _P.propensity.is_not(None),
@@ -567,9 +665,32 @@ def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declar
             keys = len(table.primary_key)
             for row in connection.execute(query, between):
                 _into(added, (table, tuple(row[:keys])), row[keys:])
+    for place, values in _of_failed(connection, at, to):
+        _into(added, place, values)
     for place, values, sign in _of_known(connection, at, to, declared):
         _into(added, place, values, sign)
     return added
+
+
+def _of_failed(
+    connection: sa.Connection, at: Cursors, to: Cursors
+) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
+    """What is added by units that got no answer: of each in how many ten minutes before it got none."""
+    failed = connection.execute(_FAILED, _bounds(at, to)).all()
+    before: dict[Key, set[str]] = defaultdict(set)
+    for some in _slices(sorted({row.unit for row in failed})):
+        for unit, experiment, tag, minutes in map(
+            tuple, connection.execute(_FAILED_BEFORE, {"units": some, "at": at.predictions})
+        ):
+            before[unit, experiment, tag, minutes.rpartition("/")[0]].add(minutes)
+    keys = len(sums.primary_key)
+    for row in failed:
+        mine = before[row.unit, row[0], row[6], row.minutes.rpartition("/")[0]]
+        if row.apart and (others := len(mine - {row.minutes})):
+            values = [0.0] * (len(sums.columns) - keys)
+            values[TOGETHER_AT - keys] = others
+            yield (sums, tuple(row[:keys])), values
+        mine.add(row.minutes)
 
 
 def _of_known(

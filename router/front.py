@@ -20,14 +20,21 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wsgi import get_input_stream
 
-from router.database import DatabaseDown
+from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
 from router.entries import checked_key
 from router.keys import Guard
 from router.routing import JSON_LENGTH, PASSED_ON, Answered, Asked, Router, told
 from runoff import web
 from runoff.batches import Form, accepted, form_of
-from runoff.problems import Malformed, Problem, TooLarge, Unavailable, UnsupportedMediaType
+from runoff.problems import (
+    Malformed,
+    Problem,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+    wrong_parameter,
+)
 from runoff.web import MAX_BODY_BYTES, REQUEST_ID, new_request_id
 
 if TYPE_CHECKING:
@@ -35,7 +42,6 @@ if TYPE_CHECKING:
 
 MAX_UNIT = 256
 TAG = re.compile(r"[a-z0-9-]{1,40}")
-NOT_RECORDED = "the ledger cannot be reached, and nothing is answered that is not on record"
 
 OUR_FAULT = "this is a fault of the router, not of the request; its log says more"
 
@@ -91,9 +97,7 @@ class Front:
         request_id = sent if sent and REQUEST_ID.fullmatch(sent) else new_request_id()
         try:
             if sent is not None and sent != request_id:
-                raise Malformed(
-                    "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
-                )
+                raise web.wrong_request_id(sent)
             form = form_of(_media_type(environ)) if found[0] is OURS else None
             asked = self._read(environ, request_id, found, form)
             return self._batch(environ, asked, form) if form else self._router.route(asked)
@@ -123,7 +127,7 @@ class Front:
         if forced is not None:
             guard.admit(authorization, "operator")
         key = checked_key(environ.get("HTTP_IDEMPOTENCY_KEY"))
-        tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "the header X-Traffic-Tag")
+        tag = checked_tag(environ.get("HTTP_X_TRAFFIC_TAG"), "X-Traffic-Tag")
         body, rows, batch = (b"", None, True) if form else _content(environ, dialect)
         passed_on = {name: value for name, cgi in PASSED_ON if (value := environ.get(cgi))}
         passed_on.setdefault("Content-Type", "application/json")
@@ -146,21 +150,26 @@ class Front:
         )
 
 
-def checked_tag(value: str | None, where: str) -> str | None:
-    """A tag of traffic.
+def checked_tag(value: str | None, name: str) -> str | None:
+    """A tag of traffic, if there is one.
+
+    Args:
+        value: the tag.
+        name: of the parameter or the header that it stood in.
 
     Raises:
-        Malformed: it is none; with where it stood.
+        Malformed: it is none.
     """
     if value is not None and not TAG.fullmatch(value):
-        raise Malformed(f"{where} takes 1 to 40 lower-case letters, digits and dashes, not {value[:40]!r}")
+        raise wrong_parameter(name, "pattern", "1 to 40 lower-case letters, digits and dashes", value)
     return value
 
 
 def _unit(value: str | None, header: str) -> str | None:
     """A unit's id; raises Malformed where it is empty, which servers make of what is not ASCII."""
     if value is not None and not (0 < len(value) <= MAX_UNIT and value.isascii()):
-        raise Malformed(f"the header {header} takes 1 to {MAX_UNIT} letters of ASCII; percent-encode others")
+        takes = f"1 to {MAX_UNIT} characters of ASCII, others percent-encoded"
+        raise wrong_parameter(header, "pattern", takes, value)
     return value
 
 

@@ -16,7 +16,7 @@ from router.experiments import Current
 from router.verdicts import Verdicts, rules
 from verdict import guardrails
 from verdict.decision import judge
-from verdict.results import GuardrailResult
+from verdict.results import Check, GuardrailResult
 
 
 class Guards:
@@ -29,18 +29,21 @@ class Guards:
         """What judges the steps of a canary: its guardrails, or without any its errors and latency."""
         return partial(self._judge, current) if current.document.guardrails else errors_and_latency
 
-    def _judge(self, current: Current, _: Counted) -> Judgement:
+    def _judge(self, current: Current, counted: Counted) -> Judgement:
         document = current.document
         [challenger] = (each.name for each in document.challengers)
         evidence = self._verdicts.evidence(current, document.moving, step=current.step)
         canary = document.canary
         step = guardrails.at_step(
-            evidence, challenger, rules(document), len(canary.steps), canary.min_requests
+            *(evidence, challenger, rules(document), len(canary.steps), canary.min_requests),
+            last=counted.further == 1,
         )
         return Judgement(step.says, _why(step), [asdict(each) for each in step.results])
 
     def doubts(self, current: Current, variant: str) -> list[str]:
-        """What speaks against making a variant the champion: what it does not meet, or a better champion.
+        """What speaks against making a variant the champion: what it does not meet, or is not known to.
+
+        It is to be as good as the champion, but for the margin, by a bound that holds whenever one looks.
 
         Raises:
             DatabaseDown: the database cannot be read.
@@ -53,12 +56,13 @@ class Guards:
         mine = [each for each in verdict.comparisons if each.challenger == variant]
         checks = [*verdict.checks, *(check for each in mine for check in each.checks)]
         found = [f"{each.name}: {each.seen}" for each in checks if each.state != "passed"]
-        found += [each.sentence for each in mine if each.decision == "keep"]
+        told = [each.sentence if each.decision == "keep" else each.doubt for each in mine]
+        found += [each for each in told if each]
         for each in (result for compared in mine for result in compared.guardrails):
             if each.state == "breached":
                 found.append(f"the guardrail {_worse(each)}")
             elif each.state != "clear":
-                found.append(f"the guardrail {each.name} is open")
+                found.append(f"the guardrail {each.name} cannot be judged yet")
         return found
 
 
@@ -67,11 +71,16 @@ def _why(step: guardrails.Step) -> str:
     each = step.because
     if each is None:
         return "there are too few requests yet" if step.says == "hold" else "no guardrail objects"
+    if isinstance(each, Check):
+        return each.seen
     if step.says == "regress":
         return f"the guardrail {_worse(each)}"
     if each.harm is None:
         return f"the guardrail {each.name} has too little to go by yet"
-    return f"{each.name} seems worse than its margin of {each.margin:g}"
+    if each.harm > each.margin:
+        return f"{each.name} seems worse than its margin of {each.margin:g}"
+    most = "" if each.at_most is None else f", it may be worse by {each.at_most:.3g}"
+    return f"the guardrail {each.name} is not clear yet: its margin is {each.margin:g}{most}"
 
 
 def _worse(result: GuardrailResult) -> str:

@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from flask import Blueprint, request
 from typing_extensions import TypedDict
 
+from router import query
 from router.experiments import Following
 from router.fold import GROWTH, Fold
-from router.front import checked_tag
 from router.keys import OPERATOR_KEY, SCOPES, Guard, Scope
+from router.openapi import CALLERS
 from runoff.operations import describe
-from runoff.problems import Forbidden, Malformed, Unauthorized
+from runoff.problems import Forbidden, TooManyRequests, Unauthorized, Unavailable
 from verdict.evidence import SCORE_BINS
 
 # So many of the fold's bins of latencies, of one per cent each, make one here.
@@ -79,7 +80,7 @@ def blueprint(following: Following, fold: Fold, guard: Guard, admit: Callable[[S
     api = Blueprint("inspection", __name__)
 
     @api.get("/v1/key")
-    @describe(Unauthorized, tag="service")
+    @describe(Unauthorized, TooManyRequests, tag="service")
     def key() -> KeyDetails:
         """What the key may do that is sent along."""
         for scope in SCOPES:
@@ -94,11 +95,11 @@ def blueprint(following: Following, fold: Fold, guard: Guard, admit: Callable[[S
         raise AssertionError("a key has one of the scopes")
 
     @api.get("/v1/distributions")
-    @describe(Malformed, Unauthorized, Forbidden, tag="experiment", query={"tag": {"type": "string"}})
+    @describe(*CALLERS, Unavailable, tag="experiment", query={"tag": {"type": "string"}})
     def distributions() -> Distributions:
         """How scores and latencies of each variant are spread."""
         admit("read")
-        tag = checked_tag(request.args.get("tag"), "tag")
+        tag = query.tag()
         document = following.now().document
         latency = fold.latency(document.name, tag)
         scores = fold.scored(document.name, tag)

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 
 from router.experiment import Decision
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs, repeat_decisions, repeats
-from verdict.counted import CLIP, GAP_BINS, JOINT_BINS
+from verdict.counted import CLIP, JOINT_BINS
 from verdict.declared import LIVE
-from verdict.evidence import SCORE_BINS
+from verdict.evidence import GAP_BINS, SCORE_BINS
 from verdict.segments import part
 
 ALL = ""
@@ -64,7 +64,7 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         positive = p >= declared.threshold(name)
         decided = [float(each) for each in _decided(positive, y)]
         (brier, loss), residual = _losses(p, y), y - p
-        values = (1, int(y), *decided, brier, brier**2, loss, loss**2, residual, residual**2)
+        values = (1, int(y), *decided, row.first, brier, brier**2, loss, loss**2, residual, residual**2)
         for segment in segments:
             yield (labels, (*period, segment)), values
         yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)

@@ -72,11 +72,6 @@ class Ledger:
         finally:
             store.close()
 
-    @property
-    def is_spooling(self) -> bool:
-        """Whether entries are kept on this machine's disk, since the database is away."""
-        return self._spool.is_open
-
     def _write(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         """Write entries to the database, or into the spool; tells for each why it is in neither."""
         told: list[Exception | None]

@@ -1,4 +1,4 @@
-"""`runoff keys`, `runoff prune` and `runoff replay`: what is done to a router's database, from a shell."""
+"""`runoff keys`, `prune`, `recount` and `replay`: what is done to a router's database, from a shell."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from router import database, retention
 from router.database import DatabaseDown, stamp
 from router.entries import Entry, SideAnswer
 from router.experiment import UNITS
+from router.fold import Fold
 from router.keys import SCOPES, Keys, KeyTrouble
 from router.ledger import Ledger
 from router.tables import predictions, side_answers
@@ -87,10 +88,14 @@ def keys() -> None:
 )
 @click.argument("name")
 @click.option("--scope", type=click.Choice(SCOPES), required=True, help="What it may do.")
-@click.option("--per-second", type=click.FloatRange(0.001), help="Requests that each worker lets through.")
+@click.option(
+    "--per-second",
+    type=click.FloatRange(0.001),
+    help="The most requests a second that each worker lets through.",
+)
 @on_ledger
 def add(engine: sa.Engine, *, name: str, scope: Any, per_second: float | None) -> None:
-    """Add a key named NAME, and tell it, once: only its hash is kept."""
+    """Add a key named NAME, and print it once: only its hash is kept."""
     click.echo(Keys(engine).add(name, scope, per_second))
 
 
@@ -98,7 +103,7 @@ def add(engine: sa.Engine, *, name: str, scope: Any, per_second: float | None) -
 @click.argument("name")
 @on_ledger
 def revoke(engine: sa.Engine, *, name: str) -> None:
-    """Let the key named NAME open nothing any more, within a second."""
+    """Revoke the key NAME; every worker knows within a second."""
     Keys(engine).revoke(name)
     click.echo(f"{name} is revoked")
 
@@ -124,6 +129,13 @@ def list_(engine: sa.Engine, *, wants_json: bool) -> None:
 def prune(engine: sa.Engine, *, before: datetime) -> None:
     """Delete old predictions with all that is known of each; what they add to the sums stays."""
     click.echo(f"{retention.prune(engine, before):,} predictions deleted")
+
+
+@click.command(epilog=examples("runoff recount"))
+@on_ledger
+def recount(engine: sa.Engine) -> None:
+    """Count the rows anew, and correct the sums that differ; those of hours that were pruned stay."""
+    click.echo(f"{Fold(engine).recount():,} sums corrected")
 
 
 @click.command(

@@ -58,11 +58,13 @@ class Once:
 
         Raises:
             Malformed: it is no key.
-            Conflict: it came with another change, or with this one and nobody knows what came of it.
+            Conflict: it came with another change, or with this one, whose result is not known yet.
             Unavailable: the database cannot be reached.
         """
+        if request.method not in CHANGING:
+            return None
         key = checked_key(request.headers.get("Idempotency-Key"))
-        if key is None or request.method not in CHANGING:
+        if key is None:
             return None
         caller = self._authorize("operator")
         name = f"change-{_digest(caller.name, key)}"
@@ -95,7 +97,7 @@ class Once:
             raise Conflict("this Idempotency-Key came with another change before")
         if known is None or known.status == BEGUN:
             raise Conflict(
-                "this change is being made, or nobody knows what came of it: look at what is in force, and"
+                "this change is still under way, or its result is unknown: look at what is in force, and"
                 " send another Idempotency-Key if it is still to be made"
             )
         response = Response(known.body, known.status, json.loads(known.headers))

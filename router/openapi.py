@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from router.dialects import NotTranslated
+from router.entries import MAX_KEY
+from router.experiment import DEFAULT_UNIT, Experiment
+from router.front import MAX_UNIT, TAG
 from router.routing import Router
 from router.upstream import BadGateway, GatewayTimeout
 from runoff import prediction_openapi
 from runoff.openapi import Service
-from runoff.operations import Operation
-from runoff.problems import Conflict, Forbidden, Problem, TooManyRequests, Unauthorized
+from runoff.operations import Operation, Schema
+from runoff.problems import Conflict, Forbidden, Problem, TooManyRequests, Unauthorized, Unavailable
 from runoff.prototype import Prototype
 
 HEADERS = {
@@ -22,6 +26,16 @@ HEADERS = {
 }
 # What may be wrong with a caller, whatever they ask.
 CALLERS = (Unauthorized, Forbidden, TooManyRequests)
+# What may be wrong with a service that has to be asked.
+SERVICES = (Unavailable, BadGateway, GatewayTimeout)
+
+IDEMPOTENCY_KEY: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_KEY,
+    "description": "Who asks the same again with the same key gets the first answer: it is done once.",
+}
+REPLAYED = {"Idempotency-Replayed": "true where it is the first answer to a request that came again."}
 
 
 def service(router: Router) -> Service:
@@ -32,15 +46,59 @@ def service(router: Router) -> Service:
         " are asked for as of a model, in the dialects that clients of several systems speak; outcomes are"
         " reported by the id of a prediction.",
         schemas=lambda: prediction_openapi.components(_columns(router)),
-        examples=lambda: {"model": router.following.now().document.name, "file": "swagger-ui.css"},
+        examples=lambda: _examples(router),
     )
 
 
 def prediction(address: str, router: Router) -> Operation:
     """What the document says of an address at which dialects are spoken."""
     asked = prediction_openapi.operation(address, lambda: _columns(router))
-    problems = (*asked.problems, *CALLERS, Conflict, BadGateway, GatewayTimeout)
-    return replace(asked, problems=problems, headers={**asked.headers, **HEADERS})
+    return replace(
+        asked,
+        problems=(*asked.problems, *CALLERS, *SERVICES, Conflict, NotTranslated),
+        headers={**asked.headers, **HEADERS, **REPLAYED},
+        request_headers=lambda: {**_read_of(router), **asked.request_headers()},
+    )
+
+
+def _read_of(router: Router) -> dict[str, Schema]:
+    """The headers that are read of a request for predictions."""
+    document = _document(router)
+    return {
+        document.unit if document else DEFAULT_UNIT: {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_UNIT,
+            "description": "The id of whom it is about, in ASCII: the same one always gets the same variant.",
+        },
+        "X-Traffic-Tag": {
+            "type": "string",
+            "pattern": f"^{TAG.pattern}$",
+            "description": "The kind of traffic, where it is not real; counts can be narrowed to one.",
+        },
+        "X-Force-Variant": {
+            "type": "string",
+            "description": "The variant that is to answer; it takes an operator's key, and does not count.",
+        },
+        "Idempotency-Key": IDEMPOTENCY_KEY,
+        "tracestate": {"type": "string", "description": "Goes with traceparent."},
+    }
+
+
+def _document(router: Router) -> Experiment | None:
+    """The experiment's document, None where none is in force yet."""
+    try:
+        return router.following.now().document
+    except Unavailable:
+        return None
+
+
+def _examples(router: Router) -> dict[str, str]:
+    document = _document(router)
+    examples = {"file": "swagger-ui.css"}
+    if document:
+        examples |= {"model": document.name, "variant": document.variants[0].name}
+    return examples
 
 
 def _columns(router: Router) -> Prototype | None:

@@ -38,7 +38,7 @@ class Asked(BaseModel):
     tag: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] = "real"
     per_day: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     labelled: Annotated[float, Field(gt=0, le=1)] | None = None
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
     variance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     pair_variance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
@@ -62,7 +62,11 @@ class Planned(TypedDict):
 
 
 class Plans(TypedDict):
-    """What was assumed, and what a decision takes by each design of which enough is known."""
+    """What was assumed, and what a decision takes by each design of which enough is known.
+
+    `share` is the challenger's of what it and the champion get in a split; of several the least. `alpha` is
+    that of one challenger: several share it.
+    """
 
     metric: str
     difference: float
@@ -96,24 +100,29 @@ def plans(asked: Asked, current: Current, evidence: Evidence) -> Plans:
     variances: Mapping[Design, float | None] = {"shadow": paired, "split": single, "bandit": single}
     maturity = document.matures_after.total_seconds() / DAY
     sample = document.shadow.sample if document.mode == "shadow" else 1.0
+    # As the verdict judges: each challenger at its share of the risk (Bonferroni).
+    alpha = document.decision.alpha / max(len(evidence.challengers), 1)
+    champion, challenger = (1 - asked.share, asked.share) if asked.share else _shares(current, evidence)
+    both = champion + challenger
+    parts: Mapping[Design, float] = {"shadow": sample, "split": both, "bandit": 1.0}
     found: list[Planned] = []
     for design in get_args(Design):
         variance = variances[design]
         if variance is None:
             continue
-        rate = per_day * labelled * (sample if design == "shadow" else 1.0)
+        rate = per_day * labelled * parts[design]
         planned = plan.plan(
             design,
             asked.difference,
             (variance, variance),
             outcomes_per_day=rate,
             maturity_days=maturity,
-            share=asked.share,
+            share=challenger / both,
             floor=document.bandit.floor,
-            alpha=document.decision.alpha,
+            alpha=alpha,
             power=asked.power,
         )
-        found.append(_told(planned, rate, maturity, document.decision.alpha, asked.power))
+        found.append(_told(planned, rate, maturity, alpha, asked.power))
     missing = [
         f"{design}: no outcomes of {'pairs' if design == 'shadow' else 'a variant'} were seen, and no"
         f" {'pair_variance' if design == 'shadow' else 'variance'} is given"
@@ -126,11 +135,11 @@ def plans(asked: Asked, current: Current, evidence: Evidence) -> Plans:
         "metric": metric,
         "difference": asked.difference,
         "power": asked.power,
-        "alpha": document.decision.alpha,
+        "alpha": alpha,
         "per_day": per_day,
         "labelled": labelled,
         "maturity_days": maturity,
-        "share": asked.share,
+        "share": challenger / both,
         "variance": single,
         "pair_variance": paired,
         "designs": found,
@@ -184,6 +193,15 @@ def _told(planned: plan.Plan, rate: float, maturity: float, alpha: float, power:
         "days_likely": planned.days_likely or 0.0,
         "chances": curve,
     }
+
+
+def _shares(current: Current, evidence: Evidence) -> tuple[float, float]:
+    """What the champion gets in a split, and the challenger with the least: as it is, or equal parts."""
+    champion, *others = (current.weights[name] for name in (evidence.champion, *evidence.challengers))
+    if current.document.mode in ("split", "canary") and champion and others and min(others):
+        return champion, min(others)
+    equal = 1 / max(len(others) + 1, 2)
+    return equal, equal
 
 
 def _per_day(evidence: Evidence) -> float:

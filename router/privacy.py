@@ -6,7 +6,6 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ class NoSecret(Exception):
     """There is no secret to hash by; the message says what to set."""
 
 
-def secret(engine: sa.Engine, environment: Mapping[str, str] = os.environ) -> bytes:
+def secret(engine: sa.Engine) -> bytes:
     """The secret by which units and columns are hashed: RUNOFF_SECRET, or beside SQLite a file that is made.
 
     Whoever has the ledger and not the secret cannot try out ids. All replicas need the same one.
@@ -30,7 +29,7 @@ def secret(engine: sa.Engine, environment: Mapping[str, str] = os.environ) -> by
     Raises:
         NoSecret: the database is on another machine, and the variable is not set.
     """
-    if given := environment.get(SECRET):
+    if given := os.environ.get(SECRET):
         return given.encode()
     if engine.dialect.name != "sqlite" or not engine.url.database:
         raise NoSecret(f"set {SECRET} to a text that all routers of this database have, and nobody else")

@@ -31,11 +31,19 @@ from router.shadows import Shadows
 from router.store import DuplicateRequest, Repeated
 from router.upstream import Answer, BadGateway, Limits, Upstream, UpstreamProblem, Upstreams
 from runoff.batches import NDJSON, Form, form_of
-from runoff.problems import Conflict, Invalid, NotFound, Problem, ProblemDetails, Unavailable
+from runoff.problems import (
+    PROBLEM_JSON,
+    Conflict,
+    FieldError,
+    Invalid,
+    NotFound,
+    Problem,
+    ProblemDetails,
+    Unavailable,
+)
 
 Headers = list[tuple[str, str]]
 
-PROBLEM_JSON = "application/problem+json"
 # What is passed on to a model, by the name that WSGI has for it; with a request's id, and its length.
 PASSED_ON = (
     ("Content-Type", "CONTENT_TYPE"),
@@ -511,7 +519,8 @@ def _forced(document: Experiment, name: str) -> Variant:
         return document.variant(name)
     except KeyError:
         names = ", ".join(variant.name for variant in document.variants)
-        raise Invalid(f"X-Force-Variant names no variant; there are {names}") from None
+        detail = f"X-Force-Variant takes the name of a variant, of {names}, not {name[:40]!r}"
+        raise Invalid(detail, errors=[FieldError("/X-Force-Variant", "enum", detail, name)]) from None
 
 
 def limits_of(document: Experiment) -> Limits:

@@ -20,37 +20,44 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from flask import Blueprint, Response, request
 
 from router.experiment import Variant
-from router.experiment_api import Authorize, Caller, PreconditionRequired
+from router.experiment_api import CHANGES, WHY, Authorize, PreconditionRequired, Text, Why, signed, valid
 from router.experiments import Following
 from router.keys import OPERATOR_KEY
+from router.openapi import CALLERS, IDEMPOTENCY_KEY, REPLAYED, SERVICES
 from router.routing import limits_of
 from router.upstream import Answer, Limits, Upstream
 from runoff import web
+from runoff.management_api import IF_MATCH, TAGGED
 from runoff.operations import JSON, describe
-from runoff.problems import (
-    Conflict,
-    Forbidden,
-    Invalid,
-    NotFound,
-    PreconditionFailed,
-    Unauthorized,
-    Unavailable,
-)
+from runoff.problems import Invalid, NotAcceptable, NotFound, PreconditionFailed
 
 # A release is tested before it is made, which takes a while.
 SECONDS = Limits(connect=1.0, first_byte=30.0, total=30.0)
-MAX_BY = 500
 
-CHANGES = (
-    *(Unauthorized, Forbidden, NotFound, Conflict, PreconditionFailed),
-    *(Invalid, PreconditionRequired, Unavailable),
+_describe = partial(describe, *(*CALLERS, *SERVICES, NotFound), tag="versions", answer=dict[str, Any])
+_describe_change = partial(
+    describe,
+    *(*CHANGES, *SERVICES, PreconditionFailed, PreconditionRequired),
+    tag="versions",
+    secured=True,
+    answer=dict[str, Any],
+    headers=REPLAYED,
+    request_headers=lambda: {"If-Match": IF_MATCH, "Idempotency-Key": IDEMPOTENCY_KEY},
+    required=("If-Match",),
 )
+
+
+class Release(Why):
+    """The version that is to be served: its id, how that begins, or newest."""
+
+    version: Text
 
 
 def blueprint(
@@ -85,89 +92,80 @@ def blueprint(
         limits = limits_of(following.now().document)
         return _passed_on(service.ask(model + path + query, b"", passed_on, limits, method="GET"))
 
-    def change(variant: str, path: str) -> Response:
+    def change(variant: str, path: str, form: type[Why]) -> Response:
         caller = authorize("operator")
+        asked = valid(form, web.json_body(), Invalid)
         expected = request.headers.get("If-Match")
         if not expected:
             raise PreconditionRequired(
-                "say by the header If-Match which release was the newest: the ETag of GET …/releases"
+                "say which release was the newest by the header If-Match: the ETag of"
+                f" GET /v1/variants/{variant[:40]}/releases"
             )
-        asked = web.json_body()
-        if not isinstance(asked, dict):
-            raise Invalid("the body must be an object")
         service, model = named(variant)
         headers = {"Content-Type": JSON, "If-Match": expected}
         if key := os.environ.get(OPERATOR_KEY):
             headers["Authorization"] = f"Bearer {key}"
-        body = json.dumps(asked | {"by": _by(asked.get("by"), caller)}).encode()
+        body = json.dumps(asked.model_dump() | {"by": signed(asked, caller)}).encode()
         return _passed_on(service.ask(model + path, body, headers, SECONDS))
 
     @api.get("/versions")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="versions", answer=dict[str, Any])
+    @_describe()
     def versions(variant: str) -> Response:
         """The versions of the model behind a variant."""
         return ask(variant, "/versions")
 
     @api.get("/versions/<version>")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="versions", answer=dict[str, Any])
+    @_describe(statuses=(200, 304))
     def version(variant: str, version: str) -> Response:
         """One version: its training record, what it takes, the digests of its files."""
         return ask(variant, f"/versions/{quote(version, safe='')}")
 
     @api.get("/versions/<version>/card")
-    @describe(
-        *(Unauthorized, Forbidden, NotFound, Unavailable), tag="versions", answer=str, media_type="text/html"
+    @_describe(
+        NotAcceptable,
+        statuses=(200, 304),
+        answer=str,
+        media_type="text/html",
+        more={"text/markdown": {"schema": {"type": "string"}}},
     )
     def card(variant: str, version: str) -> Response:
         """The model card of a version."""
         return ask(variant, f"/versions/{quote(version, safe='')}/card")
 
     @api.get("/versions/<version>/reference")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="versions", answer=dict[str, Any])
+    @_describe(statuses=(200, 304))
     def reference(variant: str, version: str) -> Response:
         """How the training data of a version were spread."""
         return ask(variant, f"/versions/{quote(version, safe='')}/reference")
 
     @api.get("/diff")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="versions", answer=dict[str, Any])
+    @_describe(
+        query={"from": {"type": "string"}, "to": {"type": "string", "default": "newest"}},
+        required=("from",),
+    )
     def diff(variant: str) -> Response:
         """What tells two versions of a variant's model apart."""
         return ask(variant, "/diff")
 
     @api.get("/releases")
-    @describe(Unauthorized, Forbidden, NotFound, Unavailable, tag="versions", answer=dict[str, Any])
+    @_describe(query={"at": {"type": "string", "format": "date-time"}}, headers=TAGGED)
     def releases(variant: str) -> Response:
         """What a variant's service serves, and what was ever released to it."""
         return ask(variant, "/releases")
 
     @api.post("/releases")
-    @describe(
-        *CHANGES,
-        tag="versions",
-        secured=True,
-        answer=dict[str, Any],
-    )
+    @_describe_change(takes=Release, example={"version": "newest", **WHY})
     def release(variant: str) -> Response:
         """Let a variant's service serve a version from now on, after a self-test."""
-        return change(variant, "/releases")
+        return change(variant, "/releases", Release)
 
     @api.post("/rollback")
-    @describe(
-        *CHANGES,
-        tag="versions",
-        secured=True,
-        answer=dict[str, Any],
-    )
+    @_describe_change(takes=Why, example=WHY)
     def rollback(variant: str) -> Response:
         """Let a variant's service serve what it served before."""
-        return change(variant, "/rollback")
+        return change(variant, "/rollback", Why)
 
     return api
-
-
-def _by(said: Any, caller: Caller) -> str:
-    told = f"{said} ({caller.name})" if isinstance(said, str) and said.strip() else caller.name
-    return told[:MAX_BY]
 
 
 def _passed_on(answer: Answer) -> Response:

@@ -65,6 +65,16 @@ sa.Index(
     postgresql_where=_has_unit,
 )
 
+# Those that got no answer from their variant are few: how many of a unit there are is asked when one comes.
+NO_ANSWER = sa.or_(predictions.c.status >= 500, predictions.c.answered_by.is_not(None))  # noqa: PLR2004
+_failed = sa.and_(_has_unit, NO_ANSWER)
+sa.Index(
+    "predictions_failed_by_unit",
+    *(predictions.c.unit, predictions.c.cursor),
+    sqlite_where=_failed,
+    postgresql_where=_failed,
+)
+
 # What another variant said of a row: a shadow, one that failed before a fallback answered, or a replay.
 side_answers = sa.Table(
     "side_answers",
@@ -198,30 +208,37 @@ def _sum(name: str, kind: Any = sa.Float) -> sa.Column[Any]:
 
 
 # requests = answered + refused (4xx) + failed (5xx). Of the answered, `saved` are those that another variant
-# answered since this one failed. Of the answered Σp and Σp², of those that did not fail Σln(milliseconds) and
-# its squares.
+# answered since this one failed. Chance assigned units, and batches as a whole: `assigned` are the first rows
+# of these in a series of the experiment, and `served` those of them that the variant answered itself. What
+# fails for one client fails for it again: the first row of a batch tells of errors, and of a unit the first
+# in ten minutes. These are `apart`, `apart_failed` of them got no answer from the variant, and `together` is
+# Σ over those of in how many ten minutes before, by the same weights, their unit got none. Of the answered Σp
+# and Σp². A batch has one latency, that of its first row: of the `timed`, which did not fail,
+# Σln(milliseconds) and its squares.
 sums = sa.Table(
     "sums",
     metadata,
     *_key(("model", MODEL), ("version", MODEL)),
     *(_sum(name, sa.BigInteger) for name in ("requests", "answered", "refused", "failed", "saved")),
+    *(_sum(name, sa.BigInteger) for name in ("assigned", "served")),
+    *(_sum(name, sa.BigInteger) for name in ("apart", "apart_failed", "together", "timed")),
     *(_sum(name) for name in ("sum_p", "sum_p2", "log_latency", "log_latency2")),
 )
 
-# How many answered rows took about as long: bin b holds those of [g^b, g^(b+1)) ms with g = 1.01.
+# How many answered requests took about as long: bin b holds those of [g^b, g^(b+1)) ms with g = 1.01.
 latencies = sa.Table("latencies", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
 
 # How many answered rows got about the same prediction: bin b holds those of [b/50, (b+1)/50).
 scores = sa.Table("scores", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
 
 # Of the rows that a variant answered itself and whose outcome is known, 0 or 1: how many, how many are 1,
-# what its threshold made of them (true and false positives and negatives), and the sums and squares of the
-# Brier score (p − y)², of the log loss, and of y − p.
+# what its threshold made of them (true and false positives and negatives), how many were assigned for
+# themselves, and the sums and squares of the Brier score (p − y)², of the log loss, and of y − p.
 labels = sa.Table(
     "labels",
     metadata,
     *_key(_SEGMENT),
-    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives", "tp", "fp", "tn", "fn")),
+    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives", "tp", "fp", "tn", "fn", "assigned")),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2")),
 )
 

@@ -68,12 +68,16 @@ class UpstreamProblem(Problem):
 
 
 class BadGateway(UpstreamProblem):
+    """It could not be reached, or its answer is no HTTP."""
+
     status: ClassVar[int] = 502
     slug: ClassVar[str] = "model-unreachable"
     title: ClassVar[str] = "The model did not give a usable answer"
 
 
 class GatewayTimeout(UpstreamProblem):
+    """It had no whole answer when the time was up."""
+
     status: ClassVar[int] = 504
     slug: ClassVar[str] = "model-timeout"
     title: ClassVar[str] = "The model did not answer in time"

@@ -9,8 +9,8 @@ from typing import Any, NotRequired
 from flask import Blueprint, Response, request
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
+from router import query
 from router.experiments import Following
-from router.front import checked_tag
 from router.keys import Scope
 from router.openapi import CALLERS
 from router.verdicts import Verdicts
@@ -90,7 +90,7 @@ def blueprint(
     def verdict() -> Response | tuple[dict[str, Any], dict[str, str]]:
         """Which variant stays, and what that rests on."""
         admit("read")
-        tag = checked_tag(request.args.get("tag"), "tag") or REAL
+        tag = query.tag() or REAL
         replay = request.args.get("replay")
         current = following.now()
         now = datetime.now(UTC)

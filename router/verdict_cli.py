@@ -15,6 +15,8 @@ from rich.markdown import Markdown
 from router.cli import KEY, URL, Router
 from runoff.cli import as_json, examples, say_json, say_table
 
+TRAFFIC = "The traffic to judge: real, a tag such as simulation, or all."
+
 
 @click.command(
     epilog=examples(
@@ -24,7 +26,7 @@ from runoff.cli import as_json, examples, say_json, say_table
 @click.option(
     "--url", envvar=URL, default="http://127.0.0.1:8000", show_default=True, help=f"The router. [env: {URL}]"
 )
-@click.option("--tag", default="real", show_default=True, help="Of which traffic; all for any.")
+@click.option("--tag", default="real", show_default=True, help=TRAFFIC)
 @click.option("--replay", metavar="NAME", help="Compare the champion with a replay set.")
 @click.option("--markdown", is_flag=True, help="A page to keep, as Markdown.")
 @as_json
@@ -60,13 +62,21 @@ def verdict(*, url: str, tag: str, replay: str | None, markdown: bool, wants_jso
     "--difference", type=float, required=True, help="What is worth finding, in units of the metric."
 )
 @click.option("--metric", type=click.Choice(["brier", "log-loss", "profit"]), help="Default: what decides.")
-@click.option("--power", type=float, default=0.8, show_default=True, help="The probability to find it.")
-@click.option("--share", type=float, default=0.5, show_default=True, help="The challenger's, in a split.")
-@click.option("--tag", default="real", show_default=True, help="Of which traffic; all for any.")
+@click.option(
+    "--power", type=float, default=0.8, show_default=True, help="Probability of finding that difference."
+)
+@click.option(
+    "--share", type=float, help="The challenger's share in a split. Default: as traffic is split now."
+)
+@click.option("--tag", default="real", show_default=True, help=TRAFFIC)
 @click.option("--per-day", type=float, help="Requests a day. Default: what was seen.")
 @click.option("--labelled", type=float, help="The share whose outcome becomes known. Default: what was seen.")
-@click.option("--variance", type=float, help="Of a variant's score on a request. Default: what was seen.")
-@click.option("--pair-variance", type=float, help="Of the difference on a request. Default: what was seen.")
+@click.option(
+    "--variance", type=float, help="Variance of one variant's score per request. Default: what was seen."
+)
+@click.option(
+    "--pair-variance", type=float, help="Variance of the difference per request. Default: what was seen."
+)
 @click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, in one HTML file.")
 @as_json
 def plan(*, url: str, figure: Path | None, wants_json: bool, **asked: Any) -> None:

@@ -37,10 +37,10 @@ from router.tables import (
 )
 from runoff.problems import NotFound
 from verdict import money
-from verdict.counted import GAP_BINS
 from verdict.decision import judge
 from verdict.declared import LIVE, Declared, Place, Roles, Terms
 from verdict.evidence import (
+    GAP_BINS,
     Arm,
     Costs,
     Decisions,
@@ -55,6 +55,7 @@ from verdict.evidence import (
 )
 from verdict.moments import ClusteredMoments, Moments, WeightedMoments
 from verdict.results import Verdict
+from verdict.segments import parts
 
 # Verdicts that are kept for who asks again, by what they are on.
 KEPT = 8
@@ -114,6 +115,7 @@ def rules(document: Experiment) -> Rules:
         guardrails=tuple(Guardrail(each.name, each.metric, each.margin) for each in document.guardrails),
         segments=tuple(each.column for each in declared.segments),
         sensitive=tuple(each.column for each in declared.sensitive),
+        parts=_cut(declared),
         selective=declared.selective,
         max_gap=declared.max_gap,
     )
@@ -218,6 +220,10 @@ class Verdicts:
         """What was recorded since traffic is split as it is now.
 
         The arguments are those of `verdict`; and `step`, a version and the allocation from which on it is.
+
+        Raises:
+            NotFound: there is no such replay set.
+            DatabaseDown: the database cannot be read.
         """
         self._fold.catch_up()
         document = current.document
@@ -362,9 +368,10 @@ class Verdicts:
         return database.read(self._engine, query)
 
 
-ASKED = ("requests", "answered", "failed", "saved")
+APART = ("apart", "apart_failed", "together")
+ASKED = ("requests", "answered", "failed", "saved", "assigned", "served", *APART)
 LABELS = (
-    *("labelled", "positives", "tp", "fp", "tn", "fn"),
+    *("labelled", "positives", "tp", "fp", "tn", "fn", "assigned"),
     *("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2"),
 )
 PAIRS = (
@@ -415,15 +422,25 @@ def _of_asked(row: Any, question: Question) -> Evidence:
     scope, who, empty = question.scope, question.who, question.who.nothing
     requests, errors = int(row.requests), int(row.failed) + int(row.saved)
     answered = int(row.answered) - int(row.saved)
-    arm = Arm(requests=requests, errors=errors, mature=answered if row.hour < scope.matured else 0)
+    mature = row.hour < scope.matured
+    apart, apart_failed, together = (int(getattr(row, name)) for name in APART)
+    arm = Arm(requests, errors, apart, apart_failed, together, answered if mature else 0)
     weights = question.declared.at((row.experiment_version, row.allocation)).weights
     found = replace(empty, arms={row.variant: arm})
     if who.design == "shadow":
-        if row.variant != who.champion and row.hour < scope.matured:
+        if row.variant != who.champion and mature:
             found = replace(found, pairs={row.variant: Pairs(mature=answered)})
         return found
     if weights:
-        period = Period(weights, {row.variant: requests}, errors={row.variant: errors})
+        period = Period(
+            weights,
+            requests={row.variant: requests},
+            assigned={row.variant: int(row.assigned)},
+            served={row.variant: int(row.served) if mature else 0},
+            apart={row.variant: apart},
+            apart_failed={row.variant: apart_failed},
+            together={row.variant: together},
+        )
         found = replace(found, periods=(period,))
     return found
 
@@ -431,9 +448,7 @@ def _of_asked(row: Any, question: Question) -> Evidence:
 def _of_known(row: Any, question: Question) -> Evidence:
     """What outcomes say of a variant."""
     n = int(row.labelled)
-    decisions = Decisions(
-        n, int(row.tp + row.fp), *(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn"))
-    )
+    decisions = Decisions(*(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn")))
     costs, who = question.declared.rules.costs, question.who
     moments = {
         "brier": Moments(n, row.brier, row.brier2),
@@ -458,7 +473,7 @@ def _of_known(row: Any, question: Question) -> Evidence:
     )
     found = replace(who.nothing, arms={row.variant: arm})
     if who.design != "shadow" and shares:
-        found = replace(found, periods=(Period(shares, labels={row.variant: n}),))
+        found = replace(found, periods=(Period(shares, labels={row.variant: int(row.assigned)}),))
     return found
 
 
@@ -543,6 +558,15 @@ def _counted(
 ) -> sa.Select[Any]:
     columns: Iterable[sa.Column[Any]] = [table.c[name] for name in key]
     return sa.select(*columns, sa.func.sum(table.c[counts])).where(where).group_by(*columns)
+
+
+def _cut(declared: Decision) -> dict[str, int]:
+    """Into how many parts columns are cut; one may be cut in one way for segments, in another for groups."""
+    found: dict[str, set[str]] = {}
+    for each in (*declared.segments, *declared.sensitive):
+        if each.cuts:
+            found.setdefault(each.column, set()).update(parts(each.cuts))
+    return {column: len(names) for column, names in found.items()}
 
 
 def _costs(document: Experiment) -> Costs | None:

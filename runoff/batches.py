@@ -326,15 +326,17 @@ def _write_csv(chunks: Iterable[list[Outcome]], classes: bool) -> Iterator[bytes
     writer.writerow(["id", "prediction", *(["class"] if classes else []), "problem"])
     for chunk in chunks:
         for each in chunk:
-            problem = _cell(each.problem["detail"]) if each.problem else ""
-            writer.writerow([_cell(each.id), each.prediction, *([each.class_] if classes else []), problem])
+            problem = no_formula(each.problem["detail"]) if each.problem else ""
+            writer.writerow(
+                [no_formula(each.id), each.prediction, *([each.class_] if classes else []), problem]
+            )
         yield text.getvalue().encode()
         text.seek(0)
         text.truncate()
 
 
-def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
+def no_formula(text: str) -> str:
+    """A text as a cell of CSV; an apostrophe keeps a spreadsheet from taking it for a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
 

@@ -72,7 +72,7 @@ def on_board(command: Command) -> Command:
 
 def _text(_: click.Context, parameter: click.Parameter, text: str) -> str:
     if not 0 < len(text.strip()) <= MAX_TEXT:
-        raise click.BadParameter(f"takes a text of 1 to {MAX_TEXT} letters", param=parameter)
+        raise click.BadParameter(f"takes a text of 1 to {MAX_TEXT} characters", param=parameter)
     return text
 
 
@@ -91,7 +91,9 @@ def examples(*lines: str) -> str:
 
 as_json = click.option("--json", "wants_json", is_flag=True, help="Answer in JSON, for programs.")
 reason = click.option("--reason", required=True, callback=_text, help="Why; it is kept on record.")
-by = click.option("--by", default=_user, callback=_text, show_default="you", help="Who says so.")
+by = click.option(
+    "--by", default=_user, callback=_text, show_default="you", help="Your name, for the record."
+)
 watch = click.option(
     "--watch",
     "url",
@@ -360,10 +362,10 @@ def card(management: Management, *, model: str, version: str, html: bool, output
         click.echo(text, nl=False)
 
 
-@main.command(epilog=examples("runoff serve --pin my-model --board s3://bucket/models --port 8003"))
+@main.command(epilog=examples("runoff serve --pin my-model --board s3://bucket/models"))
 @click.option("--pin", required=True, help="The model to serve, by the name of its pin.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port.")
+@click.option("--port", default=8003, show_default=True, type=click.IntRange(1, 65535), help="The port.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
 @on_board
 def serve(management: Management, *, pin: str, host: str, port: int, workers: int) -> None:

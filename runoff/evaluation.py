@@ -87,13 +87,13 @@ def calibration(y: ArrayLike, p: ArrayLike, bins: int = 10) -> pd.DataFrame:
     """Predicted against observed: rows sorted by prediction, cut into bins of equal size.
 
     Returns:
-        A row for each bin: predicted (mean), observed (share of outcome 1), its 95 % interval
-        (Wilson 1927), count.
+        A row for each bin: predicted (mean), observed (share of outcome 1), its exact 95 % interval
+        (Clopper & Pearson 1934), count.
     """
     y, p = np.asarray(y), np.asarray(p)
     rows = []
     for chosen in np.array_split(np.argsort(p, kind="stable"), bins):
-        test = binomtest(int(y[chosen].sum()), chosen.size).proportion_ci(LEVEL, method="wilson")
+        test = binomtest(int(y[chosen].sum()), chosen.size).proportion_ci(LEVEL, method="exact")
         rows.append((p[chosen].mean(), y[chosen].mean(), test.low, test.high, chosen.size))
     return pd.DataFrame(rows, columns=["predicted", "observed", "lower", "upper", "count"])
 

@@ -21,6 +21,8 @@ CHALLENGER = "#D55E00"
 GREY = "#6b7280"
 
 HEIGHT = 400
+# So many columns are shown with what they cost.
+COLUMNS = 12
 
 
 class _Embedded(MimetypeRenderer):  # type: ignore[misc] # plotly carries no types
@@ -112,9 +114,9 @@ def scores_figure(
     )
 
 
-def importance_figure(tables: Mapping[str, pd.DataFrame], top: int = 12) -> go.Figure:
-    """What shuffling each column costs in ROC AUC, by one model or two; the last sets the order."""
-    order = list(tables.values())[-1].index[:top][::-1]
+def importance_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """What shuffling the costliest columns costs in ROC AUC, by one model or two; the last sets the order."""
+    order = list(tables.values())[-1].index[:COLUMNS][::-1]
     figure = go.Figure()
     looks = zip(tables.items(), (CHAMPION, CHALLENGER), ("circle", "diamond"), (0.14, -0.14), strict=False)
     for (name, table), colour, symbol, shift in looks:

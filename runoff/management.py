@@ -155,6 +155,7 @@ class Management:
             StoreError: the version fails its test.
             Superseded: another release is the newest.
         """
+        self._check(service, expected)
         changes = {service: _served(version)}
         return self._record(changes, by=by, reason=reason, action="release", expected=expected)
 
@@ -174,6 +175,7 @@ class Management:
             StoreError: what was before fails its test today.
             Superseded: another release is the newest.
         """
+        self._check(service, expected)
         past: list[Served] = []
         for release in self.releases.all(service):
             if release.action == "rollback":
@@ -214,6 +216,11 @@ class Management:
         golden, reference = self.store.golden_rows(version), self.store.reference(version)
         return card.render(version, golden, reference, releases, form)
 
+    def _check(self, service: str, expected: Container[str] | None) -> None:
+        """See that no other release came meanwhile; raises Superseded."""
+        if expected is not None and (newest := self.newest(service)) not in expected:
+            raise Superseded(f"the newest release of {service!r} is another one by now: {newest}")
+
     def _record(
         self,
         changes: Mapping[str, Served],
@@ -228,8 +235,7 @@ class Management:
             callers_of = None if action == "rollback" else self.releases.live(service)
             load_tested(self.store, served, callers_of)
             # A test takes a while: who was faster is seen after it.
-            if expected is not None and (newest := self.newest(service)) not in expected:
-                raise Superseded(f"the newest release of {service!r} is another one by now: {newest}")
+            self._check(service, expected)
         return self.releases.record(changes, by=by, reason=reason, action=action)
 
 

@@ -25,7 +25,6 @@ from runoff.problems import (
     FieldError,
     Forbidden,
     Invalid,
-    Malformed,
     NotAcceptable,
     NotFound,
     PreconditionFailed,
@@ -33,6 +32,7 @@ from runoff.problems import (
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
+    wrong_parameter,
 )
 from runoff.releases import Release
 from runoff.store import ModelVersion, NoSuchVersion, StoreError
@@ -61,10 +61,7 @@ class ReleaseDetails(TypedDict):
 
 
 class History(TypedDict):
-    """What a service serves, or did at the time asked for, and all of its releases, oldest first.
-
-    Its ETag is the id of the newest release, "none" before the first.
-    """
+    """What a service serves, or did at the time asked for, and all of its releases, oldest first."""
 
     service: str
     live: ServedDetails | None
@@ -146,8 +143,13 @@ def _texts_like(**examples: str) -> Callable[[], Mapping[str, Schema]]:
     return lambda: {JSON: {"schema": schema, "examples": {"usual": {"value": examples}}}}
 
 
-CHANGES = (Unauthorized, Forbidden, Conflict, TooLarge, UnsupportedMediaType, Invalid)
+CHANGES = (Unauthorized, Forbidden, Conflict, TooLarge, UnsupportedMediaType, Invalid, Unavailable)
 WHY = {"reason": "better calibrated", "by": "ada"}
+TAGGED = {"ETag": "The id of the newest release, none before the first."}
+IF_MATCH: Schema = {
+    "type": "string",
+    "description": "The release that is the newest still: the ETag of what was released.",
+}
 
 
 def blueprint(management: Management) -> Blueprint:
@@ -157,7 +159,7 @@ def blueprint(management: Management) -> Blueprint:
     api.register_error_handler(StoreError, lambda error: web.answer_problem(Unavailable(str(error))))
 
     @api.get("/v1/models/<model>/versions")
-    @describe(NotFound, tag="versions")
+    @describe(NotFound, Unavailable, tag="versions")
     def versions(model: str) -> Versions:
         """The versions of a model."""
         found = management.store.versions(model)
@@ -166,7 +168,7 @@ def blueprint(management: Management) -> Blueprint:
         return {"model": model, "versions": [summary(version) for version in found]}
 
     @api.get("/v1/models/<model>/versions/<version>")
-    @describe(NotFound, tag="versions", answer=VersionDetails, statuses=(200, 304))
+    @describe(NotFound, Unavailable, tag="versions", answer=VersionDetails, statuses=(200, 304))
     def version(model: str, version: str) -> Response:
         """One version: its training record, what it takes, the digests of its files."""
         return _cached(jsonify(details(_found(management, model, version))))
@@ -193,7 +195,7 @@ def blueprint(management: Management) -> Blueprint:
         return _cached(Response(management.card(_found(management, model, version), form), mimetype=chosen))
 
     @api.get("/v1/models/<model>/versions/<version>/reference")
-    @describe(NotFound, tag="versions", answer=Spreads, statuses=(200, 304))
+    @describe(NotFound, Unavailable, tag="versions", answer=Spreads, statuses=(200, 304))
     def reference(model: str, version: str) -> Response:
         """How its training data were spread: what live traffic is compared with."""
         found = _found(management, model, version)
@@ -205,6 +207,7 @@ def blueprint(management: Management) -> Blueprint:
     @api.get("/v1/models/<model>/diff")
     @describe(
         NotFound,
+        Unavailable,
         tag="versions",
         query={"from": {"type": "string"}, "to": {"type": "string", "default": "newest"}},
         required=("from",),
@@ -212,7 +215,7 @@ def blueprint(management: Management) -> Blueprint:
     def diff(model: str) -> DifferenceDetails:
         """What tells two versions apart: what of training, metrics, importance and schema differs."""
         if "from" not in request.args:
-            raise Malformed("the query must hold from, the id of a version")
+            raise wrong_parameter("from", "required", "the id of a version", None)
         before, after = (
             _found(management, model, request.args.get(name, "newest")) for name in ("from", "to")
         )
@@ -224,15 +227,16 @@ def blueprint(management: Management) -> Blueprint:
         tag="versions",
         query={"at": {"type": "string", "format": "date-time"}},
         answer=History,
+        headers=TAGGED,
     )
     def releases(model: str) -> Response:
         """What a service serves, or served at a time, and all that was ever released to it."""
+        given = request.args.get("at")
         try:
             # The plus of a zone, where nobody escaped it, arrives as a space.
-            given = re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", request.args.get("at", ""))
-            at = parse_time(given) if "at" in request.args else None
+            at = parse_time(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", given)) if given is not None else None
         except (ValueError, OverflowError):
-            raise Malformed("at takes a time such as 2026-11-23T14:05Z") from None
+            raise wrong_parameter("at", "format", "a time such as 2026-11-23T14:05Z", given) from None
         newest = management.newest(model)
         live: Any = management.live(model, at)
         told: History = {
@@ -260,6 +264,7 @@ def _add_changes(api: Blueprint, management: Management) -> None:
         tag="operation",
         secured=True,
         request=_texts_like(version="newest", **WHY),
+        request_headers=lambda: {"If-Match": IF_MATCH},
     )
     def release(model: str) -> ReleaseDetails:
         """Let a service serve a version from now on, after a self-test."""
@@ -270,7 +275,14 @@ def _add_changes(api: Blueprint, management: Management) -> None:
         return _done(lambda: management.release(model, chosen, **why, expected=request.if_match or None))
 
     @api.post("/v1/models/<model>/rollback")
-    @describe(*CHANGES, PreconditionFailed, tag="operation", secured=True, request=_texts_like(**WHY))
+    @describe(
+        *CHANGES,
+        PreconditionFailed,
+        tag="operation",
+        secured=True,
+        request=_texts_like(**WHY),
+        request_headers=lambda: {"If-Match": IF_MATCH},
+    )
     def rollback(model: str) -> ReleaseDetails:
         """Let a service serve what it served before."""
         _authorize()
@@ -378,7 +390,7 @@ def _texts(*names: str) -> dict[str, str]:
             errors=[FieldError("", "type", "the body must be an object", body)],
         )
     errors = [
-        FieldError(f"/{name}", "type", f"{name} must be a text of 1 to {MAX_TEXT} letters", body.get(name))
+        FieldError(f"/{name}", "type", f"{name} must be a text of 1 to {MAX_TEXT} characters", body.get(name))
         for name in names
         if not isinstance(body.get(name), str) or not 0 < len(body[name].strip()) <= MAX_TEXT
     ]

@@ -20,26 +20,33 @@ from flask import Blueprint, Flask, Response, current_app, request, send_from_di
 
 from runoff import __version__
 from runoff.operations import JSON, Operation, Schema, describe
-from runoff.problems import Malformed, NotFound, Problem, ProblemDetails
+from runoff.problems import PROBLEM_JSON, Malformed, NotFound, Problem, ProblemDetails, Unauthorized
 from runoff.web import REQUEST_ID
 
-PROBLEM_JSON = "application/problem+json"
 COMPONENT = "#/components/schemas/{model}"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ASSETS_SECONDS = 86_400
-# The name of the security scheme of those who manage versions.
-OPERATOR = "operator"
+# The names of the security schemes: of those who change something, and of all who need a key.
+OPERATOR, KEY = "operator", "key"
 
 REQUEST_ID_HEADER = {
     "description": "The request's id: the caller's, or one that was made for it.",
     "schema": {"type": "string"},
 }
-REQUEST_ID_PARAMETER = {
-    "name": "X-Request-ID",
-    "in": "header",
-    "description": "An id for the request, which the answer and the log repeat.",
-    "schema": {"type": "string", "pattern": f"^{REQUEST_ID.pattern}$"},
+# Read of every request.
+EVERYWHERE: dict[str, Schema] = {
+    "X-Request-ID": {
+        "type": "string",
+        "pattern": f"^{REQUEST_ID.pattern}$",
+        "description": "An id for the request, which the answer and the log repeat.",
+    },
+    "traceparent": {
+        "type": "string",
+        "description": "The trace that the request is a part of (W3C Trace Context); both repeat it, too.",
+    },
 }
+# Read where an answer may be that nothing has changed.
+IF_NONE_MATCH: Schema = {"type": "string", "description": "The ETag of an answer that the caller has."}
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,12 @@ def blueprint(service: Service) -> Blueprint:
         return PAGE.format(title=service.title, up=up)
 
     @pages.get("/docs/<file>")
-    @describe(NotFound, media_type="*/*", answer=bytes)
+    @describe(NotFound, media_type="*/*", answer=bytes, statuses=(200, 304))
     def asset(file: str) -> Response:
         """A part of that page."""
-        return send_from_directory(assets, file, max_age=ASSETS_SECONDS)
+        # Without parts of it, which nobody asks for.
+        sent = send_from_directory(assets, file, max_age=ASSETS_SECONDS, conditional=False)
+        return sent.make_conditional(request)  # type: ignore[return-value]
 
     return pages
 
@@ -105,7 +114,8 @@ def build(app: Flask, service: Service) -> dict[str, Any]:
     """The document of an app, as it and the live version are now."""
     views = list(_views(app))
     schemas = _Schemas(
-        [ProblemDetails, *(each.answer for each in views), *(each.operation.refusal for each in views)]
+        [ProblemDetails, *(each.answer for each in views), *(each.operation.refusal for each in views)],
+        [each.operation.takes for each in views],
     )
     examples = service.examples()
     paths: dict[str, Any] = {}
@@ -113,11 +123,11 @@ def build(app: Flask, service: Service) -> dict[str, Any]:
         paths.setdefault(view.path, {})[view.method.lower()] = _told(view, schemas, examples)
     components: dict[str, Any] = {
         "schemas": {**schemas.components, **service.schemas()},
-        "parameters": {"RequestId": REQUEST_ID_PARAMETER},
+        "parameters": {name: _parameter("header", name, schema) for name, schema in EVERYWHERE.items()},
         "headers": {"RequestId": REQUEST_ID_HEADER},
     }
-    if any(view.operation.secured for view in views):
-        components["securitySchemes"] = {OPERATOR: {"type": "http", "scheme": "bearer"}}
+    if schemes := {name for view in views for each in _security(view.operation) for name in each}:
+        components["securitySchemes"] = {key: {"type": "http", "scheme": "bearer"} for key in sorted(schemes)}
     return {
         "openapi": "3.1.0",
         "info": {"title": service.title, "description": service.about, "version": __version__},
@@ -161,9 +171,12 @@ def _views(app: Flask) -> Iterator[_View]:
 
 
 class _Schemas:
-    """The JSON Schemas of types, by pydantic; those that have a name are components."""
+    """The JSON Schemas of types, by pydantic; those that have a name are components.
 
-    def __init__(self, types: Iterable[Any]) -> None:
+    What is taken of a type may be less than what is told of it: fields that have a default need not be there.
+    """
+
+    def __init__(self, told: Iterable[Any], taken: Iterable[Any]) -> None:
         # Imported here: a service that is not asked for its document does without.
         from pydantic import TypeAdapter  # noqa: PLC0415
         from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
@@ -174,14 +187,23 @@ class _Schemas:
             def field_title_should_be_set(self, _schema: Any) -> bool:
                 return False
 
-        distinct = list(dict.fromkeys(each for each in types if each is not None))
-        adapters: list[Any] = [(each, "serialization", TypeAdapter(each)) for each in distinct]
+        adapters: list[Any] = [
+            (each, mode, TypeAdapter(each))
+            for mode, types in (("serialization", told), ("validation", taken))
+            for each in dict.fromkeys(types)
+            if each is not None
+        ]
         found, more = TypeAdapter.json_schemas(adapters, ref_template=COMPONENT, schema_generator=Untitled)
-        self._of = {each: schema for (each, _), schema in found.items()}
+        self._of: Mapping[tuple[Any, str], Schema] = found  # type: ignore[assignment]
         self.components = more.get("$defs", {})
 
-    def __getitem__(self, type_: Any) -> Schema:
-        return self._of[type_]
+    def told(self, type_: Any) -> Schema:
+        """That of an answer."""
+        return self._of[type_, "serialization"]
+
+    def taken(self, type_: Any) -> Schema:
+        """That of a request's body."""
+        return self._of[type_, "validation"]
 
 
 def _told(view: _View, schemas: _Schemas, examples: Mapping[str, str]) -> dict[str, Any]:
@@ -193,26 +215,50 @@ def _told(view: _View, schemas: _Schemas, examples: Mapping[str, str]) -> dict[s
         "tags": [operation.tag],
         "summary": summary.rstrip("."),
         "description": re.split(r"\n(?:Args|Returns|Raises):\n", rest)[0].strip(),
-        "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in EVERYWHERE],
         "responses": _responses(view, schemas),
     }
     for name, kind in view.arguments:
         schema = {"type": "integer" if kind == "int" else "string"}
         example = {"example": examples[name]} if name in examples else {}
-        told["parameters"].append({"name": name, "in": "path", "required": True, "schema": schema, **example})
-    for name, schema in operation.query.items():
-        required = name in operation.required
-        told["parameters"].append({"name": name, "in": "query", "required": required, "schema": schema})
-    if operation.request:
-        told["requestBody"] = {"required": True, "content": operation.request()}
-    if operation.secured:
-        told["security"] = [{OPERATOR: []}]
+        told["parameters"].append(_parameter("path", name, schema, required=True) | example)
+    headers = dict(operation.request_headers())
+    if HTTPStatus.NOT_MODIFIED in operation.statuses:
+        headers["If-None-Match"] = IF_NONE_MATCH
+    told["parameters"] += [
+        _parameter(where, name, schema, required=name in operation.required)
+        for where, parameters in (("query", operation.query), ("header", headers))
+        for name, schema in parameters.items()
+    ]
+    if content := _content(operation, schemas):
+        told["requestBody"] = {"required": True, "content": content}
+    if security := _security(operation):
+        told["security"] = security
     return told
+
+
+def _parameter(where: str, name: str, schema: Schema, *, required: bool = False) -> Schema:
+    return {"name": name, "in": where, "required": required, "schema": schema}
+
+
+def _content(operation: Operation, schemas: _Schemas) -> Mapping[str, Schema]:
+    """The content of a request's body, by media type."""
+    if operation.takes is None:
+        return operation.request() if operation.request else {}
+    examples = {"examples": {"usual": {"value": operation.example}}} if operation.example else {}
+    return {JSON: {"schema": schemas.taken(operation.takes), **examples}}
+
+
+def _security(operation: Operation) -> list[dict[str, list[str]]]:
+    """The schemes, one of which a request follows; an empty one is none."""
+    if operation.secured:
+        return [{OPERATOR: []}]
+    return [{KEY: []}, {}] if Unauthorized in operation.problems else []
 
 
 def _responses(view: _View, schemas: _Schemas) -> dict[str, Any]:
     operation = view.operation
-    content = {operation.media_type: {"schema": schemas[view.answer]}, **operation.more}
+    content = {operation.media_type: {"schema": schemas.told(view.answer)}, **operation.more}
     headers = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
     own = {
         name: {"description": about, "schema": {"type": "string"}}
@@ -226,10 +272,10 @@ def _responses(view: _View, schemas: _Schemas) -> dict[str, Any]:
         }
         for status in operation.statuses
     }
-    refused = {PROBLEM_JSON: {"schema": schemas[ProblemDetails]}}
+    refused = {PROBLEM_JSON: {"schema": schemas.told(ProblemDetails)}}
     # What is refused before the view is reached is refused as everywhere.
     if operation.refusal is not None:
-        refused = {JSON: {"schema": schemas[operation.refusal]}, **refused}
+        refused = {JSON: {"schema": schemas.told(operation.refusal)}, **refused}
     problems: tuple[type[Problem], ...] = (Malformed, *operation.problems)
     for problem in problems:
         told = responses.setdefault(

@@ -27,11 +27,14 @@ class Operation:
         media_type: of the answer.
         answer: the type of the answer, where the view's annotation does not tell.
         request: gives the content of a request's body: by media type, a schema and examples.
+        takes: the type of a body in JSON, where `request` does not tell.
+        example: a body of that type.
         more: content of the answer in other media types, likewise.
         query: parameters of the query, by name.
-        required: those of them that must be there.
+        request_headers: gives the headers that are read of a request, by name, besides those of all requests.
+        required: those of both that must be there.
         headers: what the answer's own headers say, by name.
-        secured: whether it takes an operator's key.
+        secured: whether it takes an operator's key; where a problem is that there is none, one may be needed.
     """
 
     about: str = ""
@@ -42,8 +45,11 @@ class Operation:
     media_type: str = JSON
     answer: Any = None
     request: Callable[[], Mapping[str, Schema]] | None = None
+    takes: Any = None
+    example: Mapping[str, Any] | None = None
     more: Mapping[str, Schema] = field(default_factory=dict)
     query: Mapping[str, Schema] = field(default_factory=dict)
+    request_headers: Callable[[], Mapping[str, Schema]] = dict
     required: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     secured: bool = False

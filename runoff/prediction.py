@@ -47,7 +47,7 @@ from runoff.front import Front
 from runoff.live import Live, Ready
 from runoff.management import Management
 from runoff.operations import JSON, describe
-from runoff.problems import Malformed, NotFound, Unavailable
+from runoff.problems import NotFound, Unavailable, wrong_parameter
 from runoff.records import RecordReader
 from runoff.store import Store
 
@@ -169,7 +169,7 @@ def _threshold(ready: Ready, body: Any) -> float | None:
     """
     asked = request.args.get("class", "false")
     if asked not in ("true", "false"):
-        raise Malformed(f"class takes true or false, not {asked[:40]!r}")
+        raise wrong_parameter("class", "enum", "true or false", asked)
     if asked == "true" or asks_for_class(body):
         return float(ready.model.version.record.get("threshold", DEFAULT_THRESHOLD))
     return None
@@ -260,7 +260,7 @@ def _body(address: str, reader: RecordReader) -> Any:
         return {"dataframe_records": records_of_csv(web.text_body(), features)}
     if address in MLFLOW and request.mimetype == batches.PARQUET:
         return {"dataframe_records": batches.records_of_parquet(web.whole_body(), reader.prototype)}
-    if address in V2 and (header := request.headers.get(binary_tensors.HEADER)):
+    if address in V2 and (header := request.headers.get(binary_tensors.HEADER)) is not None:
         text, data = binary_tensors.split(web.whole_body(), header)
         body = web.from_json(text)
         binary_tensors.fill(body, data)

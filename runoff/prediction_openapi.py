@@ -45,6 +45,11 @@ CLASS_PARAMETER = {
     "default": "false",
     "description": "Whether to tell the class, too: 1 where the probability reaches the version's threshold.",
 }
+JSON_LENGTH: Schema = {
+    "type": "integer",
+    "minimum": 0,
+    "description": "Where tensors are binary, the length of the JSON before them in bytes.",
+}
 HEADERS = {
     "X-Model-Name": "The model that answered.",
     "X-Model-Version": "Its version.",
@@ -92,6 +97,7 @@ def operation(address: str, columns: Columns) -> Operation:
         request=lambda: _request(address, spoken, columns()),
         more=_not_json(address),
         query={"class": CLASS_PARAMETER},
+        request_headers=lambda: {binary_tensors.HEADER: JSON_LENGTH} if address in V2 else {},
         headers=HEADERS | {UNSEEN: "Columns with values that training never saw, and in how many rows."},
     )
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NotRequired
 
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
+PROBLEM_JSON = "application/problem+json"
+
 # Errors listed in one answer. A batch of a thousand broken rows is told with the first of them.
 MAX_ERRORS = 20
 MAX_VALUE_LENGTH = 40
@@ -29,8 +31,9 @@ class FieldDetails(TypedDict):
 class FieldError:
     """One rule broken by one value.
 
-    `pointer` is an RFC 6901 JSON pointer into the request's body; `rule` is the JSON Schema keyword of the
-    rule (`/prototype` is the schema); `value` is what the caller sent there, shortened.
+    `pointer` is an RFC 6901 JSON pointer into the request's body, or to a parameter of its query or a header
+    by its name; `rule` is the JSON Schema keyword of the rule (of a record `/prototype` is the schema);
+    `value` is what the caller sent there, shortened.
     """
 
     pointer: str
@@ -104,6 +107,22 @@ class Malformed(Problem):
     title = "The request cannot be read"
 
 
+def wrong_parameter(name: str, rule: str, takes: str, value: str | None) -> Malformed:
+    """What is wrong with a parameter of a query or a header.
+
+    Args:
+        name: of the parameter.
+        rule: that it breaks, as in a FieldError.
+        takes: what it takes, for a reader.
+        value: what was sent; None where it is missing.
+    """
+    if value is None:
+        detail = f"{name} is missing; it takes {takes}"
+    else:
+        detail = f"{name} takes {takes}, not {value[:MAX_VALUE_LENGTH]!r}"
+    return Malformed(detail, errors=[FieldError(f"/{name}", rule, detail, value)])
+
+
 class Unauthorized(Problem):
     """Nobody could be known: no key was sent, or one that opens nothing."""
 
@@ -121,12 +140,16 @@ class Forbidden(Problem):
 
 
 class NotFound(Problem):
+    """The address, or what it names, is not there."""
+
     status = 404
     slug = "not-found"
-    title = "There is nothing at this address"
+    title = "What is asked for is not there"
 
 
 class MethodNotAllowed(Problem):
+    """The address is there for other methods."""
+
     status = 405
     slug = "method-not-allowed"
     title = "This address does not take that method"
@@ -141,6 +164,8 @@ class NotAcceptable(Problem):
 
 
 class Conflict(Problem):
+    """The request does not go with what is there already."""
+
     status = 409
     slug = "conflict"
     title = "The request contradicts what is recorded"
@@ -155,12 +180,16 @@ class PreconditionFailed(Problem):
 
 
 class TooLarge(Problem):
+    """The body is larger than is taken."""
+
     status = 413
     slug = "too-large"
     title = "The request is too large"
 
 
 class UnsupportedMediaType(Problem):
+    """The body is of a type that is not read here."""
+
     status = 415
     slug = "unsupported-media-type"
     title = "The request is not JSON"

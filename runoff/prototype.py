@@ -58,6 +58,7 @@ class Feature:
         return "float64" if self.type in ("integer", "number") else None
 
     def to_json(self) -> dict[str, Any]:
+        """The column's JSON Schema; what training saw stands in `x-seen`."""
         schema: dict[str, Any] = {
             "example": self.example,
             "type": [self.type, "null"] if self.nullable else self.type,
@@ -79,6 +80,7 @@ class Feature:
 
     @classmethod
     def from_json(cls, name: str, schema: Mapping[str, Any]) -> Feature:
+        """The column that `to_json` told."""
         declared = schema["type"]
         nullable = isinstance(declared, list)
         codes = schema.get("enum")

@@ -18,7 +18,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 
 from runoff import problems
 from runoff.operations import describe
-from runoff.problems import Problem
+from runoff.problems import PROBLEM_JSON, Malformed, Problem
 
 # Far above any record or batch that belongs into one JSON body.
 MAX_BODY_BYTES = 1_000_000
@@ -159,7 +159,7 @@ def answer_problem(problem: Problem) -> Response:
         return response
     response = jsonify(problem.to_json(g.request_id))
     response.status_code = problem.status
-    response.mimetype = "application/problem+json"
+    response.mimetype = PROBLEM_JSON
     response.headers.update(problem.headers)
     return response
 
@@ -170,6 +170,12 @@ def new_request_id() -> str:
     Ids that come one after another lie together in an index, and a database touches few of its pages.
     """
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+def wrong_request_id(sent: str) -> Malformed:
+    """What is wrong with a request's id that is none."""
+    takes = "1 to 128 letters, digits, dots, dashes and underscores"
+    return problems.wrong_parameter("X-Request-ID", "pattern", takes, sent)
 
 
 def _identify() -> None:
@@ -187,9 +193,7 @@ def _identify() -> None:
         # A server may end the stream where a connection broke off: Flask has to see that bytes are missing.
         request.environ.pop("wsgi.input_terminated", None)
     if sent is not None and g.request_id != sent:
-        raise problems.Malformed(
-            "the header X-Request-ID takes 1 to 128 letters, digits, dots, dashes and underscores"
-        )
+        raise wrong_request_id(sent)
 
 
 def _sign(response: Response) -> Response:

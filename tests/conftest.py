@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,16 @@ def own_house(board: Path, tmp_path: Path) -> Iterator[House]:
         yield own
 
 
+def answers(house: Services, name: str) -> bool:
+    """Whether a service answers at all, ready or not."""
+    assert name not in house.dead(), house.log_tail(name)
+    try:
+        reply = urllib3.request("GET", f"{house.urls[name]}/livez", retries=False, timeout=2.0)
+    except urllib3.exceptions.HTTPError:
+        return False
+    return reply.status == 200
+
+
 @contextmanager
 def running(var: Path, board: Path, *services: str, **environment: str) -> Iterator[House]:
     """The services, or the named ones, for the length of a `with`; with variables of their environment.
@@ -201,7 +212,7 @@ def running(var: Path, board: Path, *services: str, **environment: str) -> Itera
         if services:
             for name in services:
                 house.start_one(name)
-                house.wait_answering(name)
+                until(partial(answers, house, name), f"{name} answers")
         else:
             house.start()
         yield House(house, var)

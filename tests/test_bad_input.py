@@ -137,6 +137,30 @@ BROKEN_REQUESTS = [
     ("dashboard", "GET", "/_dash-component-suites/no/x.js", {}, 404, "is not an address"),
 ]
 
+# Of the router: the address, the parameter, the rule that it breaks, and what was sent.
+BROKEN_PARAMETERS = [
+    ("/predictions?since=-1", "since", "minimum", "-1"),
+    ("/predictions?limit=1001", "limit", "maximum", "1001"),
+    ("/v1/predictions?last=all", "last", "type", "all"),
+    ("/v1/predictions?from=noon", "from", "format", "noon"),
+    ("/v1/predictions?to=25:00", "to", "format", "25:00"),
+    ("/v1/predictions?outcome=yes", "outcome", "anyOf", "yes"),
+    ("/v1/stats?tag=Real", "tag", "pattern", "Real"),
+    ("/v1/drift", "variant", "required", None),
+    ("/v1/drift?variant=A&rows=5001", "rows", "maximum", "5001"),
+    ("/v1/drift?variant=A&from=noon", "from", "format", "noon"),
+    ("/v1/audit?since=now", "since", "pattern", "now"),
+    ("/v1/plan?difference=none", "difference", "type", "none"),
+    ("/v1/audit?limit=many", "limit", "type", "many"),
+]
+BROKEN_HEADERS = [
+    ("X-Request-ID", "pattern", "a b"),
+    ("X-Traffic-Tag", "pattern", "NO WAY"),
+    ("X-Unit-ID", "pattern", "u" * 300),
+    ("Idempotency-Key", "pattern", "k" * 129),
+    ("X-Force-Variant", "enum", "nobody"),
+]
+
 # To the address at which a page asks the dashboard what changed: the body, the status, a part of the detail.
 BROKEN_UPDATES = [
     ("empty", b"", 400, "the body is empty"),
@@ -239,6 +263,34 @@ def test_a_broken_request_is_refused(
     body = json.dumps(client).encode() if method in ("POST", "PUT", "PATCH") else b""
     assert_problem(visitor(house, service).sends(body, path, method, **headers), status, detail)
     assert len(house.on_disk()) == before
+
+
+@pytest.mark.parametrize(("path", "name", "rule", "value"), BROKEN_PARAMETERS)
+def test_a_broken_parameter_is_refused_by_its_name_rule_and_value(
+    house: House, path: str, name: str, rule: str, value: str | None
+) -> None:
+    reply = house.router.gets(path)
+    assert_problem(reply, 400, name)
+    [error] = reply.errors
+    assert (error["pointer"], error["rule"], error["value"]) == (f"/{name}", rule, value)
+    assert value is None or value in reply.json["detail"]
+
+
+@pytest.mark.parametrize(("name", "rule", "value"), BROKEN_HEADERS)
+def test_a_broken_header_is_refused_by_its_name_rule_and_value(
+    house: House, client: dict[str, int], name: str, rule: str, value: str
+) -> None:
+    reply = house.router.asks(client, **{name: value})
+    assert_problem(reply, 422 if rule == "enum" else 400, f"{name} takes")
+    [error] = reply.errors
+    assert (error["pointer"], error["rule"], error["value"][:40]) == (f"/{name}", rule, value[:40])
+
+
+@pytest.mark.parametrize("body", [b"42", b"null ", b'"text"'])
+def test_outcomes_that_are_none_are_refused(house: House, body: bytes) -> None:
+    reply = house.router.sends(body, "/v1/outcomes")
+    assert_problem(reply, 422, "a report or a list of reports")
+    assert reply.errors[0]["rule"] == "type"
 
 
 @pytest.mark.parametrize(

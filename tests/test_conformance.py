@@ -215,7 +215,7 @@ def test_the_client_of_2020_gets_a_number(
     )
 
 
-@pytest.mark.parametrize("name", ["model_a", "model_b"])
+@pytest.mark.parametrize("name", ["model_a", "model_b", "router"])
 def test_the_document_is_valid_openapi(their_python: Path, house: House, name: str) -> None:
     assert run_in(their_python, VALID, given=getattr(house, name).gets("/openapi.json").json) == []
 

@@ -69,6 +69,10 @@ class World:
             one = Sums(
                 requests=1,
                 errors=int(failed),
+                assigned=1,
+                apart=1,
+                apart_failed=int(failed),
+                timed=int(not failed),
                 log_latency=0 if failed else log,
                 log_latency_squares=0 if failed else log * log,
                 labelled=1,
@@ -149,7 +153,7 @@ def test_a_broken_challenger_goes_back_to_nothing_and_stays_there(
     assert back.evidence["gate"]
     # An operator may try again.
     again = Experiments(engine).ramp(0.25, expected=1, by="ada", reason="repaired")
-    assert lived(engine, World(), again, rounds=3)[-1].weights == {"A": 0, "B": 1}
+    assert lived(engine, World(), again, rounds=12)[-1].weights == {"A": 0, "B": 1}
 
 
 def test_one_that_breaks_later_goes_back_from_where_it_is(engine: sa.Engine) -> None:
@@ -160,7 +164,8 @@ def test_one_that_breaks_later_goes_back_from_where_it_is(engine: sa.Engine) -> 
 
 
 def sums(requests: int, errors: int = 0, **more: Any) -> Sums:
-    return Sums(requests, errors, 2.0 * (requests - errors), 4.1 * (requests - errors), **more)
+    n = requests - errors
+    return Sums(requests, errors, requests, requests, errors, 0, n, 2.0 * n, 4.1 * n, **more)
 
 
 def test_it_is_not_moved_before_its_time_nor_on_a_few_requests() -> None:
@@ -180,8 +185,30 @@ def test_it_is_not_moved_before_its_time_nor_on_a_few_requests() -> None:
 
 
 def test_what_seems_worse_and_is_not_surely_so_stays_where_it_is() -> None:
-    judged = errors_and_latency(Evidence(Canary(), sums(500, 5), sums(500, 13)))
+    judged = errors_and_latency(Evidence(Canary(), 0.25, sums(500, 5), sums(500, 13)))
     assert judged.says == "hold"
+
+
+def test_it_goes_no_step_on_where_requests_do_not_follow_the_shares() -> None:
+    for share in (0.25, 0.5):
+        judged = errors_and_latency(Evidence(Canary(), share, sums(3000), sums(9000)))
+        assert judged.says == "hold"
+        assert judged.reason == (
+            "the requests do not follow the configured shares: "
+            "3,000 went to the champion and 9,000 to the challenger"
+        )
+    assert errors_and_latency(Evidence(Canary(), 0.25, sums(9000), sums(3000))).says == "advance"
+
+
+def test_all_of_the_traffic_takes_more_than_that_nothing_seems_worse() -> None:
+    few, many = sums(600, 6), sums(20_000, 200)
+    assert errors_and_latency(Evidence(Canary(), 0.25, sums(1800, 18), few)).says == "advance"
+    judged = errors_and_latency(Evidence(Canary(), 0.5, few, few))
+    assert (judged.says, judged.reason) == (
+        "hold",
+        "the challenger's error rate is not surely as allowed yet",
+    )
+    assert errors_and_latency(Evidence(Canary(), 0.5, many, many)).says == "advance"
 
 
 def test_whoever_looks_always_rarely_sees_a_challenger_that_is_as_allowed_go_back() -> None:
@@ -193,7 +220,7 @@ def test_whoever_looks_always_rarely_sees_a_challenger_that_is_as_allowed_go_bac
         champion = rng.binomial(batch, 0.02, looks).cumsum()
         challenger = rng.binomial(batch, 0.03, looks).cumsum()
         gone += any(
-            errors_and_latency(Evidence(Canary(), sums(n, int(a)), sums(n, int(b)))).says == "regress"
+            errors_and_latency(Evidence(Canary(), 0.5, sums(n, int(a)), sums(n, int(b)))).says == "regress"
             for n, a, b in zip(range(batch, batch * looks + 1, batch), champion, challenger, strict=True)
             if n >= Canary().min_requests
         )
@@ -290,12 +317,19 @@ def test_held_nothing_is_moved_and_what_would_be_done_is_said_once(
     experiments = Experiments(engine)
     experiments.take_in(current(mode).document)
     held = experiments.hold(expected=1, by="ada", reason="the month closes")
-    asked(world, experiments, rounds=9)
+    runner = asked(world, experiments, rounds=9)
     now = experiments.current()
     assert now == held
     assert [each.weights for each in experiments.audit(Place(1, 0), 9)] == [held.weights]
     [said] = [each.message for each in caplog.records if "held" in each.message]
     assert said.startswith(would)
+    # What a canary's gate says, and from what, is kept for who asks.
+    judged = runner.judged(held)
+    assert (judged is not None) == (mode == "canary")
+    if judged:
+        assert judged.reason in said
+        assert judged.evidence["error rate"]["at_most"] > 0
+        assert runner.judged(experiments.ramp(0.5, "B", expected=1, by="ada", reason="so")) is None
 
 
 def test_resumed_a_canary_goes_on_with_what_was_recorded_before_it_was_held(engine: sa.Engine) -> None:

@@ -52,7 +52,7 @@ def test_pressing_send_adds_to_tiles_charts_and_grid_what_the_router_recorded(
     expect(page.locator("#charts")).to_be_visible()
     before = len(house.record())
 
-    page.get_by_role("textbox", name="Queries").fill("40")
+    page.get_by_role("textbox", name="Requests").fill("40")
     page.get_by_role("textbox", name="At once").fill("2")
     page.get_by_role("button", name="Send", exact=True).click()
 
@@ -69,7 +69,7 @@ def test_clients_of_a_payment_profile_come_to_the_record_with_that_payment_histo
 
     page.get_by_role("textbox", name="Who asks").click()
     page.get_by_role("option", name="7–9 months late").click()
-    page.get_by_role("textbox", name="Queries").fill("25")
+    page.get_by_role("textbox", name="Requests").fill("25")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 25 of 25")
 
@@ -85,11 +85,11 @@ def test_a_stream_whose_outcomes_come_late_is_seen_to_come_true_on_the_verdict_p
     opens(page, own_house)
     page.get_by_role("textbox", name="How they come").click()
     page.get_by_role("option", name="A steady stream").click()
-    expect(page.get_by_role("textbox", name="Queries")).to_be_hidden()
+    expect(page.get_by_role("textbox", name="Requests")).to_be_hidden()
     page.get_by_role("textbox", name="Per second").fill("40")
     page.get_by_role("textbox", name="Seconds").fill("4")
     page.get_by_text("Outcomes, drift, faults, seed").click()
-    page.get_by_role("textbox", name="Tell true outcomes").fill("1")
+    page.get_by_role("textbox", name="Report true outcomes").fill("1")
     page.get_by_role("textbox", name="What happens to those who ask").click()
     page.get_by_role("option", name="All pay two months late").click()
     page.get_by_role("button", name="Send", exact=True).click()
@@ -168,7 +168,7 @@ def test_what_a_simulation_broke_is_mended_when_the_dashboard_ends_and_when_it_c
     def is_broken() -> bool:
         return bool(own_house.router.gets("/v1/experiment").json != own)
 
-    page.get_by_role("textbox", name="Queries").fill("2000")
+    page.get_by_role("textbox", name="Requests").fill("2000")
     page.get_by_role("textbox", name="At once").fill("1")
     breaks_the_challenger(page, "to see it mended")
     until(is_broken, "B is looked for elsewhere")
@@ -180,7 +180,7 @@ def test_what_a_simulation_broke_is_mended_when_the_dashboard_ends_and_when_it_c
     own_house.services.start_one("dashboard")
     own_house.services.wait_ready("dashboard")
     opens(page, own_house)
-    page.get_by_role("textbox", name="Queries").fill("2000")
+    page.get_by_role("textbox", name="Requests").fill("2000")
     page.get_by_role("textbox", name="At once").fill("1")
     breaks_the_challenger(page, "to see it mended again")
     until(is_broken, "B is looked for elsewhere")
@@ -200,7 +200,7 @@ def number(row: dict[str, Any]) -> int:
 def test_a_run_is_found_again_after_a_reload_and_can_be_stopped(house: House, page: Page) -> None:
     opens(page, house)
     start = house.stats()["cursor"]
-    page.get_by_role("textbox", name="Queries").fill("5000")
+    page.get_by_role("textbox", name="Requests").fill("5000")
     page.get_by_role("textbox", name="At once").fill("1")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_contain_text("Sending")

@@ -506,7 +506,7 @@ def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
     drift = rest(keyed, "/v1/drift?variant=A")
     spread = drift["features"]["PAY_0"]
     expected = psi([*spread["reference"], 0, 0], [*spread["live"], spread["missing"][1], spread["other"]])
-    assert page.evaluate(PSI_BARS)["PAY_0"] == pytest.approx(expected)
+    assert page.wait_for_function(PSI_BARS).json_value()["PAY_0"] == pytest.approx(expected)
     expect(page.locator("#psi-table")).to_contain_text("▲ more than chance")
     expect(page.locator("#reliability-summary")).to_contain_text(
         f"Of {drift['labelled']:,} labelled requests"
@@ -634,6 +634,10 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     page.get_by_label("Document, JSON").fill(json.dumps(before | {"mode": "canary"}))
     confirms(page, "Set …", "mode: split → canary")
     expect(page.locator("#experiment-summary")).to_contain_text("Canary")
+    waits = "By its gates the canary stays at this step: there are too few requests yet."
+    expect(page.locator("#judged")).to_have_text(waits, timeout=30_000)
+    judged = rest(keyed, "/v1/experiment/state")["judged"]
+    assert (judged["says"], judged["reason"]) == ("hold", "there are too few requests yet")
     confirms(page, "Hold …", "Nothing moves the shares by itself")
     expect(page.locator("#experiment-summary")).to_contain_text("held")
     assert rest(keyed, "/v1/experiment/state")["held"]
@@ -708,7 +712,7 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
     types_in(page, KEY)
     expect(page.locator("#send-why")).to_be_empty()
     expect(page.get_by_role("button", name="Send 100 sample requests")).to_be_enabled()
-    page.get_by_role("textbox", name="Queries").fill("10")
+    page.get_by_role("textbox", name="Requests").fill("10")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10")
     assert rest(keyed, "/v1/stats")["cursor"] == start + 10

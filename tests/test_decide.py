@@ -104,8 +104,11 @@ def fill(
         if draw.random() < 0.05 and not shadow:
             more["answered_by"] = "A"
         id_ = f"{allocation}-{number}"
-        if draw.random() < 0.03:
+        if draw.random() < 0.1:
             more |= {"status": 502, "prediction": None}
+        if number % 10 < 3:
+            batch = f"{allocation}-batch-{number // 10}"
+            id_, more["request_id"], more["row"] = f"{batch}/{number % 10}", batch, number % 10
         time = stamp(NOW - timedelta(hours=draw.uniform(0, 100)))
         rows.append(record(id_, time=time, experiment="e", **{"prediction": p, **more}))
         if shadow:
@@ -161,6 +164,29 @@ def test_a_replay_in_rows_is_that_in_sums(engine: sa.Engine, tmp_path: Path) -> 
     ]
     book.ledger.append(Entry(side_answers=again))
     assert_same(book, from_rows(book, tmp_path, "parquet", replay="later"), replay="later")
+
+
+def test_where_the_router_counts_less_of_a_unit_than_the_notebook_that_is_said(
+    engine: sa.Engine, tmp_path: Path
+) -> None:
+    book = Book(engine)
+    rows, became = [], []
+    for number in range(800):
+        unit, variant = ("one", "A") if number < 510 else (f"{number}", "AB"[number % 2])
+        more = {"time": stamp(NOW - timedelta(minutes=number)), "variant": variant, "unit": unit}
+        p = 0.2 + number % 5 / 10
+        rows.append(record(str(number), experiment="e", prediction=p, propensity=0.5, **more))
+        became.append({"id": str(number), "outcome": int(number % 3 == 0)})
+    book.ledger.append(Entry(rows))
+    list(book.reported.append(became))
+    from_rows(book, tmp_path, "csv")
+    kept = tmp_path / "verdict.json"
+    told = json.loads(kept.read_text())
+    kept.write_text(json.dumps(book.verdict().to_dict() | told))
+    files = {"export_file": str(tmp_path / "rows.csv"), "verdict_file": str(kept)}
+    executed = decide(tmp_path / "decide.html", **files)
+    assert "The router says something else: see the end." in told_by(executed)
+    assert "Units of more than 500 rows, which it counts otherwise: 1." in told_by(executed)
 
 
 def told_by(executed: Any) -> str:

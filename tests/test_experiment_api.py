@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from router import database
+from router.controllers import Runner
 from router.experiment import read
 from router.experiment_api import blueprint
 from router.experiments import Experiments, Following
@@ -60,7 +61,10 @@ def app(url: str) -> Iterator[Flask]:
     def admit(scope: Scope) -> Key:
         return guard.admit(request.headers.get("Authorization"), scope)
 
-    app.register_blueprint(Once(engine, admit).watch(blueprint(experiments, admit, following.look)))
+    runner = Runner(experiments, following, lambda *_: {})
+    addresses = blueprint(experiments, admit, following.look, judged=runner.judged)
+    app.register_blueprint(Once(engine, admit).watch(addresses))
+    app.extensions["runner"] = runner
     app.extensions["reader"] = Keys(engine).add("a reader", "read")
     app.extensions["following"] = following
     app.extensions["guard"] = guard
@@ -187,7 +191,7 @@ def test_what_was_refused_may_be_asked_for_again_with_the_same_key(asking: Askin
     told(pauses(1, Authorization=f"Bearer {app.extensions['reader']}"), 403)
     assert "Idempotency-Replayed" not in pauses(1).headers
     assert "Idempotency-Replayed" in pauses(1).headers
-    assert "1 to 128 letters" in told(pauses(1, **{"Idempotency-Key": "k" * 129}), 400)["detail"]
+    assert "1 to 128 characters" in told(pauses(1, **{"Idempotency-Key": "k" * 129}), 400)["detail"]
 
 
 def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_knows_if_it_was(
@@ -219,7 +223,7 @@ def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_
         assert releases("another").status >= 500
         told = releases("another")
         assert (told.status, told.json["title"]) == (409, "The request contradicts what is recorded")
-        assert "nobody knows what came of it" in told.json["detail"]
+        assert "its result is unknown" in told.json["detail"]
 
 
 def test_of_operators_who_looked_at_the_same_version_one_is_first(app: Flask) -> None:
@@ -367,7 +371,7 @@ def shell(app: Flask, tmp_path: Path) -> Iterator[Shell]:
         yield Shell(url, tmp_path)
 
 
-def test_the_same_can_be_done_from_a_shell(shell: Shell, tmp_path: Path) -> None:
+def test_the_same_can_be_done_from_a_shell(app: Flask, shell: Shell, tmp_path: Path) -> None:
     why = ("--reason", "so & so", "--by", "ada")
     assert "A        champion    80.0%" in shell.says("show")
     assert shell.says("ramp", "30%", *why) == "version 1 is in force: A 70.0%, B 30.0%\n"
@@ -382,6 +386,9 @@ def test_the_same_can_be_done_from_a_shell(shell: Shell, tmp_path: Path) -> None
     canary = tmp_path / "canary.json"
     canary.write_text(json.dumps(DOCUMENT | {"mode": "canary"}))
     shell.says("set", canary, *why)
+    assert "its gates say" not in shell.says("show")
+    app.extensions["runner"].look()
+    assert "its gates say hold: there are too few requests yet" in shell.says("show")
     assert shell.says("hold", *why) == "version 4 is in force, held: A 99.0%, B 1.0%\n"
     assert "version 4, held" in shell.says("show")
     assert shell.says("resume", *why) == "version 4 is in force: A 99.0%, B 1.0%\n"

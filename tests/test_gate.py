@@ -109,6 +109,7 @@ def test_the_metrics_compared_are_those_that_evaluation_measures() -> None:
     rng = np.random.default_rng(7)
     y, ours, theirs = rng.integers(0, 2, 300), rng.random(300), rng.integers(0, 2, 300).astype(float)
     found = gate.compare(y, ours, theirs, seed=1)
+    assert found.keys() == gate.LOSSES.keys()
     for metric, difference in found.items():
         assert difference.candidate == pytest.approx(evaluation.measure(y, ours)[metric])
         # Probabilities of 0 and 1 have a finite loss, too.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import sqlite3
@@ -481,8 +479,3 @@ CREATE INDEX predictions_by_outcome ON predictions (variant, status, latency_ms)
 INSERT INTO predictions VALUES (7, 'old', 'old', 0, '2026-11-01T00:00:00.000000Z', 'e', 'A', 'm', 'v', '{}',
     0.5, 1.0, 200, NULL, NULL);
 """
-
-
-def test_the_environment_of_tests_has_no_ledger_of_its_own() -> None:
-    assert "RUNOFF_LEDGER" not in os.environ
-    assert json.loads(record().features or "") == {"AGE": 34}

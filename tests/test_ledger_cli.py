@@ -1,4 +1,4 @@
-"""`runoff keys`, `prune` and `replay`, and the ledger as a file, as somebody at a shell has them."""
+"""`runoff keys`, `prune`, `recount` and `replay`, and the ledger as a file, as they are at a shell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import urllib3
 from click.testing import CliRunner
 
-from router.ledger_cli import keys, prune, replay
+from router.ledger_cli import keys, prune, recount, replay
 from router.tables import metadata
 from runoff.store import Store
 from tests.conftest import House, Visitor, running, until
@@ -105,6 +105,21 @@ def test_what_is_pruned_is_gone_and_its_sums_stay(own_house: House, clients: lis
     assert after["variants"]["A"]["labelled"] == before["variants"]["A"]["labelled"] > 0
     assert house.router.asks(clients[0]).status == 200
     assert house.stats()["requests"] == 21
+
+
+def test_sums_that_are_wrong_are_right_after_a_recount(
+    own_house: House, clients: list[dict[str, int]]
+) -> None:
+    house, ledger = own_house, own_house.var / "ledger.sqlite"
+    for client in clients[:20]:
+        house.router.asks(client)
+    before = house.stats()["variants"]
+    assert says(recount, ledger=ledger) == "0 sums corrected\n"
+    with closing(sqlite3.connect(ledger)) as somebody, somebody:
+        wrong = somebody.execute("UPDATE sums SET requests = requests + 3").rowcount
+    assert house.stats()["variants"] != before
+    assert says(recount, ledger=ledger) == f"{wrong} sums corrected\n"
+    assert house.stats()["variants"] == before
 
 
 def test_a_replay_asks_another_version_and_keeps_what_it_says(

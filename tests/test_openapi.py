@@ -55,6 +55,18 @@ def unable(name: str, board: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
+def busy(name: str, board: Path, tmp_path_factory: pytest.TempPathFactory) -> Flask:
+    """The same service, to which no more may be sent, and whose versions were written by a later release."""
+    folder = tmp_path_factory.mktemp("later") / "board"
+    shutil.copytree(board, folder)
+    for file in folder.glob("model-*/*/data.txt"):
+        file.write_text(re.sub(r"\bformat: \d+", "format: 99", file.read_text("utf-8")), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RUNOFF_MAX_IN_FLIGHT", "0")
+        return create_app(name, store=Store.open(folder))
+
+
+@pytest.fixture(scope="module")
 def document(app: Flask) -> dict[str, Any]:
     told: dict[str, Any] = app.test_client().get("/openapi.json").get_json()
     return told
@@ -109,12 +121,13 @@ def test_every_example_of_a_request_is_answered(app: Flask, document: dict[str, 
 
 
 def test_every_answer_in_the_document_occurs_and_is_as_it_says(
-    app: Flask, unable: Flask, document: dict[str, Any]
+    app: Flask, unable: Flask, busy: Flask, document: dict[str, Any]
 ) -> None:
     shared = {"components": closed(document["components"])}
     for path, method, operation in operations(document):
         for status, told in operation["responses"].items():
-            reply = provoked(app, unable, path, method, operation, int(status))
+            asked = {409: unable, 503: busy}.get(int(status), app)
+            reply = provoked(asked, path, method, operation, int(status))
             assert reply.status_code == int(status), (path, status, reply.text)
             assert reply.headers["X-Request-ID"]
             if status == "304":
@@ -138,9 +151,7 @@ def at(path: str, operation: dict[str, Any], **values: str) -> str:
     return f"{path}?{'&'.join(query)}"
 
 
-def provoked(
-    app: Flask, unable: Flask, path: str, method: str, operation: dict[str, Any], status: int
-) -> TestResponse:
+def provoked(app: Flask, path: str, method: str, operation: dict[str, Any], status: int) -> TestResponse:
     """What a service answers to a request that ought to get this status."""
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     address = at(path, operation)
@@ -169,8 +180,7 @@ def provoked(
         sent = {"data": "{}", "content_type": "text/plain"}
     elif status == 422:
         sent["json"] = {}
-    asked = unable if status in (409, 503) else app
-    return asked.test_client().open(address, method=method.upper(), headers=headers, buffered=True, **sent)
+    return app.test_client().open(address, method=method.upper(), headers=headers, buffered=True, **sent)
 
 
 def closed(schema: Any) -> Any:

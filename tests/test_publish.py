@@ -373,7 +373,7 @@ def works_below(prefix: str, page: Page, dashboard: Visitor, router: Visitor) ->
     before = router.gets("/stats").json["requests"]
     page.goto(dashboard.url + "/")
     expect(page.locator("#tile-requests")).to_have_text(f"{before:,}")
-    page.get_by_role("textbox", name="Queries").fill("30")
+    page.get_by_role("textbox", name="Requests").fill("30")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 30 of 30")
     expect(page.locator("#tile-requests")).to_have_text(f"{before + 30:,}")

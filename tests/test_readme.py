@@ -49,12 +49,12 @@ def test_each_command_answers(house: House, block: str) -> None:
 def test_versions_are_managed_as_written(board: Path, tmp_path: Path) -> None:
     own = tmp_path / "board"
     shutil.copytree(board, own)
-    code = VERSIONS.replace("/tmp/", f"{tmp_path}/")
-    code = code.replace("$PWD/.venv/bin", str(Path(sys.executable).parent))
+    code = VERSIONS.replace("var/", f"{tmp_path}/")
+    scripts = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-euc", code],
         cwd=ROOT,
-        env=os.environ | {"RUNOFF_BOARD": str(own)},
+        env=os.environ | {"RUNOFF_BOARD": str(own), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,

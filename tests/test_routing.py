@@ -323,5 +323,5 @@ def test_a_unit_that_would_be_taken_for_another_is_refused(
 ) -> None:
     refused = house.router.asks(client, X_Unit_ID=unit)
     assert refused.status == 400
-    assert "the header X-Unit-ID takes 1 to 256 letters of ASCII" in refused.json["detail"]
+    assert "X-Unit-ID takes 1 to 256 characters of ASCII" in refused.json["detail"]
     assert house.router.asks(client, X_Unit_ID="Gr%C3%B6%C3%9Fe").status == 200

@@ -150,15 +150,15 @@ def test_a_canary_that_is_broken_on_purpose_is_sent_back(breakable: House) -> No
 
 
 def test_what_cannot_be_simulated_is_said_and_exits_with_an_error(house: House) -> None:
-    nobody = simulates(house.router_url, "--queries", "5", "--break", "C")
+    nobody = simulates(house.router_url, "--requests", "5", "--break", "C")
     assert nobody.returncode == 1
     assert "there is no variant C: there are A, B" in nobody.stderr
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    down = simulates(f"http://127.0.0.1:{port}", "--queries", "5")
+    down = simulates(f"http://127.0.0.1:{port}", "--requests", "5")
     assert down.returncode == 1
     assert "no connection" in down.stderr
-    elsewhere = simulates("http://router.example", "--queries", "5", "--break", "B")
+    elsewhere = simulates("http://router.example", "--requests", "5", "--break", "B")
     assert "is elsewhere" in elsewhere.stderr
 
 
@@ -215,7 +215,7 @@ def test_what_a_run_broke_is_mended_when_it_is_told_to_end_and_by_the_next_one_w
         process.send_signal(number)
         process.wait()
         assert is_broken() == (number == signal.SIGKILL)
-    done = simulates(breakable.router_url, "--queries", "20", "--json")
+    done = simulates(breakable.router_url, "--requests", "20", "--json")
     assert done.returncode == 0, done.stderr
     assert not is_broken()
     assert json.loads(done.stdout)["failed"] == 0

@@ -69,7 +69,7 @@ def test_what_may_wait_waits_and_the_rest_is_refused(engine: sa.Engine, cluster:
     cluster.stop()
     try:
         ledger.append(waiting("during/0"))
-        assert ledger.is_spooling
+        assert len(files(engine)) == 1
         ledger.append(Entry(side_answers=[aside("during/0")], on_down="spool"))
         with pytest.raises(DatabaseDown):
             ledger.append(Entry([record("refused")]))
@@ -78,7 +78,7 @@ def test_what_may_wait_waits_and_the_rest_is_refused(engine: sa.Engine, cluster:
     finally:
         cluster.start()
     assert ledger.settle() == 2
-    assert not ledger.is_spooling
+    assert files(engine) == []
     ledger.append(waiting("after"))
     assert there(engine) == ["after", "before", "during/0"]
     found = ledger.find("during/0")
@@ -117,7 +117,7 @@ def test_a_database_that_comes_and_goes_under_load_has_all_that_was_acknowledged
     for round_ in range(1, 3):
         until(lambda: len(acknowledged) > 300 * round_, "some are written")  # noqa: B023 (called at once)
         cluster.stop()
-        until(lambda: ledger.is_spooling, "the spool is used")
+        until(lambda: bool(files(engine)), "the spool is used")
         cluster.start()
         until(settle, "the database is back")
     enough.set()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verdict import bernstein, rates, sequence
+from verdict import bernstein, guardrails, rates, sequence
 from verdict.counted import score
 from verdict.decision import Verdict, judge
 from verdict.evidence import (
@@ -47,15 +47,13 @@ def arm(p: np.ndarray, y: np.ndarray, errors: int = 0, ms: float = 20.0) -> Arm:
     n = len(y)
     flagged, bad = p >= 0.1, y == 1
     decisions = Decisions(
-        n,
-        *(
-            int(each.sum())
-            for each in (flagged, flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad)
-        ),
+        *(int(each.sum()) for each in (flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad))
     )
     return Arm(
         requests=n + errors,
         errors=errors,
+        apart=n + errors,
+        apart_failed=errors,
         mature=n,
         labelled=n,
         positives=int(y.sum()),
@@ -88,8 +86,13 @@ def parted(rows: Rows, share: float = 0.5, design: Design = "split", **more: Any
     mine = np.random.default_rng(3).random(len(y)) < share
     arms = {"A": arm(one[~mine], y[~mine]), "B": arm(other[mine], y[mine], **more)}
     counts = {name: each.labelled for name, each in arms.items()}
-    period = Period({"A": 1 - share, "B": share}, counts, counts, {})
+    period = Period({"A": 1 - share, "B": share}, counts, counts, counts, counts)
     return Evidence(design, "A", ("B",), arms, None, (period,), 0.0, 10 * DAY)
+
+
+def failing(requests: int, errors: int) -> Arm:
+    """A variant that gave no answer to some requests, each of somebody else."""
+    return Arm(requests=requests, errors=errors, apart=requests, apart_failed=errors)
 
 
 def clients(n: int = 20_000, champion: float = 0.70, challenger: float = 0.76, seed: int = 1) -> Rows:
@@ -139,9 +142,24 @@ def test_while_it_is_open_the_verdict_says_about_how_long_it_will_be() -> None:
     assert days == pytest.approx(more / 200)
 
 
+@pytest.mark.parametrize("design", ["shadow", "split"])
+def test_days_are_counted_from_the_outcomes_of_those_that_have_matured(design: Design) -> None:
+    # 400 requests a day, of which half get an outcome, known after 30 days: at day 40 ten days' are known.
+    rows = clients(2000, 0.73, 0.74)
+    whole = shadowed(rows) if design == "shadow" else parted(rows)
+    arms = {
+        name: replace(each, requests=8 * each.labelled, mature=2 * each.labelled)
+        for name, each in whole.arms.items()
+    }
+    late = replace(whole, arms=arms, last=40 * DAY)
+    [compared] = judge(late, Rules(maturity=30 * DAY)).comparisons
+    assert compared.more_outcomes is not None
+    assert compared.more_days == pytest.approx(compared.more_outcomes / 200)
+
+
 def test_a_split_that_is_not_as_configured_is_not_trusted() -> None:
     evidence = parted(clients(), share=0.5)
-    wrong = replace(evidence, periods=(replace(evidence.periods[0], requests={"A": 11_000, "B": 9_000}),))
+    wrong = replace(evidence, periods=(replace(evidence.periods[0], assigned={"A": 11_000, "B": 9_000}),))
     verdict = judge(wrong, Rules())
     assert (verdict.decision, verdict.variant) == ("don't trust", None)
     assert said(verdict) == (
@@ -159,6 +177,40 @@ def test_outcomes_that_go_missing_on_one_side_are_not_trusted() -> None:
     verdict = judge(wrong, Rules())
     assert verdict.decision == "don't trust"
     assert "the outcomes that are known do not follow" in said(verdict)
+
+
+def test_what_got_no_answer_is_no_outcome_that_is_missing() -> None:
+    """A challenger that fails one request in five is broken, and not a case of lost outcomes."""
+    evidence = parted(clients())
+    failing = replace(evidence.periods[0], served={"A": 10_000, "B": 8_000}, labels={"A": 10_000, "B": 8_000})
+    checks = {each.name: each for each in judge(replace(evidence, periods=(failing,)), Rules()).checks}
+    assert checks["label ratio"].state == "passed"
+    assert "the outcomes that are known follow the answers" in checks["label ratio"].seen
+
+
+def test_errors_that_come_with_time_are_nobodys_where_shares_moved() -> None:
+    """Both fail in 1 % of all requests while B has 5 % of them, and both in 5 % while it has half of them."""
+    before = Period({"A": 0.95, "B": 0.05}, apart={"A": 19_000, "B": 1_000}, apart_failed={"A": 190, "B": 10})
+    after = Period({"A": 0.5, "B": 0.5}, apart={"A": 10_000, "B": 10_000}, apart_failed={"A": 500, "B": 500})
+    arms = {"A": failing(29_000, 690), "B": failing(11_000, 510)}
+    rules = Rules(guardrails=(Guardrail("errors", "error-rate", 0.01),))
+    [seen] = guardrails.results(Evidence("split", "A", ("B",), arms, periods=(before, after)), "B", rules)
+    assert seen.state != "breached"
+    assert seen.harm == pytest.approx(0, abs=1e-12)
+    [row] = [
+        row
+        for row in judge(Evidence("split", "A", ("B",), arms, periods=(before, after)), rules)
+        .comparisons[0]
+        .rows
+        if row.metric == "error-rate"
+    ]
+    assert row.difference == pytest.approx(0, abs=1e-12)
+    assert row.interval.lower is not None
+    assert row.interval.upper is not None
+    assert -0.03 < row.interval.lower < 0 < row.interval.upper < 0.03
+    worse = replace(after, apart_failed={"A": 500, "B": 900})
+    [seen] = guardrails.results(Evidence("split", "A", ("B",), arms, periods=(before, worse)), "B", rules)
+    assert seen.state == "breached"
 
 
 @pytest.mark.parametrize("design", ["shadow", "split", "bandit"])
@@ -219,6 +271,19 @@ def test_few_outcomes_name_no_winner_however_far_apart_models_seem() -> None:
     rare = np.array([0.0] * 990 + [1.0] * 10)
     verdict = judge(shadowed(Rows(np.full(1000, 0.5), np.clip(rare, 0.1, 0.9), rare)), Rules())
     assert "only 10 have the rarer outcome" in said(verdict)
+
+
+def test_an_exact_interval_decides_on_few_outcomes_however_rare_one_kind_is() -> None:
+    y = np.array([0.0] * 55 + [1.0] * 5)
+    few = Rows(np.where(y == 1, 0.55, 0.45), np.where(y == 1, 0.9, 0.1), y)
+    [by_default] = judge(shadowed(few), Rules(n_star=60)).comparisons
+    assert by_default.sentence.startswith("Keep collecting: 60 of the 100 pairs")
+    exact = Rules(max_gap=0.4, n_star=60)
+    assert judge(shadowed(few), exact).decision == "promote"
+    assert judge(shadowed(swapped(few)), exact).decision == "keep"
+    # A single pair of the same scores is no proof that both are the same.
+    same = Rows(few.champion[:1], few.champion[:1], y[:1])
+    assert judge(shadowed(same), exact).decision == "keep collecting"
 
 
 # What differs is a fraction of powers of two, so that sums are exact in whatever order.
@@ -368,6 +433,22 @@ def test_a_challenger_is_not_promoted_before_its_guardrails_are_clear() -> None:
     assert wide.decision == "promote"
 
 
+@pytest.mark.parametrize("design", ["shadow", "split"])
+def test_whoever_is_not_known_to_be_as_good_is_doubted_in_words(design: Design) -> None:
+    make = shadowed if design == "shadow" else parted
+
+    def doubt(rows: Rows, margin: float = 0.0) -> str:
+        return judge(make(rows), Rules(margin=margin, n_star=60_000)).comparisons[0].doubt
+
+    better = clients(60_000, 0.65, 0.80)
+    assert doubt(better) == ""
+    assert doubt(swapped(better)).startswith("B may be worse than A in Brier score by 0.0")
+    alike = clients(4000, 0.73, 0.73)
+    assert doubt(alike).endswith(", where 0 is allowed")
+    assert doubt(alike, 0.05) == ""
+    assert "that a decision takes at least are there" in doubt(clients(50), 0.5)
+
+
 @pytest.mark.parametrize(
     ("guardrail", "evidence"),
     [
@@ -423,6 +504,36 @@ def test_the_estimand_warns_where_the_score_decides_who_has_an_outcome() -> None
     )
 
 
+@pytest.mark.parametrize("design", ["split", "bandit"])
+def test_where_each_variant_chooses_whose_outcomes_are_known_no_difference_is_trusted(design: Design) -> None:
+    evidence = parted(clients(60_000, 0.65, 0.80), design=design)
+    weighted = {
+        name: replace(each, weighted={"brier": each.brier.weighted(0.5)})
+        for name, each in evidence.arms.items()
+    }
+    evidence = replace(evidence, arms=weighted)
+    assert judge(evidence, Rules(n_star=60_000)).decision == "promote"
+    verdict = judge(evidence, Rules(n_star=60_000, selective=True))
+    assert (verdict.decision, verdict.variant) == ("don't trust", None)
+    assert said(verdict) == (
+        "Don't trust this: the served score decides who has an outcome, so those of A and B are of different "
+        "clients: compare them in mode shadow, where one approves and both score."
+    )
+    assert verdict.estimand == (
+        "The mean difference in Brier score between A and B, each over those of its own requests whose "
+        "outcome is known. The served score decides who can ever have an outcome: these are different "
+        "clients, and no variant answered for all."
+    )
+    # Before any outcome is known it is said, too.
+    early = judge(Evidence(design, "A", ("B",)), Rules(selective=True))
+    assert early.decision == "keep collecting"
+    assert [each.state for each in early.checks if each.name == "selection"] == ["not yet"]
+    # In pairs both are judged by the same clients, whoever was approved.
+    pairs = judge(shadowed(clients()), Rules(selective=True))
+    assert pairs.decision == "promote"
+    assert "selection" not in [each.name for each in pairs.checks]
+
+
 def test_money_decides_where_it_is_the_metric() -> None:
     rows = clients(60_000, 0.6, 0.85)
     y = rows.outcome
@@ -461,7 +572,18 @@ def test_segments_share_the_risk_and_gaps_between_groups_are_shown() -> None:
     ]
     alone = judge(parts["region", "south"], Rules(alpha=0.025)).comparisons[0].rows[0].interval
     assert found[1].row.interval == alone
-    gap = next(each for each in verdict.gaps if each.variant == "B" and each.rate == "positive decisions")
+    rate = "positive decisions among known outcomes"
+    gap = next(each for each in verdict.gaps if each.variant == "B" and each.rate == rate)
+    # Of three parts that are declared one was not seen yet: later it takes nothing from the others.
+    declared = Rules(segments=("region",), sensitive=("region",), parts={"region": 3})
+    three = judge(evidence, declared)
+    alone = judge(parts["region", "south"], Rules(alpha=0.05 / 3)).comparisons[0].rows[0].interval
+    assert three.comparisons[0].segments[1].row.interval == alone
+    # Two variants, three rates, two groups beside the greatest.
+    counts = [(int((rows.challenger >= 0.1)[mask].sum()), int(mask.sum())) for mask in (north, ~north)]
+    its = next(each for each in three.gaps if each.variant == "B" and each.rate == rate)
+    wanted = rates.difference_interval(counts[0], counts[1], 0.05 / 12)
+    assert (its.interval.lower, its.interval.upper) == wanted
     flagged = rows.challenger >= 0.1
     assert (gap.group, gap.reference) == ("south", "north")
     assert gap.gap == pytest.approx(flagged[~north].mean() - flagged[north].mean())
@@ -616,7 +738,7 @@ def test_arms_on_the_same_requests_are_not_taken_for_independent() -> None:
     rule = Rules(guardrails=(Guardrail("errors", "error-rate"),))
     counts = []
     for design in ("shadow", "split"):
-        arms = {"A": Arm(requests=1000, errors=10), "B": Arm(requests=1000, errors=40)}
+        arms = {"A": failing(1000, 10), "B": failing(1000, 40)}
         (result,) = judge(Evidence(design, "A", ("B",), arms), rule).comparisons[0].guardrails
         expected = rates.log_e_value_of_excess((10, 1000), (40, 1000), 0.0, independent=design == "split")
         assert result.e_value == pytest.approx(math.exp(float(expected)))
@@ -679,3 +801,17 @@ def test_the_grid_of_the_history_is_fixed_whatever_ends_a_cell_has_ended_one_bef
     for younger, older in itertools.pairwise(grown):
         # The newest end may lie ahead; of the others none is new.
         assert {end for end in older if end <= max(younger)} <= younger
+
+
+@given(
+    st.integers(0, 40), st.integers(0, 400), st.integers(0, 40), st.integers(0, 4000), st.floats(-0.99, 0.99)
+)
+def test_no_pair_of_rates_contradicts_a_difference_less_than_the_one_that_is_told(
+    k: int, more: int, m: int, others: int, difference: float
+) -> None:
+    one, other = (k, k + more + 1), (m, m + others + 1)
+    told = float(rates.log_e_value_of_difference(one, other, difference))
+    p = np.linspace(max(0.0, -difference), min(1.0, 1 - difference), 2001)
+    q = np.clip(p + difference, 0, 1)
+    each = rates.log_e_value(*one, p) + rates.log_e_value(*other, q)
+    assert told <= each.min() + 1e-6

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from verdict import bernstein, multinomial, plan, rates, sequence, sequential
 from verdict.discrimination import area, paired_areas
 from verdict.evidence import Costs, Decisions
-from verdict.harness import PUBLISHED, PUBLISHED_INTERVAL, sample_ratio
+from verdict.harness import PAIR, PUBLISHED, PUBLISHED_INTERVAL, pairing, sample_ratio
 from verdict.moments import Moments
 from verdict.money import moments, threshold
 from verdict.quantiles import GROWTH, estimate, interval, log_e_value_of_ratio, ratio_interval
@@ -88,6 +88,18 @@ def test_one_has_stopped_by_the_multiples_of_the_fixed_sample_that_the_design_na
     )
 
 
+def test_pairs_of_two_credit_models_take_as_few_outcomes_as_the_design_says() -> None:
+    # The design's figures: 8 % defaults, AUC .731 against .744, scores that correlate .996; a fixed test then
+    # needs about 5.7 thousand pairs, against 2.9 million unpaired. That S is the Brier score follows from
+    # their ratio: 2(σ₁² + σ₂²)/σ_d², which for equal σ is 2/(1 − .996) = 500.
+    assert (PAIR.rate, PAIR.champion, PAIR.challenger) == (0.08, 0.731, 0.744)
+    [found] = [each for each in pairing() if each.correlation == PAIR.correlation]
+    assert found.scores == pytest.approx(0.996, abs=5e-4)
+    assert found.paired == pytest.approx(5700, rel=0.2)
+    assert found.unpaired == pytest.approx(2.9e6, rel=0.2)
+    assert found.unpaired / found.paired == pytest.approx(500, rel=0.05)
+
+
 def test_a_split_of_52_to_48_is_found_as_soon_as_lindon_and_malek_say() -> None:
     # The design's figures for their test, c = 1000, a look every 100 requests, .05: 5,100 and .029.
     median, false = sample_ratio(1000)
@@ -104,6 +116,13 @@ def test_the_bayes_factor_is_lindon_and_maleks_for_three_variants() -> None:
         log_e += math.log((alpha[each] + seen[each]) / (alpha + seen).sum() / shares[each])
         seen[each] += 1
     assert float(multinomial.log_bayes_factor(seen, shares)) == pytest.approx(log_e, abs=1e-9)
+
+
+def test_the_interval_of_a_proportion_is_that_of_clopper_and_pearson() -> None:
+    # As R's binom.test(7, 20) prints it. Of none in n, (1 − p)ⁿ = α/2; of n in n, pⁿ = α/2.
+    lower, upper = rates.proportion_interval([7, 0, 10, 0], [20, 10, 10, 0])
+    assert lower == pytest.approx([0.1539092, 0, 0.025**0.1, 0])
+    assert upper == pytest.approx([0.5921885, 1 - 0.025**0.1, 1, 1])
 
 
 def test_a_fixed_sample_is_that_of_the_textbook() -> None:

@@ -22,6 +22,8 @@ from tests.test_verdicts import reports
 
 # A challenger that learnt nothing is sent back within so many requests of both.
 BOUND = 2_000
+# So many clients are held out of the whole data set; of the sample too few to tell both models apart.
+WHOLE = 7_500
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +95,10 @@ def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
     first = next((each["comparisons"][0]["n"] for each in seen if each["decision"] == last["decision"]), None)
     print(f"{last['decision']} (at a look since {first} pairs): of {len(late):,} pairs the Brier score of A")
     print(f"less that of B is {truth:+.5f}, {ends['lower']:+.5f} to {ends['upper']:+.5f}")
+    right, wrong = ("promote", "keep") if truth > 0 else ("keep", "promote")
     # Whatever it decided at any look is not against what is true of all of them.
-    against = "keep" if truth > 0 else "promote"
-    assert against not in {each["decision"] for each in [*seen, last]}
+    assert wrong not in {each["decision"] for each in [*seen, last]}
+    assert last["decision"] == right or len(late) < WHOLE
 
 
 def test_a_challenger_that_learnt_nothing_is_sent_back_by_its_guardrail(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -13,29 +14,38 @@ from router.controllers import Gate, Judgement, Sums, next_step
 from router.experiment import read
 from router.experiments import Current
 from tests.test_verdict import shadowed
-from verdict import canary, guardrails, plan, sequence
+from verdict import bandit as weighting
+from verdict import canary, guardrails, plan, rates, sequence
+from verdict.bandit import thompson
 from verdict.canary import HASTY, USUAL, Plan, State, sent_back
 from verdict.decision import judge
 from verdict.evidence import Arm, Evidence, Period, Rules
 from verdict.harness import (
     COSTLIER,
+    DESIGNS,
     FEWER,
+    FLOOR,
     PAIR,
+    STRESSES,
     Rate,
     Size,
     Stress,
     always_valid,
     armitage,
+    arrivals,
     broken,
     canaries,
     delayed,
     delayed_type_one,
+    distrust,
+    log_e_value_of_propensities,
     naive,
     power,
     shadow,
     type_one,
 )
-from verdict.moments import Moments
+from verdict.moments import ClusteredMoments, Moments, WeightedMoments
+from verdict.results import Check
 from verdict.simulate import Rows
 from verdict.validate import held_out
 
@@ -81,6 +91,64 @@ def test_a_guardrail_hardly_ever_trips_without_harm_and_finds_what_is_broken() -
     assert median < 500
 
 
+def test_trust_checks_hardly_ever_fail_without_cause_also_of_a_small_share() -> None:
+    found = distrust(5000)
+    assert len(found) == 4
+    assert [each.name for each in found if each.ends[1] > 0.01] == []
+
+
+def weighed(k: int, n: int) -> Check:
+    """What is said of propensities where k of n rows came to B, each with a probability of 1 %."""
+    arms = {}
+    for name, rows, chance in (("A", n - k, 0.99), ("B", k, 0.01)):
+        sums = Moments(rows, 0.1 * rows, 0.02 * rows)
+        weights = {"brier": sums.weighted(chance)}
+        arms[name] = Arm(rows, mature=rows, labelled=rows, positives=rows // 10, brier=sums, weighted=weights)
+    verdict = judge(Evidence("bandit", "A", ("B",), arms), Rules(n_star=1000))
+    return next(each for each in verdict.checks if each.name == "propensities")
+
+
+def test_propensities_are_doubted_from_a_hundred_rows_of_each_arm_on() -> None:
+    # One row where five are expected is not that strange, but its standard error would say so.
+    few = weighed(1, 500)
+    assert few.state == "not yet"
+    assert few.e_value is not None
+    assert few.e_value > 100
+    assert weighed(100, 10_000).state == "passed"
+    assert weighed(200, 10_000).state == "failed"
+
+
+def test_units_that_come_again_are_no_reason_to_doubt_propensities() -> None:
+    """Of 400 units, by the toss of a coin, 225 came to A, and each of them twenty times."""
+
+    def state(again: int) -> str:
+        arms = {}
+        for name, units in (("A", 225), ("B", 175)):
+            rows = units * again
+            sums = Moments(rows, 0.1 * rows, 0.02 * rows)
+            twins = units * again * (again - 1) // 2
+            weights = sums.weighted(0.5) + WeightedMoments.repeated(4 * twins, 0.0, 0.0)
+            by_unit = ClusteredMoments.apart(sums) + ClusteredMoments.repeated(rows - units, twins, 0.0, 0.0)
+            arms[name] = Arm(
+                rows,
+                mature=rows,
+                labelled=rows,
+                positives=rows // 10,
+                brier=sums,
+                weighted={"brier": weights},
+                by_unit={"brier": by_unit} if again > 1 else {},
+            )
+        verdict = judge(Evidence("bandit", "A", ("B",), arms), Rules(n_star=1000))
+        return next(each.state for each in verdict.checks if each.name == "propensities")
+
+    assert state(1) == state(20) == "passed"
+
+
+def test_what_is_simulated_of_propensities_is_what_their_check_says() -> None:
+    told = log_e_value_of_propensities(np.array([130.0]), np.array([10_000.0]), 0.01, 1000)
+    assert weighed(130, 10_000).e_value == pytest.approx(float(np.exp(told[0])))
+
+
 @pytest.fixture(scope="module")
 def clients() -> tuple[Rows, Rows]:
     """Real ones: scored twice by one model, and by it and one that learnt nothing."""
@@ -113,13 +181,16 @@ def of_one(state: State, number: int, share: float) -> Evidence:
         name: Arm(
             requests=int(state.requests[side, number]),
             errors=int(state.errors[side, number]),
+            apart=int(state.requests[side, number]),
+            apart_failed=int(state.errors[side, number]),
             labelled=int(state.scores[side, 0, number]),
             positives=int(state.scores[side, 3, number]),
             brier=Moments(int(state.scores[side, 0, number]), *state.scores[side, 1:3, number]),
         )
         for side, name in enumerate("AB")
     }
-    return Evidence("split", "A", ("B",), arms, periods=(Period({"A": 1 - share, "B": share}),))
+    counts = {name: arm.requests for name, arm in arms.items()}
+    return Evidence("split", "A", ("B",), arms, periods=(Period({"A": 1 - share, "B": share}, counts),))
 
 
 def saying(says: Literal["advance", "hold", "regress"]) -> Gate:
@@ -127,23 +198,33 @@ def saying(says: Literal["advance", "hold", "regress"]) -> Gate:
     return lambda _: Judgement(says, "so")
 
 
-def test_a_simulated_canary_is_moved_as_the_router_moves_one(clients: tuple[Rows, Rows]) -> None:
-    chosen = Plan((0.4, 1.0), min_requests=250, rules=replace(canary.RULES, n_star=1000), looks=40)
+@pytest.mark.parametrize(
+    ("steps", "margin"), [((0.4, 0.5, 1.0), 0.0), ((0.4, 1.0), 0.02)], ids=["a step on", "to all"]
+)
+def test_a_simulated_canary_is_moved_as_the_router_moves_one(
+    clients: tuple[Rows, Rows], steps: tuple[float, ...], margin: float
+) -> None:
+    # What is to be clear, before all of the traffic, takes a margin.
+    guarded = tuple(replace(each, margin=margin) for each in canary.RULES.guardrails)
+    rules = replace(canary.RULES, n_star=1000, guardrails=guarded)
+    chosen = Plan(steps, min_requests=250, rules=rules, looks=60)
     variants = [{"name": name, "url": "http://h"} for name in "AB"]
     variants[0]["role"] = "champion"
-    steps = {"steps": chosen.steps, "min_requests": chosen.min_requests, "hold": "1s"}
-    document = read({"name": "x", "mode": "canary", "canary": steps, "variants": variants})
+    ramp = {"steps": steps, "min_requests": chosen.min_requests, "hold": "1s"}
+    document = read({"name": "x", "mode": "canary", "canary": ramp, "variants": variants})
     current = Current(1, 1, datetime.now(UTC), "configure", "the file", "", document, None)
     later = current.since + timedelta(hours=1)
     seen = set()
     for scored in clients:
         going = {0, 1, 2}
-        for state in canary.live(np.random.default_rng(2), scored, replace(chosen, batch=100), 3):
+        for state in canary.live(np.random.default_rng(2), scored, replace(chosen, batch=200), 3):
             for number in sorted(going):
                 evidence = of_one(state, number, 0.4)
-                says = guardrails.at_step(evidence, "B", chosen.rules, 2, chosen.min_requests).says
+                told = guardrails.at_step(
+                    *(evidence, "B", rules, len(steps), chosen.min_requests), last=steps[1] == 1
+                )
                 counted = {name: Sums(arm.requests, arm.errors) for name, arm in evidence.arms.items()}
-                change = next_step(current, counted, later, saying(says))
+                change = next_step(current, counted, later, saying(told.says))
                 wanted = "regress" if state.back[number] else "step" if state.on[number] else None
                 assert (change and change.action) == wanted
                 seen.add(wanted)
@@ -166,14 +247,10 @@ def test_pairs_take_a_fraction_of_the_outcomes_and_a_split_what_the_theory_says(
 
 
 def test_what_is_simulated_is_what_judge_decides() -> None:
-    size = Size(streams=3, looks=12, batch=300)
+    size = Size(streams=3, looks=12, batch=900)
     stress = Stress("", PAIR)
-    rng = np.random.default_rng(8)
-    drawn: list[Rows] = []
-    for look in range(size.looks):
-        drawn.append(stress.credit.draw(rng, (3, 300), look / size.looks))
-        rng.integers(1, 2, (3, 300))
-    n_star = 3600
+    drawn = [group.rows for [(group, _)] in arrivals(np.random.default_rng(8), stress, size)]
+    n_star = 5400
     radius = always_valid(n_star)
     decided = set()
     for look, seen in enumerate(shadow(np.random.default_rng(8), stress, size)):
@@ -187,6 +264,44 @@ def test_what_is_simulated_is_what_judge_decides() -> None:
             assert decision == winner
             decided.add(decision)
     assert decided == {"promote", "keep collecting"}
+
+
+@pytest.mark.parametrize("design", ["shadow", "split", "bandit"])
+def test_units_that_come_again_at_later_looks_are_summed_as_the_verdict_sums_them(design: str) -> None:
+    size = Size(streams=2, looks=30, batch=100)
+    [stress] = [each for each in STRESSES if each.looks_of_unit > 1]
+    seen = list(DESIGNS[design](np.random.default_rng(3), stress, size))
+    # Of each unit in an arm, told by its score: rows and their weights by look, and what each loses.
+    units: dict[tuple[int, float], list[tuple[float, float, float]]] = {}
+    share = 0.5
+    for look, coming in enumerate(arrivals(np.random.default_rng(3), stress, size)):
+        for group, count in coming:
+            for unit in np.flatnonzero(count[0]):
+                side = int(design != "shadow" and group.place[0, unit] < share)
+                one, other, y = (each[0, unit] for each in group.rows)
+                losses = (one - y) ** 2, (other - y) ** 2
+                x = losses[0] - losses[1] if design == "shadow" else losses[side]
+                weight = count[0, unit] / (share if side else 1 - share)
+                units.setdefault((side, one), []).append((count[0, unit], weight, x))
+        if design == "bandit":
+            share = float(thompson(seen[look].value[0], seen[look].error[0], FLOOR))
+    assert max(map(len, units.values())) > 5
+    means, errors = [], []
+    for side in sorted({side for side, _ in units}):
+        mine = [np.array(rows) for (its, _), rows in units.items() if its == side]
+        n, w, x = np.array([(*rows[:, :2].sum(0), rows[0, 2]) for rows in mine]).T
+        if design == "bandit":
+            weighted = WeightedMoments(int(n.sum()), *(each.sum() for each in (w, w * w, w * x, w * w * x)))
+            weighted = replace(weighted, w2s2=float((w * w * x * x).sum()))
+            means.append(weighting.mean(weighted))
+            errors.append(weighting.standard_error(weighted))
+        else:
+            sums = (each.sum() for each in (n * x, n * n, n * n * x, n * n * x * x))
+            clusters = ClusteredMoments(len(n), int(n.sum()), *sums)
+            means.append(clusters.mean)
+            errors.append(clusters.standard_error)
+    assert seen[-1].value[0] == pytest.approx(means[0] - sum(means[1:]))
+    assert seen[-1].error[0] == pytest.approx(math.hypot(*errors))
 
 
 def test_the_interval_of_a_count_is_clopper_and_pearsons() -> None:
@@ -204,3 +319,32 @@ def test_the_mean_time_to_a_decision_is_what_simulation_gives() -> None:
     out = np.abs(sums) > bound
     when = np.where(out.any(1), n[out.argmax(1)], 6000)
     assert when.mean() / 1000 == pytest.approx(plan.stopping().expected, rel=0.05)
+
+
+def test_units_for_whom_everything_fails_send_no_canary_back_that_is_no_worse() -> None:
+    """Of 60 units one in twenty fails always, whoever answers; each comes again and again."""
+    rng = np.random.default_rng(1)
+    streams, units = 400, 60
+    arms = rng.random((streams, units)) < 0.5
+    fails = np.where(rng.random((streams, units)) < 0.05, 1.0, 0.001)
+    comes = np.minimum(rng.exponential(0.5, (streams, units)), 1)
+    failed = np.zeros((streams, units))
+    n, k, together = np.zeros((3, 2, streams))
+    back, naive = np.zeros((2, streams), bool)
+    for _ in range(60):
+        seen = rng.random((streams, units)) < comes
+        bad = seen & (rng.random((streams, units)) < fails)
+        for side, mine in enumerate((~arms, arms)):
+            n[side] += (seen & mine).sum(axis=1)
+            k[side] += (bad & mine).sum(axis=1)
+            together[side] += np.where(bad & mine, failed, 0).sum(axis=1)
+        failed += bad
+        enough = n[1] >= guardrails.LEAST_REQUESTS
+        # Two steps of one guardrail.
+        bound = np.log(2 / 0.05)
+        one, other = (rates.alike(k[side], n[side], together[side]) for side in (0, 1))
+        log_e = rates.log_e_value_of_excess(one, other, 0.01)
+        back |= enough & (other[1] >= guardrails.LEAST_UNITS) & (log_e >= bound)
+        naive |= enough & (rates.log_e_value_of_excess((k[0], n[0]), (k[1], n[1]), 0.01) >= bound)
+    assert rates.proportion_interval(int(back.sum()), streams)[1] <= 0.025
+    assert naive.mean() > 0.1, "requests taken for independent would"

@@ -6,9 +6,9 @@ import json
 import random
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 
 from router import database
 from router.controllers import Evidence as Counted
-from router.controllers import Runner, Sums
+from router.controllers import Judgement, Runner, Sums
 from router.database import stamp
 from router.entries import Entry
 from router.experiment import Canary, Experiment, ExperimentError, read
@@ -29,7 +29,7 @@ from router.guarding import Guards
 from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
-from router.verdicts import Verdicts
+from router.verdicts import Verdicts, rules
 from tests.conftest import House, Reply
 from tests.databases import fresh
 from tests.test_ledger import aside, record
@@ -119,12 +119,68 @@ def test_a_split_is_judged_by_what_each_variant_said_of_its_own_requests(engine:
     assert sum(b.latencies.values()) == 3
     [period] = evidence.periods
     assert period.weights == {"A": 0.5, "B": 0.5}
-    assert (period.requests, period.labels, period.errors) == (
-        *({"A": 1, "B": 4}, {"A": 1, "B": 1}),
+    assert (period.requests, period.assigned, period.served, period.labels, period.apart_failed) == (
+        *({"A": 1, "B": 4}, {"A": 1, "B": 4}, {"A": 1, "B": 2}, {"A": 1, "B": 1}),
         {"A": 0, "B": 2},
     )
     assert book.evidence("simulation").arm("B").labelled == 1
     assert book.evidence(None).arm("B").labelled == 2
+
+
+def seen(verdict: Verdict, name: str) -> str:
+    """What a check of the verdict says, which is passed."""
+    [check] = [each for each in verdict.checks if each.name == name]
+    assert check.state == "passed", check
+    return check.seen
+
+
+def test_units_that_come_again_and_batches_count_once_among_what_chance_assigned(engine: sa.Engine) -> None:
+    book = Book(engine)
+    current = book.experiments.current()
+    assert current
+    units: Counter[str] = Counter()
+    rows = []
+    for unit in range(200):
+        variant = current.assign(f"u{unit}").variant.name
+        units[variant] += 1
+        rows += [
+            record(time=stamp(NOW), experiment="e", variant=variant, propensity=0.5, unit=f"u{unit}")
+            for _ in range(book.random.randrange(1, 40))
+        ]
+    for number, (variant, length) in enumerate([("A", 500), ("B", 30)]):
+        rows += [
+            record(
+                f"{number}/{row}", time=stamp(NOW), experiment="e", variant=variant, propensity=0.5
+            )._replace(request_id=str(number), row=row)
+            for row in range(length)
+        ]
+    book.ledger.append(Entry(rows))
+    list(book.reported.append([{"id": each.id, "outcome": 1} for each in rows]))
+    [period] = book.evidence().periods
+    assert sum(period.requests.values()) == len(rows)
+    once = {name: count + 1 for name, count in units.items()}
+    assert period.assigned == period.served == period.labels == once
+    verdict = book.verdict()
+    expected = f"A {once['A']:,} where 101 are expected"
+    assert expected in seen(verdict, "sample ratio")
+    assert f"A {once['A']:,} where {once['A']:,} are expected" in seen(verdict, "label ratio")
+    # A change that leaves the split as it is does not make them new ones.
+    book.experiments.set(_document(decision={"alpha": 0.01}), expected=1, by="a test", reason="stricter")
+    book.ledger.append(
+        Entry(
+            [each._replace(id=f"{each.id}-again", request_id="x", experiment_version=2) for each in rows[:50]]
+        )
+    )
+    [period] = book.evidence().periods
+    assert sum(period.requests.values()) == len(rows) + 50
+    assert period.assigned == once
+
+
+def test_a_batch_is_one_latency(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(5):
+        book.asked(f"b/{number}", 0.5, variant="A", request_id="b", row=number)
+    assert sum(book.evidence().arm("A").latencies.values()) == 1
 
 
 def test_shadows_and_replays_are_judged_by_pairs(engine: sa.Engine) -> None:
@@ -209,6 +265,10 @@ def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> No
     before = book.evidence().arm("A")
     # As it was before there were sums by unit.
     with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX predictions_failed_by_unit"))
+        for column in ("assigned", "served", "apart", "apart_failed", "together", "timed"):
+            connection.execute(sa.text(f"ALTER TABLE sums DROP COLUMN {column}"))
+        connection.execute(sa.text("ALTER TABLE labels DROP COLUMN assigned"))
         for table in ("repeats", "repeat_decisions"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
@@ -335,6 +395,10 @@ def test_declared_parts_of_the_traffic_are_judged_by_themselves(engine: sa.Engin
         key for key in parts if key[0] != "SEX"
     }
     assert {gap.field for gap in verdict.gaps} == {"SEX"}
+    # Between two cuts there are three parts, and what is unknown; of codes those that were seen.
+    current = book.experiments.current()
+    assert current
+    assert rules(current.document).parts == {"LIMIT": 4}
 
 
 def test_where_weights_changed_rows_count_by_their_propensity(engine: sa.Engine) -> None:
@@ -461,7 +525,7 @@ def ask_verdict(house: House, query: str = "", accept: str = "application/json")
     return house.router.fetches(f"/v1/verdict{query}", accept)
 
 
-NO_SUMS = Counted(Canary(), Sums(), Sums())
+NO_SUMS = Counted(Canary(), 0.5, Sums(), Sums())
 CANARY: dict[str, Any] = {
     "mode": "canary",
     "canary": {"steps": [0.5, 1], "min_requests": 100, "hold": "1s"},
@@ -469,13 +533,15 @@ CANARY: dict[str, Any] = {
 }
 
 
-def canary(book: Book, requests: int, failing: float, tag: str | None = None) -> Current | None:
+def canary(
+    book: Book, requests: int, failing: float, turns: str = "AB", tag: str | None = None
+) -> Current | None:
     """What the canary does after so many requests, of which the challenger fails at a share."""
     current = book.experiments.current()
     assert current
     rows = []
     for number in range(requests):
-        variant = "AB"[number % 2]
+        variant = turns[number % len(turns)]
         fails = variant == "B" and book.random.random() < failing
         status: dict[str, Any] = {"status": 502, "prediction": None} if fails else {}
         rows.append(
@@ -512,7 +578,7 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
 ) -> None:
     book = Book(engine, **CANARY)
     assert canary(book, 150, 0.0) is None, "each has to have a hundred"
-    on = canary(book, 100, 0.0)
+    on = canary(book, 2500, 0.0)
     assert on
     assert on.weights == {"A": 0, "B": 1}
     book.experiments.set(_document(**CANARY, salt="anew"), expected=1, by="a test", reason="anew")
@@ -525,6 +591,51 @@ def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_wors
         )
         book.ledger.append(Entry([row]))
     assert canary_decides(book) is None, "1 in 20 of B's fail, which is not sure yet, and too much to go on"
+
+
+def judged(book: Book) -> Judgement:
+    """What the canary's guardrails say now."""
+    current = book.experiments.current()
+    assert current
+    counted = replace(NO_SUMS, share=current.weights["B"])
+    return Guards(Verdicts(book.engine, book.fold)).gate(current)(counted)
+
+
+def test_all_of_the_traffic_takes_guardrails_that_are_clear_and_a_step_before_that_does_not(
+    engine: sa.Engine,
+) -> None:
+    book = Book(engine, **CANARY | {"canary": CANARY["canary"] | {"steps": [0.5, 0.75, 1]}})
+    on = canary(book, 250, 0.0)
+    assert on
+    assert on.weights == {"A": 0.25, "B": 0.75}
+    assert canary(book, 400, 0.0, "ABBB") is None
+    told = judged(book)
+    assert told.says == "hold"
+    assert told.reason.startswith(
+        "the guardrail errors is not clear yet: its margin is 0.01, it may be worse by 0.0"
+    )
+    assert [each["state"] for each in told.evidence] == ["watching"]
+    whole = canary(book, 5000, 0.0, "ABBB")
+    assert whole
+    assert whole.weights == {"A": 0, "B": 1}
+
+
+@pytest.mark.parametrize("steps", [[0.5, 1], [0.5, 0.75, 1]], ids=["to all", "a step on"])
+def test_a_canary_goes_no_step_on_where_requests_do_not_follow_the_shares(
+    engine: sa.Engine, steps: list[float]
+) -> None:
+    book = Book(engine, **CANARY | {"canary": CANARY["canary"] | {"steps": steps}})
+    assert canary(book, 600, 0.0, "ABBB") is None
+    told = judged(book)
+    assert (told.says, told.reason) == (
+        "hold",
+        "the requests do not follow the configured shares "
+        "(A 150 where 300 are expected, B 450 where 300 are expected)",
+    )
+    # It is sent back all the same where it breaks.
+    back = canary(book, 200, 1.0, "ABBB")
+    assert back
+    assert back.weights == {"A": 1, "B": 0}
 
 
 @pytest.mark.parametrize("guardrails", [CANARY["guardrails"], []], ids=["guardrails", "gates"])
@@ -542,14 +653,36 @@ def test_tagged_traffic_moves_a_canary_only_where_the_document_says_so(
         assert back is None or back.weights == {"A": 1, "B": 0}
 
 
+@pytest.mark.parametrize("guardrails", [CANARY["guardrails"], []], ids=["guardrails", "gates"])
+@pytest.mark.parametrize("together", ["unit", "batch"])
+def test_what_fails_together_sends_no_canary_back(
+    engine: sa.Engine, together: str, guardrails: list[dict[str, Any]]
+) -> None:
+    strict = [each | {"margin": 0.001} for each in guardrails]
+    gates = CANARY["canary"] | {"gates": {"max_error_rate_difference": 0.001}}
+    book = Book(engine, **CANARY | {"guardrails": strict, "canary": gates})
+    good = [record(time=stamp(NOW), experiment="e", variant="AB"[number % 2]) for number in range(600)]
+    failed = [
+        record(f"b/{row}", time=stamp(NOW), experiment="e", variant="B", status=502, prediction=None)
+        for row in range(100)
+    ]
+    alike: list[dict[str, Any]] = [
+        {"unit": "u"} if together == "unit" else {"request_id": "b", "row": row} for row in range(100)
+    ]
+    book.ledger.append(Entry([*good, *(row._replace(**its) for row, its in zip(failed, alike, strict=True))]))
+    assert canary_decides(book) is None, "somebody's requests, or a batch, that it cannot answer"
+    book.ledger.append(Entry([row._replace(id=f"alone-{row.id}") for row in failed]))
+    back = canary_decides(book)
+    assert back
+    assert back.weights == {"A": 1, "B": 0}
+
+
 def test_a_canary_waits_for_a_guardrail_that_knows_nothing_yet(engine: sa.Engine) -> None:
     scores = {"name": "scores", "metric": "brier", "margin": 0.0}
     book = Book(engine, **CANARY | {"guardrails": [scores]})
     assert canary(book, 1000, 0.0) is None, "of no request is the outcome known"
-    current = book.experiments.current()
-    assert current
-    judged = Guards(Verdicts(book.engine, book.fold)).gate(current)(NO_SUMS)
-    assert (judged.says, judged.reason) == ("hold", "the guardrail scores has too little to go by yet")
+    told = judged(book)
+    assert (told.says, told.reason) == ("hold", "the guardrail scores has too little to go by yet")
 
 
 def test_a_canary_sent_back_while_held_goes_back_once_it_is_resumed(engine: sa.Engine) -> None:
@@ -614,6 +747,40 @@ def test_the_evidence_has_doubts_of_a_challenger_that_surely_is_worse(engine: sa
     assert current
     [doubt] = Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
     assert doubt.startswith("Keep A: B's Brier score is higher by")
+
+
+def test_the_evidence_has_doubts_of_a_challenger_that_is_not_known_to_be_as_good(engine: sa.Engine) -> None:
+    def doubts(book: Book) -> list[str]:
+        current = book.experiments.current()
+        assert current
+        return Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
+
+    book = Book(engine, mode="shadow")
+    book.asked("0", 0.2, 0, shadow=0.9)
+    [doubt] = doubts(book)
+    assert doubt == "1 of the 100 pairs of A and B that a decision takes at least are there"
+    for number in range(1, 151):
+        # Mostly as good, now and then better or worse.
+        book.asked(f"{number}", 0.4, number % 2, shadow=0.4 + number % 3 / 100)
+    [doubt] = doubts(book)
+    assert doubt.startswith("B may be worse than A in Brier score by 0.0")
+    assert doubt.endswith(", where 0 is allowed")
+    document = _document(mode="shadow", decision={"margin": 0.05})
+    book.experiments.set(document, expected=1, by="a test", reason="a margin")
+    assert book.verdict().decision != "promote"
+    assert doubts(book) == [], "it is surely within the margin"
+
+
+def test_a_split_in_which_the_challenger_seems_worse_and_not_surely_has_doubts(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(300):
+        p = 0.3 if number % 2 == 0 else 0.32
+        book.asked(f"{number}", p, int(number % 10 < 2), variant="AB"[number % 2])
+    assert book.verdict().decision == "keep collecting"
+    current = book.experiments.current()
+    assert current
+    [doubt] = Guards(Verdicts(engine, book.fold)).doubts(current, "B")
+    assert doubt.startswith("B may be worse than A in Brier score by 0.")
 
 
 def test_the_verdict_is_told_over_rest_and_from_a_shell(

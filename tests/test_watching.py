@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import House, until
-from verdict.drift import proportion_interval, psi, psi_limit
+from verdict.drift import psi, psi_limit
 
 
 @pytest.fixture
@@ -62,6 +62,24 @@ def test_the_service_behind_a_variant_tells_the_same_through_the_router(house: H
     told = house.router.gets("/v1/variants/B/versions/no-such-version")
     assert (told.status, told.headers["Content-Type"]) == (404, "application/problem+json")
     assert house.router.gets("/v1/variants/C/versions").status == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "rule"),
+    [
+        ([], "", "type"),
+        ({"version": "newest"}, "/reason", "required"),
+        ({"reason": "to see"}, "/version", "required"),
+        ({"version": 7, "reason": "to see"}, "/version", "type"),
+        ({"version": "newest", "reason": "to see", "colour": "red"}, "/colour", "additionalProperties"),
+    ],
+)
+def test_a_wrong_release_is_told_with_field_and_rule(
+    house: House, body: object, pointer: str, rule: str
+) -> None:
+    reply = house.router.sends(json.dumps(body).encode(), "/v1/variants/A/releases")
+    assert reply.status == 422
+    assert [(each["pointer"], each["rule"]) for each in reply.errors] == [(pointer, rule)]
 
 
 def test_releasing_through_the_router_needs_the_key_that_the_service_was_started_with(house: House) -> None:
@@ -125,6 +143,7 @@ def test_calibration_counts_what_came_true_by_what_was_said(
     "query",
     [
         "",
+        "?variant=",
         "?variant=C",
         "?variant=A&rows=0",
         "?variant=A&rows=5001",
@@ -152,9 +171,3 @@ def test_by_chance_alone_one_psi_in_twenty_exceeds_its_limit() -> None:
     ]
     # Of 4,000 at a level of 5 % it is between 4 and 6.2 %, but for one time in a thousand.
     assert 0.04 < np.mean(beyond) < 0.062
-
-
-def test_the_interval_of_a_proportion_is_that_of_clopper_and_pearson() -> None:
-    # As R's binom.test(7, 20) prints it.
-    assert [float(each) for each in proportion_interval(7, 20)] == pytest.approx([0.1539092, 0.5921885])
-    assert [float(each) for each in proportion_interval(0, 0)] == [0, 1]

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from runoff.problems import PROBLEM_JSON
 from traffic.plan import TAG
 
 Fault = Literal["errors", "slow", "upside-down"]
@@ -286,7 +287,7 @@ def _spoiling(own: str, fault: Fault, since: asyncio.Event, rng: random.Random) 
                 "status": 500,
                 "detail": "this variant is broken on purpose",
             }
-            return web.json_response(problem, status=500, content_type="application/problem+json")
+            return web.json_response(problem, status=500, content_type=PROBLEM_JSON)
         if spoilt and fault == "slow":
             await asyncio.sleep(SLOW_SECONDS)
         reply = await _ask(session, own, request)
@@ -322,4 +323,4 @@ async def _ask(session: aiohttp.ClientSession, own: str, request: web.Request) -
             return web.Response(status=response.status, headers=kept, body=await response.read())
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         problem = {"title": "Bad gateway", "status": 502, "detail": f"{own} does not answer: {error}"}
-        return web.json_response(problem, status=502, content_type="application/problem+json")
+        return web.json_response(problem, status=502, content_type=PROBLEM_JSON)

@@ -62,7 +62,8 @@ LISTED = 50
 @click.option(
     "--users",
     type=click.IntRange(1, MAX_USERS),
-    help=f"So many, instead: each asks once a second, and waits for its answer; at most {MAX_USERS:,}.",
+    help="A number of users instead of a rate: each asks once a second, and waits for its answer; "
+    f"at most {MAX_USERS:,}.",
 )
 @click.option(
     "--ramp", type=click.FloatRange(0, MAX_SECONDS), default=0.0, help="Seconds until all of it is offered."
@@ -80,7 +81,7 @@ LISTED = 50
     type=click.IntRange(0, MAX_SEED),
     default=1,
     show_default=True,
-    help="The same seed sends the same.",
+    help="The same seed sends the same requests.",
 )
 @as_json
 def load(url: str, *, wants_json: bool, **given: Any) -> None:

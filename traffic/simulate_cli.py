@@ -23,14 +23,13 @@ from traffic.simulation import Late, Order, Progress, Simulation
 URL = "RUNOFF_ROUTER_URL"
 KEY = "RUNOFF_OPERATOR_KEY"
 LOOK_SECONDS = 0.2
-SOME = click.FloatRange(0, min_open=True)
 NOT_BEFORE = click.FloatRange(0)
 
 
 @click.command(
     epilog=examples(
         "runoff simulate --rate 20 --seconds 60",
-        "runoff simulate --queries 500 --outcomes 5 --delays by-outcome",
+        "runoff simulate --requests 500 --outcomes 5 --delays by-outcome",
         "runoff simulate --shape bursts --drift two-months-late --drift-at 30",
         "runoff simulate --outcomes 2 --break B --fault upside-down --break-at 20",
     )
@@ -56,16 +55,16 @@ NOT_BEFORE = click.FloatRange(0)
     "--shape", type=click.Choice(get_args(Shape)), default="steady", show_default=True, help="How they come."
 )
 @click.option(
-    "--queries",
+    "--requests",
     type=click.IntRange(1, 1_000_000),
-    help="So many, instead of a rate: as fast as answers come.",
+    help="A number of requests instead of a rate: as fast as answers come.",
 )
 @click.option(
     "--at-once",
     type=click.IntRange(1, 256),
     default=4,
     show_default=True,
-    help="How many of those queries wait for an answer at once.",
+    help="How many of those requests wait for an answer at once.",
 )
 @click.option(
     "--kind",
@@ -78,21 +77,21 @@ NOT_BEFORE = click.FloatRange(0)
     "--users",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="So many units, who come again; else each request is one.",
+    help="Number of units that come again; by default each request is a unit of its own.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
     default=1,
     show_default=True,
-    help="The same seed sends the same.",
+    help="The same seed sends the same requests.",
 )
 @click.option(
     "--outcomes",
     "late",
     type=NOT_BEFORE,
     metavar="SECONDS",
-    help="Tell the true outcomes, so long after the answer in the mean.",
+    help="Tell the true outcomes, on average this many seconds after the answer.",
 )
 @click.option(
     "--delays",
@@ -156,7 +155,7 @@ def _order(given: dict[str, Any]) -> Order:
     )
     return Order(
         plan=plan,
-        queries=given["queries"],
+        requests=given["requests"],
         at_once=given["at_once"],
         outcomes=None if given["late"] is None else Late(mean=given["late"], delays=given["delays"]),
         broken=Break(variant=given["variant"], fault=given["fault"], at=given["break_at"])
@@ -170,10 +169,10 @@ def _watch(simulation: Simulation, *, quiet: bool) -> None:
     order = simulation.order
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
     with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
-        task = bars.add_task("Sending", total=order.queries or order.plan.seconds, told="")
+        task = bars.add_task("Sending", total=order.requests or order.plan.seconds, told="")
         while not simulation.wait(LOOK_SECONDS):
             now = simulation.progress
-            bars.update(task, completed=now.done if order.queries else now.seconds, told=_counts(now))
+            bars.update(task, completed=now.done if order.requests else now.seconds, told=_counts(now))
 
 
 def _counts(progress: Progress) -> str:

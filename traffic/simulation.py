@@ -40,14 +40,14 @@ class Late(BaseModel):
 class Order(BaseModel):
     """What is simulated.
 
-    With `queries` so many requests are sent, `at_once` at a time, whatever the plan's rate and length are;
+    With `requests` so many requests are sent, `at_once` at a time, whatever the plan's rate and length are;
     without, each comes when the plan says. Outcomes are told of where `outcomes` is set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     plan: Plan = Plan()
-    queries: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     at_once: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] = 4
     outcomes: Late | None = None
     broken: Break | None = None
@@ -91,7 +91,7 @@ class Simulation:
         self._url = url.rstrip("/")
         self._stop = threading.Event()
         self._sender = Sender(self._url, TAG, key, stop=self._stop)
-        if order.queries:
+        if order.requests:
             self._sender.max_in_flight, self._sender.waits = order.at_once, True
         self._reports = (
             Outcomes(self._url, order.outcomes.delays, order.outcomes.mean, order.plan.seed)
@@ -155,7 +155,7 @@ class Simulation:
             with suppress(CannotBreak, aiohttp.ClientError, OSError):
                 await mend_all(session, self._url)
             order = self.order
-            requests = order.plan.at_once(order.queries) if order.queries else order.plan.requests()
+            requests = order.plan.at_once(order.requests) if order.requests else order.plan.requests()
             if order.broken:
                 breaking = broken(order.broken, self._url, session, order.plan.seed)
                 requests = _telling(requests, await stack.enter_async_context(breaking))

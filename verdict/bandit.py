@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+
 from verdict.moments import ROUNDING, WeightedMoments
+from verdict.sequence import Floats
 
 
 def mean(arm: WeightedMoments) -> float:
@@ -29,3 +34,21 @@ def difference(one: WeightedMoments, other: WeightedMoments) -> tuple[float, flo
     """The one's mean less the other's, its standard error, and from how many rows it is."""
     error = math.hypot(standard_error(one), standard_error(other))
     return mean(one) - mean(other), error, one.n + other.n
+
+
+def thompson(ahead: ArrayLike, error: ArrayLike, floor: float) -> Floats:
+    """The next share of the second of two arms: the chance that it is the better one, and at least the floor.
+
+    That is Thompson sampling by a normal posterior. The router draws from those of both rates, which comes to
+    the same from some dozens of outcomes on.
+
+    Args:
+        ahead: what it is better by, any shape.
+        error: the standard error of that; infinite, or 0, where nothing is known.
+        floor: the least share of each arm.
+    """
+    value, error = np.broadcast_arrays(np.asarray(ahead, float), np.asarray(error, float))
+    known = np.isfinite(error) & (error > 0)
+    z = np.divide(value, error, out=np.zeros(value.shape), where=known)
+    # Liang & Bojinov (arXiv 2311.05794), section 3: floor + (1 − K·floor) · P(it is the best)
+    return np.asarray(floor + (1 - 2 * floor) * norm.cdf(z))

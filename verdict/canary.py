@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from verdict import rates, sequence
+from verdict import multinomial, rates, sequence
 from verdict.counted import score
 from verdict.evidence import Guardrail, Rules
 from verdict.guardrails import LEAST_REQUESTS
@@ -94,7 +94,7 @@ def live(rng: np.random.Generator, clients: Rows, plan: Plan, canaries: int) -> 
         for side, asked_in, sums in waiting.pop(look, []):
             # What was asked at an earlier step is not judged at this one.
             scores[side] += sums * (asked_in == step)
-        back, on = _says(plan, requests, errors, scores)
+        back, on = _says(plan, step, requests, errors, scores)
         back, on = back & alive, on & alive
         yield State(step.copy(), requests.copy(), errors.copy(), scores.copy(), back, on, own)
         step = step + on
@@ -114,24 +114,39 @@ def _drawn(rng: np.random.Generator, clients: Rows, rate: float | None, shape: t
     return Rows(*(each[which] for each in clients))
 
 
-def _says(plan: Plan, requests: Floats, errors: Floats, scores: Floats) -> tuple[Floats, Floats]:
+def _says(
+    plan: Plan, step: Floats, requests: Floats, errors: Floats, scores: Floats
+) -> tuple[Floats, Floats]:
     """Which go back, and which go on: what `guardrails.at_step` says of one."""
-    rules = plan.rules
+    rules, steps = plan.rules, np.array(plan.steps)
     alpha = rules.guardrail_alpha / len(plan.steps) / len(rules.guardrails)
+    bound, margins = -math.log(alpha), [each.margin for each in rules.guardrails]
     n, total, squares = scores[:, 0], scores[:, 1], scores[:, 2]
     mean = total / np.maximum(n, 1)
     variance = np.maximum(squares - n * mean * mean, 0) / np.maximum(n - 1, 1)
     error = np.sqrt((variance / np.maximum(n, 1)).sum(0))
     harm, outcomes = mean[1] - mean[0], n.sum(0)
     known = (outcomes >= rules.min_outcomes) & (n > 1).all(0) & (error > 0)
-    log_e = [
-        sequence.log_e_value_above(harm, np.where(known, error, np.inf), outcomes, rules.n_star, alpha),
-        rates.log_e_value_of_excess((errors[0], requests[0]), (errors[1], requests[1]), 0.0),
-    ]
-    breached = (np.where(known, log_e[0], 0) >= -math.log(alpha)) | (log_e[1] >= -math.log(alpha))
+    error = np.where(known, error, np.inf)
+    failed = (errors[0], requests[0]), (errors[1], requests[1])
+
+    def of_scores(excess: Floats) -> Floats:
+        found = sequence.log_e_value_above(excess, error, outcomes, rules.n_star, alpha)
+        return np.where(known, found, 0.0)
+
+    breached = of_scores(harm - margins[0]) >= bound
+    breached |= rates.log_e_value_of_excess(*failed, margins[1]) >= bound
     back = breached & (requests[1] >= LEAST_REQUESTS)
     failing = errors / np.maximum(requests, 1)
-    agreed = known & (harm <= 0) & (failing[1] <= failing[0])
+    agreed = known & (harm <= margins[0]) & (failing[1] - failing[0] <= margins[1])
+    # With all of the traffic nobody stands at a step.
+    share = np.where(steps[step] < 1, steps[step], 0.5)
+    ratio = multinomial.log_bayes_factor(requests.T, np.stack([1 - share, share], axis=-1))
+    agreed &= ratio < -math.log(rules.trust_alpha)
+    # The upper ends are within the margins where what is as far below has an e-value as great.
+    clear = of_scores(margins[0] - harm) >= bound
+    clear &= rates.log_e_value_of_difference(*failed, margins[1]) >= bound
+    agreed &= clear | (steps[np.minimum(step + 1, len(steps) - 1)] < 1)
     return back, ~back & agreed & (requests.min(0) >= plan.min_requests)
 
 
@@ -148,10 +163,10 @@ class Sent:
     own: Floats
 
 
-def sent_back(clients: Rows, plan: Plan, canaries: int, seed: int = 15) -> Sent:
+def sent_back(clients: Rows, plan: Plan, canaries: int) -> Sent:
     """When guardrails sent canaries back."""
     requests, own = np.full(canaries, np.inf), np.full(canaries, np.inf)
-    states = live(np.random.default_rng(seed), clients, plan, canaries)
+    states = live(np.random.default_rng(15), clients, plan, canaries)
     for look, state in enumerate(states, start=1):
         requests = np.where(state.back, look * plan.batch, requests)
         own = np.where(state.back, state.own, own)

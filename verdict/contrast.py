@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from verdict import bandit, bernstein, sequence
+from verdict import bandit, bernstein, rates, sequence
 from verdict.evidence import Arm, Evidence, Pairs, Rules
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 from verdict.sequence import Floats
@@ -46,6 +46,29 @@ class Contrast:
     squares: float | None = None
 
 
+def errors(evidence: Evidence, challenger: str) -> tuple[rates.Count, rates.Count]:
+    """How often, of how many, the champion gave no answer, and the challenger: arrays with a place a period.
+
+    Errors that come and go with time are not taken for a variant's where shares moved meanwhile. What fails
+    for a unit again and again is not taken for many independent errors.
+    """
+    names = (evidence.champion, challenger)
+    periods = [each for each in evidence.periods if all(each.apart.get(name) for name in names)]
+    if evidence.design == "shadow" or not periods:
+        arms = [evidence.arm(name) for name in names]
+        counts = [[(arm.apart_failed, arm.apart, arm.together)] for arm in arms]
+    else:
+        counts = [
+            [
+                (each.apart_failed.get(name, 0), each.apart[name], each.together.get(name, 0))
+                for each in periods
+            ]
+            for name in names
+        ]
+    one, other = (rates.alike(*zip(*each, strict=True)) for each in counts)
+    return one, other
+
+
 def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | None = None) -> Basis:
     """The sums for a metric.
 
@@ -63,7 +86,7 @@ def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | Non
         return Basis((_moments(pairs, metric),))
     names = (evidence.champion, challenger)
     arms, wholes = [evidence.arm(name) for name in names], [whole.arm(name) for name in names]
-    if _needs_weights(whole) and all(arm.weighted.get(metric) for arm in wholes):
+    if needs_weights(whole) and all(arm.weighted.get(metric) for arm in wholes):
         return Basis(tuple(arm.weighted.get(metric, NO_WEIGHTED) for arm in arms))
     if all(arm.by_unit.get(metric) for arm in wholes):
         return Basis(tuple(arm.by_unit.get(metric, NO_CLUSTERS) for arm in arms))
@@ -90,18 +113,28 @@ def contrast(of: Basis) -> Contrast:
 def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | None, float | None]:
     """The champion's and the challenger's own means; None without outcomes.
 
-    In pairs the champion's is over its own rows, which may be more than those of the pairs.
+    In pairs both are over the pairs: of whom all rows are in pairs has it, the other's is that and the
+    difference. The champion has more rows where only a sample was scored besides, a replay where others than
+    the champion were asked; where both have more, they are None.
     """
     found: list[float | None] = []
     for name in (evidence.champion, challenger):
         arm = evidence.arm(name)
         weighted = arm.weighted.get(metric)
         plain = _moments(arm, metric)
-        if evidence.design != "shadow" and _needs_weights(evidence) and weighted:
+        if evidence.design != "shadow" and needs_weights(evidence) and weighted:
             found.append(bandit.mean(weighted) if weighted.n else None)
         else:
             found.append(plain.mean if plain.n else None)
-    return found[0], found[1]
+    one, other = found
+    pairs = contrast(basis(evidence, challenger, metric))
+    if evidence.design != "shadow" or not pairs.n or one is None or other is None:
+        return one, other
+    if evidence.arm(challenger).labelled == pairs.n:
+        return other + pairs.value, other
+    if evidence.arm(evidence.champion).labelled == pairs.n:
+        return one, one - pairs.value
+    return None, None
 
 
 def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, Contrast]:
@@ -140,15 +173,15 @@ class Ruler:
 def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenger: str) -> Ruler:
     """The one for a metric: pairs by the Brier score are measured exactly where `max_gap` was declared."""
     by_unit = evidence.pair(challenger).by_unit.get(metric)
-    if evidence.design != "shadow" or metric != "brier" or rules.max_gap is None or by_unit:
+    if evidence.design != "shadow" or metric != "brier" or rules.gap_bound is None or by_unit:
         return Ruler(rules.n_star, alpha)
     # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|
-    c = 2 * rules.max_gap
+    c = 2 * rules.gap_bound
     spread = c / 8 if rules.spread is None else rules.spread
     return Ruler(rules.n_star, alpha, (c, bernstein.best_rho(rules.n_star * spread**2, alpha)))
 
 
-def _needs_weights(evidence: Evidence) -> bool:
+def needs_weights(evidence: Evidence) -> bool:
     """Whether rows had different chances to come to a variant."""
     return (
         evidence.design == "bandit"

@@ -7,7 +7,7 @@ check what the router says.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from verdict import money
 from verdict.declared import LIVE, Declared, Terms
 from verdict.evidence import (
+    GAP_BINS,
     HOUR,
     SCORE_BINS,
     Arm,
@@ -40,10 +41,13 @@ Wholes = NDArray[np.int64]
 # In the order in which sums by unit are kept.
 METRICS = ("brier", "log-loss", "profit")
 
-# Into so many equal bins scores are counted, pairs of scores on each side, and |p − p′|.
+# Into so many equal bins pairs of scores are counted, on each side.
 JOINT_BINS = 20
-GAP_BINS = 100
 LEAST_MS = 0.001
+# Of errors a unit tells once in so many seconds.
+TEN_MINUTES = 600.0
+# Of a unit that is seen more often than that the ledger counts the newest rows together; here all are.
+ROWS_OF_A_UNIT = 500
 # No probability is nearer to 0 or 1 in the log loss: one that is wrong would be an infinite loss.
 CLIP = 1e-15
 
@@ -121,6 +125,7 @@ class Answers(NamedTuple):
         saved: of live answers, whether another variant gave it since this one failed.
         unit: a number for each unit by which requests were assigned; requests that are units by themselves
             have one that nobody else has.
+        row: the request's place in its batch, from 0 on; 0 where it came alone.
     """
 
     request: Wholes
@@ -135,6 +140,7 @@ class Answers(NamedTuple):
     outcome: Floats
     saved: Truths
     unit: Wholes
+    row: Wholes
 
     def where(self, chosen: Truths) -> Answers:
         """Some of them."""
@@ -151,7 +157,8 @@ def evidence(
     """The evidence in rows, as the ledger's sums have it: by hours, of what was assigned by the experiment.
 
     Args:
-        answers: of all requests that count: assigned by chance, and in the versions that are declared.
+        answers: of all requests that count, in the order in which they were recorded: assigned by chance, and
+            in the versions that are declared.
         declared: who is compared, by which rules, and by which terms rows were assigned.
         now: in seconds since 1970. Of outcomes those count whose requests came before the hour in which the
             maturity began; without a maturity all.
@@ -232,6 +239,10 @@ class _Rows:
         all: of them.
         known: whether the outcome counts: it is there, it has matured, and the answer was the variant's own.
         beside: the champion's score of the same request; NaN where it has none of its own.
+        first: whether chance assigned it for itself: the first one of its unit, or of its batch.
+        apart: whether it tells of errors: the first one of its batch, and of its unit in ten minutes.
+        together: where it tells of one, in how many ten minutes before its unit got no answer, by the same
+            weights.
         declared: of the experiment.
         matured: outcomes count of what was asked before.
         units: None where no unit is seen more than once.
@@ -240,6 +251,9 @@ class _Rows:
     all: Answers
     known: Truths
     beside: Floats
+    first: Truths
+    apart: Truths
+    together: Wholes
     declared: Declared
     matured: float
     units: _Units | None = None
@@ -266,8 +280,17 @@ class _Rows:
         compared = np.zeros(len(live), bool)
         for name in who.variants:
             compared |= (answers.variant == name) & (answers.kind == who.kind_of(name))
+        first = _first(answers, live)
+        apart, together = _apart(answers, live)
         return cls(
-            answers.where(compared), known[compared], champions[answers.request][compared], declared, matured
+            answers.where(compared),
+            known[compared],
+            champions[answers.request][compared],
+            first[compared],
+            apart[compared],
+            together[compared],
+            declared,
+            matured,
         )
 
     def where(self, chosen: Truths) -> _Rows:
@@ -277,6 +300,9 @@ class _Rows:
             all=self.all.where(chosen),
             known=self.known[chosen],
             beside=self.beside[chosen],
+            first=self.first[chosen],
+            apart=self.apart[chosen],
+            together=self.together[chosen],
             units=self.units and self.units.where(chosen),
         )
 
@@ -345,15 +371,25 @@ def _asked(rows: _Rows, terms: Terms, mature: bool) -> Evidence:
     found = who.nothing
     for name, mine in rows.arms():
         requests = len(mine.all.status)
-        answered = int(((mine.all.status < 400) & ~mine.all.saved).sum())  # noqa: PLR2004
-        errors = int(((mine.all.status >= 500) | mine.all.saved).sum())  # noqa: PLR2004
-        arm = Arm(requests=requests, errors=errors, mature=answered if mature else 0)
+        own = (mine.all.status < 400) & ~mine.all.saved  # noqa: PLR2004
+        fails = _fails(mine.all)
+        apart, apart_failed = int(mine.apart.sum()), int((mine.apart & fails).sum())
+        answered, errors, together = (int(each.sum()) for each in (own, fails, mine.together))
+        arm = Arm(requests, errors, apart, apart_failed, together, answered if mature else 0)
         found = found + replace(who.nothing, arms={name: arm})
         if who.design == "shadow":
             if name != who.champion and mature:
                 found = found + replace(who.nothing, pairs={name: Pairs(mature=answered)})
         elif terms.weights:
-            period = Period(terms.weights, {name: requests}, errors={name: errors})
+            period = Period(
+                terms.weights,
+                requests={name: requests},
+                assigned={name: int(mine.first.sum())},
+                served={name: int((mine.first & own).sum()) if mature else 0},
+                apart={name: apart},
+                apart_failed={name: apart_failed},
+                together={name: together},
+            )
             found = found + replace(who.nothing, periods=(period,))
     return found
 
@@ -374,7 +410,8 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
             arm = replace(arm, by_unit=mine.units.by_unit(plain))
         found = found + replace(who.nothing, arms={name: arm})
         if who.design != "shadow" and terms.weights:
-            found = found + replace(who.nothing, periods=(Period(terms.weights, labels={name: len(p)}),))
+            period = Period(terms.weights, labels={name: int(mine.first.sum())})
+            found = found + replace(who.nothing, periods=(period,))
         if who.design == "shadow" and name != who.champion:
             both = ~np.isnan(mine.beside)
             thresholds = _threshold(terms, who.champion), _threshold(terms, name)
@@ -389,7 +426,8 @@ def _histograms(rows: _Rows) -> dict[str, Arm]:
     """Latencies, and scores by outcome."""
     found: dict[str, Arm] = {}
     for name, mine in rows.arms():
-        took = mine.all.latency[(mine.all.status < 400) & ~np.isnan(mine.all.latency)]  # noqa: PLR2004
+        timed = (mine.all.status < 400) & ~np.isnan(mine.all.latency) & (mine.all.row == 0)  # noqa: PLR2004
+        took = mine.all.latency[timed]
         p, y = mine.all.score[mine.known], mine.all.outcome[mine.known]
         found[name] = Arm(
             latencies=_counts(np.floor(np.log(np.maximum(took, LEAST_MS)) / GROWTH).astype(int)),
@@ -438,6 +476,46 @@ def _segments(rows: _Rows, records: Sequence[Mapping[str, Any]]) -> dict[tuple[s
     return found
 
 
+def _fails(answers: Answers) -> Truths:
+    """Which got no answer from their variant."""
+    return np.asarray((answers.status >= 500) | answers.saved)  # noqa: PLR2004
+
+
+def _first(answers: Answers, live: Truths) -> Truths:
+    """Which were assigned for themselves: the first live one of each unit, or of each batch."""
+    _, earliest = np.unique(answers.unit[live], return_index=True)
+    first = np.zeros(len(live), bool)
+    first[np.flatnonzero(live)[earliest]] = True
+    return np.where(_come_again(answers, live), first, live & (answers.row == 0))
+
+
+def _come_again(answers: Answers, live: Truths) -> Truths:
+    """Which are live ones of units that there are more of."""
+    count = int(answers.unit.max(initial=-1)) + 1
+    return live & (np.bincount(answers.unit[live], minlength=count) > 1)[answers.unit]
+
+
+def _apart(answers: Answers, live: Truths) -> tuple[Truths, Wholes]:
+    """Which tell of errors; and where they tell of one, in how many ten minutes before their unit failed."""
+    apart, together = answers.row == 0, np.zeros(len(live), np.int64)
+    before: dict[int, tuple[int, ...]] = {}
+    failed: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    minutes = np.floor(answers.time / TEN_MINUTES).astype(np.int64)
+    places = np.stack([answers.unit, answers.version, answers.allocation, minutes], 1)
+    fails = _fails(answers)
+    again = _come_again(answers, live)
+    for row in np.flatnonzero(again):
+        unit, version, allocation, ten = places[row].tolist()
+        place = (version, allocation, ten)
+        apart[row] &= before.get(unit) != place
+        before[unit] = place
+        if fails[row]:
+            mine = failed[unit, version, allocation]
+            together[row] = len(mine - {ten}) if apart[row] else 0
+            mine.add(ten)
+    return apart, together
+
+
 def _before(unit: Wholes, time: Floats, values: Floats) -> Floats:
     """Of each row the sums over the rows of its unit that came before it; values of shape (k, rows)."""
     order = np.lexsort((time, unit))
@@ -466,7 +544,7 @@ def _decided(p: Floats, y: Floats, threshold: float) -> Decisions:
         "tn": ~flagged & (y == 0),
         "fn": ~flagged & (y == 1),
     }
-    return Decisions(len(p), int(flagged.sum()), **{name: int(each.sum()) for name, each in counts.items()})
+    return Decisions(**{name: int(each.sum()) for name, each in counts.items()})
 
 
 def _sums(values: Floats) -> Moments:

@@ -82,7 +82,9 @@ def _compare(
     advantage = -now.value if rules.metric == "profit" else now.value
     checks = trust.of_pairs(evidence, challenger, rules)
     guarded = guardrails.results(evidence, challenger, rules)
-    remaining = _remaining(evidence, now, radius, rules, alpha)
+    more_outcomes = _remaining(now, radius, rules, alpha)
+    per_day = _per_day(evidence, challenger, now.n)
+    more_days = more_outcomes / per_day if more_outcomes is not None and per_day else None
     said = words.Said(
         champion=evidence.champion,
         challenger=challenger,
@@ -91,8 +93,9 @@ def _compare(
         radius=radius,
         margin=rules.margin,
         n=now.n,
-        more_outcomes=remaining[0],
-        more_days=remaining[1],
+        lacking=_lacking(evidence, challenger, rules, now.n, exact=measured.exact is not None),
+        more_outcomes=more_outcomes,
+        more_days=more_days,
     )
     decision, sentence, reasons = _decide(evidence, rules, said, (*shared, *checks), guarded)
     return Comparison(
@@ -100,6 +103,7 @@ def _compare(
         decision=decision,
         sentence=sentence,
         reasons=reasons,
+        doubt=said.doubt(),
         checks=checks,
         rows=rows.table(evidence, challenger, rules, alpha),
         guardrails=guarded,
@@ -107,8 +111,8 @@ def _compare(
         history=rows.funnel(evidence, challenger, rules, alpha),
         n=now.n,
         advantage=advantage,
-        more_outcomes=remaining[0] if decision == "keep collecting" else None,
-        more_days=remaining[1] if decision == "keep collecting" else None,
+        more_outcomes=more_outcomes if decision == "keep collecting" else None,
+        more_days=more_days if decision == "keep collecting" else None,
         fewer=_fewer(evidence, challenger, rules),
     )
 
@@ -127,10 +131,9 @@ def _decide(
     breached = [each for each in guarded if each.state == "breached"]
     if breached:
         return "keep", said.breach(breached[0]), tuple(words.harm(each, said) for each in breached)
-    lacking = _lacking(evidence, said.challenger, rules, said.n)
-    if lacking:
-        return "keep collecting", f"Keep collecting: {lacking}.", (lacking,)
-    if _identical(evidence, said.challenger):
+    if said.lacking:
+        return "keep collecting", f"Keep collecting: {said.lacking}.", (said.lacking,)
+    if _identical(evidence, said.challenger, rules):
         return "equivalent", said.identical(), ("all scores are the same",)
     return _by_interval(rules, said, guarded)
 
@@ -155,10 +158,12 @@ def _by_interval(
     return "keep collecting", said.collect(), (said.between(),)
 
 
-def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
+def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int, *, exact: bool) -> str:
     """What there is too little of for any winner to be named; nothing where there is enough."""
     if not n:
         return "no outcome has matured yet"
+    if exact:  # Such an interval holds from the first pair on.
+        return ""
     if evidence.design == "shadow":
         # In pairs both have the same outcomes.
         theirs = max(
@@ -182,24 +187,29 @@ def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int) -> str:
     return ""
 
 
-def _identical(evidence: Evidence, challenger: str) -> bool:
-    """Whether both gave the same score on every pair."""
+def _identical(evidence: Evidence, challenger: str, rules: Rules) -> bool:
+    """Whether both gave the same score on every pair, and on enough of them for that to say something."""
     pairs = evidence.pair(challenger)
-    return bool(pairs.labelled) and pairs.brier.squares == 0
+    return pairs.labelled >= max(rules.min_outcomes, 1) and pairs.brier.squares == 0
 
 
-def _remaining(
-    evidence: Evidence, now: Contrast, radius: float, rules: Rules, alpha: float
-) -> tuple[int | None, float | None]:
-    """About how many more outcomes and days a decision takes."""
+def _remaining(now: Contrast, radius: float, rules: Rules, alpha: float) -> int | None:
+    """About how many more outcomes a decision takes."""
     if not math.isfinite(radius) or not now.n or not math.isfinite(now.error):
-        return None, None
+        return None
     variance = now.error**2 * now.n
-    more = plan.further(now.value, variance, now.n, n_star=rules.n_star, alpha=alpha, margin=rules.margin)
-    if more is None or evidence.first is None or evidence.last is None or evidence.last <= evidence.first:
-        return more, None
-    per_day = now.n / ((evidence.last - evidence.first) / plan.DAY)
-    return more, more / per_day
+    return plan.further(now.value, variance, now.n, n_star=rules.n_star, alpha=alpha, margin=rules.margin)
+
+
+def _per_day(evidence: Evidence, challenger: str, n: int) -> float | None:
+    """How many of its outcomes come a day, by the n that are known; None where nothing tells."""
+    names = (challenger,) if evidence.design == "shadow" else (evidence.champion, challenger)
+    arms = [evidence.arm(name) for name in names]
+    answered, mature = sum(arm.requests - arm.errors for arm in arms), sum(arm.mature for arm in arms)
+    if not mature or evidence.first is None or evidence.last is None or evidence.last <= evidence.first:
+        return None
+    # Requests came on all of these days. What is known is of the matured ones alone.
+    return n / mature * answered / ((evidence.last - evidence.first) / plan.DAY)
 
 
 def _fewer(evidence: Evidence, challenger: str, rules: Rules) -> float | None:

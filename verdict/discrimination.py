@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from verdict.sequence import Floats
+
+# An area is worth showing where ties within bins can move it by no more.
+BLUR = 0.01
+
+# Of rows with the outcome 0, and of those with 1, how many by bin of the score.
+Histograms = tuple[Mapping[int, int], Mapping[int, int]]
 
 
 class PairedAreas(NamedTuple):
@@ -35,6 +43,45 @@ def area(negatives: Mapping[int, int], positives: Mapping[int, int]) -> float | 
         won += positives.get(each, 0) * (below + negatives.get(each, 0) / 2)
         below += negatives.get(each, 0)
     return won / (n * m)
+
+
+def blur(negatives: Mapping[int, int], positives: Mapping[int, int]) -> float:
+    """By how much the area may exceed what `area` says, since scores of a bin are taken for ties.
+
+    By half of the pairs of a negative and a positive that share a bin, where nothing else is known. Where
+    higher scores mean more of the outcome, within bins as well, the ROC curve is concave (Egan, "Signal
+    Detection Theory and ROC Analysis", 1975): in a bin it runs above its chord, and below the chords of the
+    neighbours, drawn on until they meet.
+
+    Args: as in `area`.
+    """
+    n, m = sum(negatives.values()), sum(positives.values())
+    if not n or not m:
+        return 0.0
+    bins = [(negatives.get(each, 0), positives.get(each, 0)) for each in sorted({*negatives, *positives})]
+    rises = [0.0, *(_odds_ratio(*neighbours) for neighbours in pairwise(bins)), 0.0]
+    lost = sum(
+        # The triangle above the chord, as a part of the bin's rectangle.
+        mine * its * (1 - before) * (1 - after) / (1 - before * after) / 2
+        for (mine, its), (before, after) in zip(bins, pairwise(rises), strict=True)
+    )
+    return lost / (n * m)
+
+
+def _odds_ratio(lower: tuple[int, int], upper: tuple[int, int]) -> float:
+    """The odds of the outcome in a bin over those in the next one; 0 where chance has them not rise."""
+    (n, m), (its_n, its_m) = lower, upper
+    ratio = m * its_n / (n * its_m) if n and its_m else 0.0
+    return ratio if ratio < 1 else 0.0
+
+
+def sides(joint: Mapping[tuple[int, int, int], int]) -> tuple[Histograms, Histograms]:
+    """The histograms of each of two models, from those of both together."""
+    found: tuple[tuple[Counter[int], Counter[int]], ...] = tuple((Counter(), Counter()) for _ in range(2))
+    for (*scores, outcome), count in joint.items():
+        for histograms, each in zip(found, scores, strict=True):
+            histograms[outcome][each] += count
+    return found[0], found[1]
 
 
 def paired_areas(joint: Mapping[tuple[int, int, int], int]) -> PairedAreas | None:

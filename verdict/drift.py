@@ -1,10 +1,10 @@
-"""Whether what is asked has drifted from training, and whether probabilities mean what they say."""
+"""Whether what is asked has drifted from training."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, chi2
+from numpy.typing import ArrayLike
+from scipy.stats import chi2
 
 # A bin that nobody is in would make the index infinite: half a row is taken to be there.
 HALF = 0.5
@@ -48,17 +48,3 @@ def psi_limit(bins: int, reference: int, live: int, alpha: float = 0.05) -> floa
     if bins < 2:  # noqa: PLR2004
         return 0.0
     return float(chi2.ppf(1 - alpha, bins - 1) * (1 / reference + 1 / live))
-
-
-def proportion_interval(
-    k: ArrayLike, n: ArrayLike, alpha: float = 0.05
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The exact interval of a proportion, for one look: k of n, any shape; [0, 1] where n is 0.
-
-    Source: Clopper & Pearson, Biometrika 26 (1934).
-    """
-    hits, rows = np.asarray(k, float), np.asarray(n, float)
-    with np.errstate(invalid="ignore"):
-        lower = np.where(hits > 0, beta.ppf(alpha / 2, hits, rows - hits + 1), 0.0)
-        upper = np.where(hits < rows, beta.ppf(1 - alpha / 2, hits + 1, rows - hits), 1.0)
-    return lower, upper

@@ -20,6 +20,11 @@ Metric = Literal["brier", "log-loss", "profit"]
 
 # Equal bins that scores are counted in, by outcome.
 SCORE_BINS = 50
+# The same of |p − p′|.
+GAP_BINS = 100
+
+# Of a number of bins what may be lost to floating point.
+ROUNDING = 1e-9
 
 Key = TypeVar("Key")
 
@@ -32,12 +37,9 @@ HOUR = 3600.0
 class Decisions:
     """What a variant's threshold makes of its scores: positive where the score is at or above it.
 
-    `flagged` of `decided` requests are positive, whether their outcome is known or not. Of those whose
-    outcome is known: true and false positives, true and false negatives.
+    Over requests whose outcome is known: true and false positives, true and false negatives.
     """
 
-    decided: int = 0
-    flagged: int = 0
     tp: int = 0
     fp: int = 0
     tn: int = 0
@@ -45,8 +47,6 @@ class Decisions:
 
     def __add__(self, other: Decisions) -> Decisions:
         return Decisions(
-            self.decided + other.decided,
-            self.flagged + other.flagged,
             self.tp + other.tp,
             self.fp + other.fp,
             self.tn + other.tn,
@@ -61,6 +61,10 @@ class Arm:
     Attributes:
         requests: those that it was asked, in shadow mode unseen by the caller.
         errors: those that got no answer from it (5xx).
+        apart: the requests by which errors are judged: the first of batches, and of units in ten minutes.
+        apart_failed: of these the errors.
+        together: Σ over these errors of in how many ten minutes before, by the same weights, their unit got
+            no answer.
         mature: its answered requests that are older than the maturity.
         labelled: of the mature ones those whose outcome is known, 0 or 1. All that follows is over them.
         positives: how many outcomes are 1.
@@ -81,6 +85,9 @@ class Arm:
 
     requests: int = 0
     errors: int = 0
+    apart: int = 0
+    apart_failed: int = 0
+    together: int = 0
     mature: int = 0
     labelled: int = 0
     positives: int = 0
@@ -99,6 +106,9 @@ class Arm:
         return Arm(
             self.requests + other.requests,
             self.errors + other.errors,
+            self.apart + other.apart,
+            self.apart_failed + other.apart_failed,
+            self.together + other.together,
             self.mature + other.mature,
             self.labelled + other.labelled,
             self.positives + other.positives,
@@ -125,7 +135,7 @@ class Pairs:
         brier: of the champion's Brier score less the challenger's: positive means the challenger is better.
         log_loss: the same for the log loss.
         profit: the champion's profit less the challenger's: positive means the champion is better.
-        max_gap: the greatest |p − p′|, in [0, 1].
+        max_gap: the greatest |p − p′|, in [0, 1]; from the ledger's bins it is rounded up to 1 / GAP_BINS.
         by_unit: by metric, the same differences by unit. Needed where a unit is seen more than once.
         joint: how many by (bin of the champion's score, bin of the challenger's, outcome).
     """
@@ -159,14 +169,21 @@ class Period:
     Attributes:
         weights: the shares in force; they sum to 1.
         requests: requests assigned.
-        labels: matured requests with an outcome.
-        errors: requests that got no answer (5xx).
+        assigned: of these the ones that chance assigned for themselves: the first ones of units, and of
+            batches.
+        served: of the assigned ones those that are mature, and were answered by their variant.
+        labels: of the served ones those with an outcome.
+        apart, apart_failed, together: as those of an arm.
     """
 
     weights: Mapping[str, float]
     requests: Mapping[str, int] = field(default_factory=dict)
+    assigned: Mapping[str, int] = field(default_factory=dict)
+    served: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
-    errors: Mapping[str, int] = field(default_factory=dict)
+    apart: Mapping[str, int] = field(default_factory=dict)
+    apart_failed: Mapping[str, int] = field(default_factory=dict)
+    together: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Period) -> Period:
         if self.weights != other.weights:
@@ -174,8 +191,12 @@ class Period:
         return Period(
             self.weights,
             _merged(self.requests, other.requests),
+            _merged(self.assigned, other.assigned),
+            _merged(self.served, other.served),
             _merged(self.labels, other.labels),
-            _merged(self.errors, other.errors),
+            _merged(self.apart, other.apart),
+            _merged(self.apart_failed, other.apart_failed),
+            _merged(self.together, other.together),
         )
 
 
@@ -336,9 +357,11 @@ class Rules:
         guardrails: what must not become worse.
         segments: the fields by which the difference is shown for parts of the requests.
         sensitive: the fields between whose groups rates are compared.
+        parts: of fields that are cut, into how many parts: alpha is shared by them, also before all of them
+            are seen. Of other fields those count that were seen.
         selective: whether the served score decides who can ever have an outcome.
         max_gap: the greatest |p − p′| that is possible, declared; with it the interval of pairs by the Brier
-            score is exact at any n. None: it is asymptotic.
+            score is exact at any n, by `gap_bound`. None: it is asymptotic.
         spread: the standard deviation of the differences that one plans for, for the exact interval alone:
             there it is tightest. None: an eighth of their greatest possible size.
         guardrail_alpha: the probability that any guardrail ever trips without harm.
@@ -357,6 +380,7 @@ class Rules:
     guardrails: tuple[Guardrail, ...] = ()
     segments: tuple[str, ...] = ()
     sensitive: tuple[str, ...] = ()
+    parts: Mapping[str, int] = field(default_factory=dict)
     selective: bool = False
     max_gap: float | None = None
     spread: float | None = None
@@ -364,6 +388,22 @@ class Rules:
     trust_alpha: float = 0.01
     min_outcomes: int = 100
     min_each: int = 25
+
+    @property
+    def gap_bound(self) -> float | None:
+        """What no |p − p′| exceeds as long as none is seen to exceed `max_gap`; None without one.
+
+        Gaps are counted in bins, of which the one that `max_gap` is in also holds some that are greater. So
+        the exact interval goes by the upper end of that bin, and nothing that cannot be seen breaks it.
+        """
+        if self.max_gap is None:
+            return None
+        # What is a multiple of the bins' width is one in spite of rounding.
+        return min(math.floor(self.max_gap * GAP_BINS + ROUNDING) + 1, GAP_BINS) / GAP_BINS
+
+    def parts_of(self, name: str, seen: int) -> int:
+        """How many parts of a field there are, of which so many were seen."""
+        return max(self.parts.get(name, 0), seen)
 
 
 def _merged(one: Mapping[Key, Any], other: Mapping[Key, Any]) -> dict[Key, Any]:

@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from verdict import quantiles, rates, sequence
-from verdict.contrast import FIELDS, basis, contrast
+from verdict import quantiles, rates, sequence, trust
+from verdict.contrast import FIELDS, basis, contrast, errors
 from verdict.evidence import Evidence, Guardrail, Rules
-from verdict.results import GuardrailResult, GuardrailState, finite_exp
+from verdict.results import Check, GuardrailResult, GuardrailState, finite_exp
 
-# No canary is sent back on fewer of the challenger's requests, whatever they say.
-LEAST_REQUESTS = 30
+# No canary is sent back on fewer of the challenger's requests, nor on what fewer units saw.
+LEAST_REQUESTS, LEAST_UNITS = 30, 5
 
 LATENCY = re.compile(r"latency-p(\d{1,2}(?:\.\d+)?)")
 
@@ -31,10 +31,10 @@ UNKNOWN = Harm(None, None, None, 0.0)
 
 
 class Step(NamedTuple):
-    """What guardrails say of a step of a canary, the one because of which they do, and how each stands."""
+    """What guardrails say of a step of a canary, what because of, and how each stands."""
 
     says: Literal["advance", "hold", "regress"]
-    because: GuardrailResult | None
+    because: GuardrailResult | Check | None
     results: tuple[GuardrailResult, ...]
 
 
@@ -80,12 +80,15 @@ def results(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Guardrai
     return tuple(found)
 
 
-def at_step(evidence: Evidence, challenger: str, rules: Rules, steps: int, min_requests: int) -> Step:
+def at_step(
+    evidence: Evidence, challenger: str, rules: Rules, steps: int, min_requests: int, *, last: bool = False
+) -> Step:
     """Whether a canary goes back, stays at its step, or may go on.
 
     Of G guardrails at S steps one sends it back at an e-value of G·S/α: the probability that a canary ever
-    goes back although no harm exceeds its margin is at most α, however often one looks. It goes on where each
-    guardrail knows of a harm, and none seems above its margin.
+    goes back although no harm exceeds its margin is at most α, however often one looks. It goes on where the
+    requests follow the shares, each guardrail knows of a harm, and none seems above its margin. To all of the
+    traffic, which is a promotion, it goes where each is clear: surely within its margin.
 
     Args:
         evidence: what was recorded in this step.
@@ -93,16 +96,21 @@ def at_step(evidence: Evidence, challenger: str, rules: Rules, steps: int, min_r
         rules: as declared.
         steps: how many steps there are.
         min_requests: that both must have had to go on.
+        last: whether the next step is all of the traffic.
     """
     found = results(evidence, challenger, replace(rules, guardrail_alpha=rules.guardrail_alpha / steps))
     requests = [evidence.arm(each).requests for each in (evidence.champion, challenger)]
+    its = evidence.arm(challenger)
+    _, alike = rates.alike(its.apart_failed, its.apart, its.together)
     for each in found:
-        if each.state == "breached" and requests[1] >= LEAST_REQUESTS:
+        if each.state == "breached" and its.apart >= LEAST_REQUESTS and alike >= LEAST_UNITS:
             return Step("regress", each, found)
+    if (ratio := trust.sample_ratio(evidence, rules)).state == "failed":
+        return Step("hold", ratio, found)
     if min(requests) < min_requests:
         return Step("hold", None, found)
     for each in found:
-        if each.harm is None or each.harm > each.margin:
+        if each.harm is None or each.harm > each.margin or (last and each.state != "clear"):
             return Step("hold", each, found)
     return Step("advance", None, found)
 
@@ -118,14 +126,13 @@ def _harm(evidence: Evidence, challenger: str, guardrail: Guardrail, rules: Rule
 
 
 def _errors(evidence: Evidence, challenger: str, margin: float, alpha: float) -> Harm:
-    one, other = (evidence.arm(each) for each in (evidence.champion, challenger))
-    if not one.requests or not other.requests:
+    if not all(evidence.arm(each).apart for each in (evidence.champion, challenger)):
         return UNKNOWN
-    counts = (one.errors, one.requests), (other.errors, other.requests)
+    counts = errors(evidence, challenger)
     independent = evidence.design != "shadow"
-    log_e = float(rates.log_e_value_of_excess(*counts, margin, independent))
-    harm = other.errors / other.requests - one.errors / one.requests
-    return Harm(harm, *rates.difference_interval(*counts, alpha, independent), log_e)
+    log_e = float(rates.log_e_value_of_excess(*counts, margin, independent).sum())
+    ends = rates.difference_interval(*counts, alpha, independent)
+    return Harm(rates.difference(*counts), *ends, log_e)
 
 
 def _latency(evidence: Evidence, challenger: str, q: float, margin: float, alpha: float) -> Harm:

@@ -14,22 +14,24 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
+from verdict.bandit import thompson
 from verdict.counted import score
 from verdict.evidence import Rules
 from verdict.sequence import Floats
-from verdict.simulate import Credit, Delays, Running, Weighted, delay
+from verdict.simulate import Credit, Delays, Rows, Running, Weighted, delay
 
 Metric = Literal["brier", "log-loss"]
 Truths = NDArray[np.bool_]
 RULES = Rules()
+ALPHA = 0.05
 FLOOR = 0.05
 # GrowthBook's statistics; needs numpy < 2, so it lives apart.
 GBSTATS = "gbstats==0.8.0"
@@ -44,8 +46,14 @@ class Stress:
     metric: Metric = "brier"
     # The challenger's share in a split.
     share: float = 0.5
-    # Up to so many rows of a unit, which has one score and one outcome.
+    # A unit, which has one score and one outcome, comes at up to so many looks, with up to so many rows each.
+    looks_of_unit: int = 1
     rows_of_unit: int = 1
+
+    @property
+    def rows_on_average(self) -> float:
+        """Of a unit."""
+        return (self.looks_of_unit + 1) / 2 * (self.rows_of_unit + 1) / 2
 
 
 FAIR = Credit()
@@ -53,7 +61,7 @@ STRESSES = (
     Stress("none", FAIR),
     Stress("1 % default rate", replace(FAIR, rate=0.01)),
     Stress("heavy-tailed log loss", replace(FAIR, sharpness=3.0), "log-loss"),
-    Stress("repeated units", FAIR, rows_of_unit=9),
+    Stress("repeated units", FAIR, looks_of_unit=10, rows_of_unit=3),
     Stress("drifting base rate", replace(FAIR, drift=0.8)),
     Stress("weights 90 : 10", FAIR, share=0.1),
 )
@@ -84,10 +92,8 @@ class Rate:
     @property
     def ends(self) -> tuple[float, float]:
         """The interval of Clopper & Pearson (Biometrika 1934)."""
-        k, n = self.count, self.streams
-        low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
-        high = 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
-        return low, high
+        low, high = rates.proportion_interval(self.count, self.streams)
+        return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -103,52 +109,68 @@ class Seen:
     sums: Floats | None = None
 
 
+@dataclass
+class Group:
+    """Units of many streams that come for the first time at one look.
+
+    Attributes:
+        rows: their scores and outcomes, of shape (streams, units), as the following.
+        place: in [0, 1): the challenger has those below its share, as the router has it of a unit.
+        last: the look at which each comes for the last time.
+        before: of each arm, what has been counted of each so far: rows, or the sum of their weights.
+    """
+
+    rows: Rows
+    place: Floats
+    last: Floats
+    before: Floats
+
+
+def arrivals(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[list[tuple[Group, Floats]]]:
+    """Who comes at each look, and with how many rows: those of former looks that come again, and new ones."""
+    groups: list[Group] = []
+    shape = (size.streams, max(round(size.batch / stress.rows_on_average), 1))
+    for look in range(size.looks):
+        rows, place = stress.credit.draw(rng, shape, look / size.looks), rng.random(shape)
+        last = look + rng.integers(0, stress.looks_of_unit, shape).astype(float)
+        groups = [each for each in groups if (each.last >= look).any()]
+        groups.append(Group(rows, place, last, np.zeros((2, *shape))))
+        yield [
+            (each, (each.last >= look) * rng.integers(1, stress.rows_of_unit + 1, shape).astype(float))
+            for each in groups
+        ]
+
+
 def shadow(rng: np.random.Generator, stress: Stress, size: Size, by_unit: bool = True) -> Iterator[Seen]:
     """Pairs: a look after each batch."""
-    d, positives = Running(size.streams), np.zeros(size.streams)
-    units = _Units(size.streams)
-    for look in range(size.looks):
-        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
-        rows = stress.credit.draw(rng, shape, look / size.looks)
-        difference = score(stress.metric, rows.champion, rows.outcome) - score(
-            stress.metric, rows.challenger, rows.outcome
-        )
-        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
-        if stress.rows_of_unit > 1:
-            units.add(difference, count)
+    units, positives = _Units(size.streams), np.zeros(size.streams)
+    for coming in arrivals(rng, stress, size):
+        for group, count in coming:
+            rows = group.rows
+            one, other = (score(stress.metric, p, rows.outcome) for p in (rows.champion, rows.challenger))
+            units.add(one - other, count, group.before[0])
+            group.before[0] += count
             positives += (rows.outcome * count).sum(1)
-            n, value = units.rows, units.mean
-            error = units.error if by_unit else units.naive_error
-            yield Seen(value, error, n, _enough(n, positives))
-            continue
-        d.add(difference)
-        positives += rows.outcome.sum(1)
-        yield Seen(d.mean, d.error, d.n, _enough(d.n, positives), d.squares)
+        error = units.error if by_unit else units.naive_error
+        enough = _enough(units.rows, positives, units.units)
+        yield Seen(units.mean, error, units.rows, enough, units.squares)
 
 
 def split(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
-    """Each row sees one model; a look after each batch."""
-    arms = Running(size.streams), Running(size.streams)
-    units = _Units(size.streams), _Units(size.streams)
+    """Each unit sees one model; a look after each batch."""
+    arms = _Units(size.streams), _Units(size.streams)
     positives = np.zeros((2, size.streams))
-    for look in range(size.looks):
-        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
-        rows = stress.credit.draw(rng, shape, look / size.looks)
-        challenged = rng.random(shape) < stress.share
-        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
-        for side, (scores, mine) in enumerate(((rows.champion, ~challenged), (rows.challenger, challenged))):
-            loss = score(stress.metric, scores, rows.outcome)
-            if stress.rows_of_unit > 1:
-                units[side].add(loss, count * mine)
-            else:
-                arms[side].add(loss, mine.astype(float))
-            positives[side] += (rows.outcome * count * mine).sum(1)
-        if stress.rows_of_unit > 1:
-            values, errors, ns = ([getattr(u, name) for u in units] for name in ("mean", "error", "rows"))
-        else:
-            values, errors, ns = ([getattr(a, name) for a in arms] for name in ("mean", "error", "n"))
-        enough = _enough(ns[0], positives[0]) & _enough(ns[1], positives[1])
-        yield Seen(values[0] - values[1], np.hypot(*errors), ns[0] + ns[1], enough)
+    for coming in arrivals(rng, stress, size):
+        for group, count in coming:
+            challenged = group.place < stress.share
+            for side, mine in enumerate((count * ~challenged, count * challenged)):
+                loss = score(stress.metric, group.rows[side], group.rows.outcome)
+                arms[side].add(loss, mine, group.before[side])
+                group.before[side] += mine
+                positives[side] += (group.rows.outcome * mine).sum(1)
+        one, other = arms
+        enough = _enough(one.rows, positives[0], one.units) & _enough(other.rows, positives[1], other.units)
+        yield Seen(one.mean - other.mean, np.hypot(one.error, other.error), one.rows + other.rows, enough)
 
 
 def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
@@ -156,28 +178,20 @@ def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[See
     arms = Weighted(size.streams), Weighted(size.streams)
     positives = np.zeros((2, size.streams))
     share = np.full(size.streams, 0.5)
-    for look in range(size.looks):
-        shape = (size.streams, max(size.batch // ((stress.rows_of_unit + 1) // 2), 1))
-        rows = stress.credit.draw(rng, shape, look / size.looks)
-        challenged = rng.random(shape) < share[:, None]
-        # All rows of a unit are the same, so its squares are those of its sum.
-        count = rng.integers(1, stress.rows_of_unit + 1, shape).astype(float)
-        for side, (scores, mine, propensity) in enumerate(
-            ((rows.champion, ~challenged, 1 - share), (rows.challenger, challenged, share))
-        ):
-            arms[side].add(score(stress.metric, scores, rows.outcome), count * mine, propensity)
-            positives[side] += (rows.outcome * count * mine).sum(1)
+    for coming in arrivals(rng, stress, size):
+        for group, count in coming:
+            challenged = group.place < share[:, None]
+            for side, mine in enumerate((count * ~challenged, count * challenged)):
+                chance = share if side else 1 - share
+                loss = score(stress.metric, group.rows[side], group.rows.outcome)
+                arms[side].add(loss, mine, chance, group.before[side])
+                group.before[side] += mine / chance[:, None]
+                positives[side] += (group.rows.outcome * mine).sum(1)
         error = np.hypot(arms[0].error, arms[1].error)
         value = arms[0].mean - arms[1].mean
         enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
         yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
-        share = _thompson(value, error)
-
-
-def _thompson(value: Floats, error: Floats) -> Floats:
-    """The chance that the challenger is the better one, by a normal posterior, mixed with the floor."""
-    z = np.divide(value, error, out=np.zeros_like(value), where=np.isfinite(error) & (error > 0))
-    return np.asarray(FLOOR + (1 - 2 * FLOOR) * norm.cdf(z))
+        share = thompson(value, error, FLOOR)
 
 
 DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]] = {
@@ -195,15 +209,17 @@ class _Units:
             (7, streams)
         )
 
-    def add(self, values: Floats, count: Floats) -> None:
-        t = values * count
-        self.units = self.units + (count > 0).sum(1)
+    def add(self, values: Floats, count: Floats, before: Floats) -> None:
+        """Add so many rows of each unit, of which so many were there before."""
+        # (n + k)² − n²
+        squares = count * (2 * before + count)
+        self.units = self.units + ((count > 0) & (before == 0)).sum(1)
         self.rows = self.rows + count.sum(1)
-        self.total = self.total + t.sum(1)
-        self.rows2 = self.rows2 + (count * count).sum(1)
-        self.cross = self.cross + (count * t).sum(1)
-        self.squares = self.squares + (t * t).sum(1)
-        self.plain = self.plain + (values * t).sum(1)
+        self.total = self.total + (count * values).sum(1)
+        self.rows2 = self.rows2 + squares.sum(1)
+        self.cross = self.cross + (squares * values).sum(1)
+        self.squares = self.squares + (squares * values * values).sum(1)
+        self.plain = self.plain + (count * values * values).sum(1)
 
     @property
     def mean(self) -> Floats:
@@ -223,10 +239,11 @@ class _Units:
         return np.sqrt(spread / np.maximum(self.rows, 1))
 
 
-def _enough(n: Floats, positives: Floats) -> Truths:
-    """Where as many outcomes are there as a decision takes."""
+def _enough(n: Floats, positives: Floats, units: Floats | None = None) -> Truths:
+    """Where as many outcomes are there as a decision takes, and of as many units."""
     rarer = np.minimum(positives, n - positives)
-    return np.asarray((n >= RULES.min_outcomes) & (rarer >= RULES.min_each))
+    independent = n if units is None else units
+    return np.asarray((independent >= RULES.min_outcomes) & (rarer >= RULES.min_each))
 
 
 def rejections(
@@ -257,29 +274,29 @@ def rejections(
     return when, sign
 
 
-def always_valid(n_star: float, alpha: float = 0.05) -> Callable[[Seen], Floats]:
+def always_valid(n_star: float) -> Callable[[Seen], Floats]:
     """The interval of the verdict."""
-    return lambda seen: sequence.radius(seen.error, seen.n, n_star, alpha)
+    return lambda seen: sequence.radius(seen.error, seen.n, n_star, ALPHA)
 
 
-def one_look(alpha: float = 0.05) -> Callable[[Seen], Floats]:
+def one_look(seen: Seen) -> Floats:
     """The interval that is right for one look."""
-    return lambda seen: np.asarray(float(norm.ppf(1 - alpha / 2)) * seen.error)
+    return np.asarray(float(norm.ppf(1 - ALPHA / 2)) * seen.error)
 
 
-def exact(n_star: float, max_gap: float, spread: float, alpha: float = 0.05) -> Callable[[Seen], Floats]:
+def exact(n_star: float, max_gap: float, spread: float) -> Callable[[Seen], Floats]:
     """The exact interval of pairs; a stream in which scores differ by more has left its promise."""
     c = 2 * max_gap
-    rho = bernstein.best_rho(n_star * spread**2, alpha)
+    rho = bernstein.best_rho(n_star * spread**2, ALPHA)
 
     def radius(seen: Seen) -> Floats:
         assert seen.squares is not None
-        return bernstein.radius(seen.n, seen.squares, rho, c, alpha)
+        return bernstein.radius(seen.n, seen.squares, rho, c, ALPHA)
 
     return radius
 
 
-def type_one(size: Size, seed: int = 5) -> list[Rate]:
+def type_one(size: Size) -> list[Rate]:
     """The share of streams in which a verdict on equal models ever names a winner."""
     found = []
     n_star = size.looks * size.batch / 2
@@ -287,10 +304,10 @@ def type_one(size: Size, seed: int = 5) -> list[Rate]:
         for stress in STRESSES:
             if stress.share != 0.5 and design != "split":  # noqa: PLR2004
                 continue
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(5)
             when, _ = rejections(looks(rng, stress, size), always_valid(n_star))
             found.append(Rate(f"{design}, stress: {stress.name}", int(np.isfinite(when).sum()), size.streams))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(5)
     when, _ = rejections(shadow(rng, STRESSES[0], size), exact(n_star, 1.0, 0.05), patient=False)
     found.append(
         Rate("shadow, exact interval, from the first pair on", int(np.isfinite(when).sum()), size.streams)
@@ -298,16 +315,16 @@ def type_one(size: Size, seed: int = 5) -> list[Rate]:
     return found
 
 
-def naive(size: Size, seed: int = 6) -> list[Rate]:
+def naive(size: Size) -> list[Rate]:
     """What goes wrong without the rules: each is to fail."""
     found = []
     for design, looks in DESIGNS.items():
-        when, _ = rejections(looks(np.random.default_rng(seed), STRESSES[0], size), one_look())
+        when, _ = rejections(looks(np.random.default_rng(6), STRESSES[0], size), one_look)
         found.append(
             Rate(f"{design}, 95 % interval for one look", int(np.isfinite(when).sum()), size.streams)
         )
     repeated = next(each for each in STRESSES if each.rows_of_unit > 1)
-    looked = shadow(np.random.default_rng(seed), repeated, size, by_unit=False)
+    looked = shadow(np.random.default_rng(6), repeated, size, by_unit=False)
     when, _ = rejections(looked, always_valid(size.looks * size.batch / 2))
     found.append(
         Rate("shadow, repeated units taken for independent", int(np.isfinite(when).sum()), size.streams)
@@ -315,9 +332,9 @@ def naive(size: Size, seed: int = 6) -> list[Rate]:
     return found
 
 
-def armitage(streams: int, seed: int = 7) -> list[tuple[int, float, Rate]]:
+def armitage(streams: int) -> list[tuple[int, float, Rate]]:
     """Naive peeking at 1, 2, 5, 10, 20 looks: the exact figure, and what this harness counts."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(7)
     found = []
     for looks in (1, 2, 5, 10, 20):
         sums = np.cumsum(rng.standard_normal((streams, looks)), axis=1)
@@ -369,7 +386,7 @@ def late(
             enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
             yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
         if design == "bandit":
-            share = _thompson(value, error)
+            share = thompson(value, error, FLOOR)
 
 
 @dataclass(frozen=True)
@@ -383,7 +400,7 @@ class Delayed:
     seen: Mapping[int, float]
 
 
-def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
+def delayed(streams: int) -> tuple[float, list[Delayed]]:
     """Late outcomes in shadow mode, of which the challenger is the better model: the truth, and both rules.
 
     The verdict waits for some of both outcomes, which would hold back who is misled for some weeks. Here
@@ -392,7 +409,7 @@ def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
     truth = _advantage(LATE)
     found = []
     for rule in COUNTED:
-        states = list(late(np.random.default_rng(seed), "shadow", LATE, rule, streams))
+        states = list(late(np.random.default_rng(8), "shadow", LATE, rule, streams))
         when, sign = rejections(iter(states), always_valid(PERIODS * PER_PERIOD / 2), patient=False)
         won = np.isfinite(when)
         named = [
@@ -408,7 +425,7 @@ def delayed(streams: int, seed: int = 8) -> tuple[float, list[Delayed]]:
     return truth, found
 
 
-def delayed_type_one(streams: int, seed: int = 12) -> list[tuple[Rate, Rate]]:
+def delayed_type_one(streams: int) -> list[tuple[Rate, Rate]]:
     """False winners with late outcomes, by all outcomes so far and by matured ones, for each design.
 
     The champion's scores are too high and the challenger's too low, so that their Brier scores are the same.
@@ -423,7 +440,7 @@ def delayed_type_one(streams: int, seed: int = 12) -> list[tuple[Rate, Rate]]:
     for design in DESIGNS:
         both = []
         for rule in COUNTED:
-            looks = late(np.random.default_rng(seed), design, equal, rule, streams)
+            looks = late(np.random.default_rng(12), design, equal, rule, streams)
             patient = rule == "matured requests alone"
             when, _ = rejections(looks, always_valid(PERIODS * PER_PERIOD / 2), patient)
             both.append(Rate(f"{design}, {rule}", int(np.isfinite(when).sum()), streams))
@@ -438,9 +455,9 @@ def _advantage(credit: Credit, rows: int = 2_000_000) -> float:
     return float((one - other).mean())
 
 
-def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
+def sample_ratio(streams: int) -> tuple[float, Rate]:
     """The median of requests until a split of 52 : 48 is found, and false alarms in 100,000 requests."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(9)
     n = 100 * np.arange(1, 1001)
 
     def alarms(share: float) -> Floats:
@@ -455,9 +472,45 @@ def sample_ratio(streams: int, seed: int = 9) -> tuple[float, Rate]:
     )
 
 
-def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
+# Looks at trust checks, rows between two, and the least share for which they are tried.
+CHECKED, ROWS_BETWEEN, LEAST_SHARE = 400, 100, 0.01
+
+
+def distrust(streams: int) -> list[Rate]:
+    """How often a trust check ever fails without cause: of single rows, assigned by the declared shares."""
+    rng = np.random.default_rng(16)
+    n = ROWS_BETWEEN * np.arange(1.0, CHECKED + 1)
+    found = []
+
+    def ever(name: str, log_e: Floats, enough: Truths) -> None:
+        failed = (enough & (log_e >= -math.log(RULES.trust_alpha))).any(1)
+        found.append(Rate(name, int(failed.sum()), streams))
+
+    for share in (0.5, LEAST_SHARE):
+        k = np.cumsum(rng.binomial(ROWS_BETWEEN, share, (streams, CHECKED)), axis=1).astype(float)
+        log_e = multinomial.log_bayes_factor(np.stack([k, n - k], axis=-1), [share, 1 - share])
+        ever(f"sample ratio, a share of {100 * share:g} %", log_e, np.ones(k.shape, bool))
+    for n_star in (1000, 10_000):
+        enough = np.minimum(k, n - k) >= RULES.min_outcomes
+        log_e = log_e_value_of_propensities(k, n, share, n_star)
+        ever(f"propensities, a share of {100 * share:g} %, n_star {n_star:,}", log_e, enough)
+    return found
+
+
+def log_e_value_of_propensities(k: Floats, n: Floats, share: float, n_star: float) -> Floats:
+    """What `trust` says of two arms, to one of which k of n rows came with the probability `share`."""
+    found = []
+    for rows, chance in ((k, share), (n - k, 1 - share)):
+        total, squares = rows / chance - n, rows / chance**2 - 2 * rows / chance + n
+        error = np.sqrt(np.maximum(squares - total**2 / n, 0) / (n - 1) / n)
+        found.append(sequence.log_e_value(total / n, error, n, n_star, RULES.trust_alpha))
+    # Bonferroni's share of each arm.
+    return np.asarray(np.maximum(*found) - math.log(2))
+
+
+def canaries(streams: int, slow: int) -> list[Rate]:
     """How often a guardrail trips on a challenger whose harm is as great as allowed, or that is the same."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(10)
     found = []
     for name, champion, challenger, margin in (
         ("error rate, the same", 0.01, 0.01, 0.0),
@@ -485,13 +538,13 @@ def canaries(streams: int, slow: int, seed: int = 10) -> list[Rate]:
     return [*found, Rate("p95 latency, the same, 20 looks", count, slow)]
 
 
-def broken(streams: int = 1000, seed: int = 13) -> list[tuple[str, float, float]]:
+def broken(streams: int = 1000) -> list[tuple[str, float, float]]:
     """How many requests a canary takes until a broken challenger trips the guardrail of the error rate.
 
     At 5 % of the traffic, against 1 % of errors, none more allowed: the median of the challenger's own
     requests, and the share found within 2,000 of them.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(13)
     found = []
     for rate in (0.02, 0.05, 0.2, 1.0):
         k, n, m, total = np.zeros((4, streams))
@@ -516,34 +569,52 @@ class Power:
     right: Rate | None
 
 
+POWER = 0.8
 # What is aimed at: a share of the best unpaired peer's outcomes, and times the bound's expectation.
 FEWER, COSTLIER = 50, 1.3
 
-# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores correlated .996.
-PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.996)
+# The two credit models of the design: 8 % defaults, AUC .731 against .744, scores S that correlate .996. S is
+# the Brier score: both have the same outcome, so it correlates that much where what both see does .95.
+PAIR = Credit(rate=0.08, champion=0.731, challenger=0.744, correlation=0.95)
 
 
-def pairing(seed: int = 14) -> list[tuple[float, float, float]]:
-    """What pairs save, by how alike both models see: the correlation, and both fixed samples.
+class Pairing(NamedTuple):
+    """What pairs save where both models see so much alike.
+
+    Attributes:
+        correlation: of what both see, among clients with the same outcome.
+        scores: the correlation of both Brier scores.
+        paired: pairs for one look that finds the difference with a power of 80 %.
+        unpaired: the same of the outcomes of a split in halves.
+    """
+
+    correlation: float
+    scores: float
+    paired: float
+    unpaired: float
+
+
+def pairing() -> list[Pairing]:
+    """What pairs save, by how alike both models see.
 
     What each model sees by itself is the same in all rows, so the difference is, and the unpaired sample.
     """
     effect = _advantage(PAIR, 4_000_000)
     found = []
-    for correlation in (0.0, 0.5, 0.9, 0.98, 0.996):
-        rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(seed), (1_000_000,))
+    for correlation in (0.0, 0.5, 0.9, PAIR.correlation, 0.98, 0.996):
+        rows = replace(PAIR, correlation=correlation).draw(np.random.default_rng(14), (1_000_000,))
         one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
         samples = [
             plan.fixed_sample_size(float(variance), effect)
             for variance in ((one - other).var(), 2 * (one.var() + other.var()))
         ]
-        found.append((correlation, samples[0], samples[1]))
+        found.append(Pairing(correlation, float(np.corrcoef(one, other)[0, 1]), *samples))
     return found
 
 
-def power(streams: int, peer_streams: int, environment: Path | None, seed: int = 11) -> list[Power]:
+def power(streams: int, peer_streams: int, environment: Path | None) -> list[Power]:
     """How many outcomes a decision takes at 5 % and a power of 80 % for the fixed sample."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(11)
     rows = PAIR.draw(rng, (4_000_000,))
     one, other = (score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger))
     effect = float((one - other).mean())
@@ -580,15 +651,15 @@ def power(streams: int, peer_streams: int, environment: Path | None, seed: int =
     return found
 
 
-def _group_sequential(name: str, bounds: Floats, fixed: float, target: float = 0.8) -> Power:
+def _group_sequential(name: str, bounds: Floats, fixed: float) -> Power:
     """A group sequential test as large as its power takes, and its mean sample."""
-    drift = norm.ppf(0.975) + norm.ppf(target)
+    drift = norm.ppf(0.975) + norm.ppf(POWER)
     low, high = 1.0, 2.0
     times = np.arange(1, len(bounds) + 1) / len(bounds)
     for _ in range(40):
         middle = (low + high) / 2
         upper, lower = sequential.crossing(times * middle, bounds, float(drift))
-        low, high = (middle, high) if (upper + lower).sum() < target else (low, middle)
+        low, high = (middle, high) if (upper + lower).sum() < POWER else (low, middle)
     upper, lower = sequential.crossing(times * high, bounds, float(drift))
     stops = upper + lower
     mean = float((times * high * stops).sum() + high * (1 - stops.sum()))

@@ -35,28 +35,24 @@ def log_marginal(counts: ArrayLike, prior: ArrayLike) -> Floats:
     )
 
 
-def log_bayes_factor(counts: ArrayLike, shares: ArrayLike, prior: float = PRIOR_REQUESTS) -> Floats:
+def log_bayes_factor(counts: ArrayLike, shares: ArrayLike) -> Floats:
     """The logarithm of the Bayes factor against the shares; a mismatch at ln(1/α) or above.
 
     Args:
         counts: of shape (…, K).
-        shares: K, each above 0; they sum to 1.
-        prior: its weight in requests; it is centred at the shares.
+        shares: K, each above 0; they sum to 1. The prior is centred at them.
     """
     counts, shares = np.asarray(counts, float), np.asarray(shares, float)
-    return np.asarray(log_marginal(counts, prior * shares) - xlogy(counts, shares).sum(-1))
+    return np.asarray(log_marginal(counts, PRIOR_REQUESTS * shares) - xlogy(counts, shares).sum(-1))
 
 
-def log_bayes_factor_of_periods(
-    periods: Iterable[tuple[Mapping[str, float], Mapping[str, int]]], prior: float = PRIOR_REQUESTS
-) -> float:
+def log_bayes_factor_of_periods(periods: Iterable[tuple[Mapping[str, float], Mapping[str, int]]]) -> float:
     """The same where shares change: the product over periods of constant ones.
 
     What is counted of a variant whose share is 0 is certainly a mismatch: infinity.
 
     Args:
         periods: shares and counts, by variant.
-        prior: as above.
     """
     found = 0.0
     for shares, counts in periods:
@@ -66,5 +62,5 @@ def log_bayes_factor_of_periods(
         if len(names) > 1:
             told = [counts.get(name, 0) for name in names]
             whole = sum(shares[name] for name in names)
-            found += float(log_bayes_factor(told, [shares[name] / whole for name in names], prior))
+            found += float(log_bayes_factor(told, [shares[name] / whole for name in names]))
     return found

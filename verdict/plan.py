@@ -77,18 +77,20 @@ def fixed_sample_size(variance: float, effect: float, alpha: float = 0.05, power
 
 
 @lru_cache
-def stopping(alpha: float = 0.05, power: float = 0.8, n_star: float = 1.0) -> Stopping:
+def stopping(alpha: float = 0.05, power: float = 0.8) -> Stopping:
     """When the always-valid interval first excludes 0, at the true difference of the plan.
+
+    The declared sample size is the fixed one.
 
     Args:
         alpha: of the interval.
         power: for which the fixed sample size was found.
-        n_star: the declared sample size, in multiples of the fixed one.
     """
     times = np.linspace(FURTHEST / LOOKS, FURTHEST, LOOKS)
     drift = norm.ppf(1 - alpha / 2) + norm.ppf(power)
     # In information, one fixed sample is 1. The interval's n is any number that is great.
-    bounds = sequence.radius(1.0, times * 1e9, n_star * 1e9, alpha)
+    great = 1e9
+    bounds = sequence.radius(1.0, times * great, great, alpha)
     upper, lower = sequential.crossing(times, bounds, float(drift))
     stops = upper + lower
     left = 1 - stops.sum()

@@ -1,4 +1,7 @@
-"""Rates, exactly, at any number of requests: an e-value for one rate, and for the difference of two."""
+"""Rates, exactly, at any number of requests: an e-value for one rate, and for the difference of two.
+
+And, for one look, the interval of a proportion.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import betaincc, betaln, xlog1py, xlogy
+from scipy.stats import beta
 
 from verdict.sequence import Floats
 
@@ -20,6 +24,22 @@ HALVINGS = 30
 
 # How often it happened, of how many.
 Count = tuple[ArrayLike, ArrayLike]
+
+
+def alike(k: ArrayLike, n: ArrayLike, together: ArrayLike) -> tuple[Floats, Floats]:
+    """How often, of how many, where it happens to a unit again: as many independent ones say as much.
+
+    Args:
+        k: how often it happened, of n.
+        n: of how many.
+        together: Σ over the k of how many of the same unit there were before.
+
+    Source: both are divided by the design effect (Rao & Scott, Biometrics 1992, section 2). Here that is
+    Σe²/Σe, e being how often it happened to a unit: all of it where it happens seldom.
+    """
+    k, n, together = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, together)))
+    effect = 1 + 2 * together / np.maximum(k, 1)
+    return np.asarray(k / effect), np.asarray(n / effect)
 
 
 def log_e_value(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
@@ -64,6 +84,9 @@ def log_e_value_of_difference(
     Balakrishnan, PNAS 2020, section 2).
     """
     k, n, m, total, d = np.broadcast_arrays(*(np.asarray(each, float) for each in (*one, *other, difference)))
+    if independent:
+        p = _most_likely(k, n, m, total, d)
+        return np.asarray(log_e_value(k, n, p) + log_e_value(m, total, np.clip(p + d, 0, 1)))
     possible = np.maximum(0, -d), np.minimum(1, 1 - d)
     # The least is between the rates that contradict either least.
     ends = [np.clip(each, *possible) for each in (k / np.maximum(n, 1), m / np.maximum(total, 1) - d)]
@@ -75,9 +98,8 @@ def log_e_value_of_difference(
         mine, its = _slope(k, n, p), _slope(m, total, q)
         # Where no rates are possible both are infinite, and it does not matter where one looks.
         with np.errstate(invalid="ignore"):
-            if not independent:
-                ahead = log_e_value(k, n, p) - log_e_value(m, total, q)
-                mine, its = mine * np.exp(np.minimum(ahead, 0)), its * np.exp(np.minimum(-ahead, 0))
+            ahead = log_e_value(k, n, p) - log_e_value(m, total, q)
+            mine, its = mine * np.exp(np.minimum(ahead, 0)), its * np.exp(np.minimum(-ahead, 0))
             return np.asarray(mine + its < 0)
 
     for _ in range(HALVINGS):
@@ -86,7 +108,7 @@ def log_e_value_of_difference(
         low, high = np.where(left, middle, low), np.where(left, high, middle)
     p = (low + high) / 2
     both = log_e_value(k, n, p), log_e_value(m, total, np.clip(p + d, 0, 1))
-    return np.asarray(sum(both) if independent else np.logaddexp(*both) - np.log(2))
+    return np.asarray(np.logaddexp(*both) - np.log(2))
 
 
 def log_e_value_of_excess(one: Count, other: Count, margin: ArrayLike, independent: bool = True) -> Floats:
@@ -99,30 +121,68 @@ def log_e_value_of_excess(one: Count, other: Count, margin: ArrayLike, independe
     return log_e_value_of_difference((k, n), (m, total), np.where(seen > margin, margin, seen), independent)
 
 
+def difference(one: Count, other: Count) -> float:
+    """What the other's rate is above the one's, over all periods (Mantel & Haenszel's weights)."""
+    k, n, m, total = (np.asarray(each, float) for each in (*one, *other))
+    weights = n * total / np.maximum(n + total, 1)
+    differences = m / np.maximum(total, 1) - k / np.maximum(n, 1)
+    return float((weights * differences).sum() / max(weights.sum(), 1e-300))
+
+
 def difference_interval(
-    one: tuple[int, int], other: tuple[int, int], alpha: float, independent: bool = True
+    one: Count, other: Count, alpha: float, independent: bool = True
 ) -> tuple[float, float]:
     """What the other's rate is above the one's, at every moment at once with probability 1 − alpha.
 
     Args:
-        one: how often it happened, of how many.
+        one: how often it happened, of how many; of several periods arrays.
         other: the same.
         alpha: the probability that the interval ever misses.
         independent: False where both were counted on the same requests.
 
     Returns:
-        Lower and upper end, in [−1, 1]: where the e-value of a difference reaches 1/alpha.
+        Lower and upper end, in [−1, 1], where the e-values of all periods against a difference of at most,
+        and of at least that come to 1/alpha together. Where periods differ in their difference, the greatest
+        is above the lower end, and the least below the upper one.
     """
-    seen = other[0] / max(other[1], 1) - one[0] / max(one[1], 1)
 
     def excess(difference: float) -> float:
-        log_e = log_e_value_of_difference(one, other, difference, independent)
+        log_e = log_e_value_of_excess(one, other, difference, independent).sum()
         return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
 
-    ends = [
-        float(end) if excess(end) < 0 else float(brentq(excess, seen, end, xtol=1e-10)) for end in (-1.0, 1.0)
-    ]
-    return ends[0], ends[1]
+    def lack(difference: float) -> float:
+        log_e = log_e_value_of_excess(other, one, -difference, independent).sum()
+        return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
+
+    lower = -1.0 if excess(-1.0) < 0 else float(brentq(excess, -1.0, 1.0, xtol=1e-10))
+    upper = 1.0 if lack(1.0) < 0 else float(brentq(lack, -1.0, 1.0, xtol=1e-10))
+    return min(lower, upper), max(lower, upper)
+
+
+def proportion_interval(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
+    """The exact 95 % interval of a proportion, for one look: k of n, any shape; [0, 1] where n is 0.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934).
+    """
+    hits, total = np.asarray(k, float), np.asarray(n, float)
+    with np.errstate(invalid="ignore"):
+        lower = np.where(hits > 0, beta.ppf(0.025, hits, total - hits + 1), 0.0)
+        upper = np.where(hits < total, beta.ppf(0.975, hits + 1, total - hits), 1.0)
+    return lower, upper
+
+
+def _most_likely(k: Floats, n: Floats, m: Floats, total: Floats, d: Floats) -> Floats:
+    """The rate p of the one at which p and p + d are most likely, and so are contradicted least."""
+    # Miettinen & Nurminen (Statistics in Medicine 1985, appendix I): the root of a cubic.
+    all_ = n + total
+    third = ((total + 2 * n) * d - all_ - k - m) / (3 * all_)
+    linear = ((n * d - all_ - 2 * k) * d + k + m) / (3 * all_)
+    q = third**3 - 3 * third * linear / 2 + k * d * (1 - d) / (2 * all_)
+    root = np.where(q < 0, -1, 1) * np.sqrt(np.maximum(third**2 - linear, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.where(root == 0, 1.0, q / root**3)
+    p = 2 * root * np.cos((np.pi + np.arccos(np.clip(cosine, -1, 1))) / 3) - third
+    return np.asarray(np.clip(p, np.maximum(0, -d), np.minimum(1, 1 - d)))
 
 
 def _slope(k: Floats, n: Floats, rate: Floats) -> Floats:

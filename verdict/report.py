@@ -140,10 +140,20 @@ def number(value: float | None) -> str:
 
 
 def interval(ends: Interval) -> str:
-    """Both ends."""
+    """Both ends, or the one that is known."""
     if ends.lower is None and ends.upper is None:
         return NONE
+    if ends.upper is None:
+        return f"{number(ends.lower)} or more"
+    if ends.lower is None:
+        return f"{number(ends.upper)} or less"
     return f"{number(ends.lower)} to {number(ends.upper)}"
+
+
+def with_interval(value: float | None, ends: Interval) -> str:
+    """A variant's own figure, with its own interval where it has one."""
+    told = interval(ends)
+    return number(value) + (f" ({told})" if told != NONE else "")
 
 
 def sentence(text: str) -> str:
@@ -156,8 +166,8 @@ def _figures(row: Row) -> tuple[str, ...]:
     note = f" ({row.note})" if row.note else ""
     return (
         f"{name}{note}",
-        number(row.champion),
-        number(row.challenger),
+        with_interval(row.champion, row.champion_interval),
+        with_interval(row.challenger, row.challenger_interval),
         number(row.difference),
         interval(row.interval),
         interval(row.fixed),

@@ -138,8 +138,8 @@ class SegmentRow:
 class Gap:
     """How far the rates of two groups of a sensitive field are apart, for one variant.
 
-    `rate` is "positive decisions", "true positive rate" or "false positive rate"; `group` is compared with
-    `reference`, the greatest group.
+    `rate` is "positive decisions among known outcomes", "true positive rate" or "false positive rate";
+    `group` is compared with `reference`, the greatest group.
     """
 
     variant: str
@@ -158,13 +158,15 @@ class Comparison:
     `n` outcomes are compared, pairs or those of both arms. `advantage` is what the challenger is better by
     (in profit higher, in losses lower). `more_outcomes` and `more_days` are about what a decision still
     takes, if the estimate stays as it is. `fewer` is how many times fewer outcomes the pairs take than a
-    split in halves, by the variances that were seen; None without pairs, and with too few.
+    split in halves, by the variances that were seen; None without pairs, and with too few. `doubt` is why the
+    challenger is not known to be as good as the champion, but for the margin; nothing where it is.
     """
 
     challenger: str
     decision: Decision
     sentence: str
     reasons: tuple[str, ...]
+    doubt: str
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
     guardrails: tuple[GuardrailResult, ...]

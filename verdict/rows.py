@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from scipy.stats import norm
 
-from verdict import discrimination, quantiles, rates, sequence
-from verdict.contrast import Contrast, basis, contrast, means, of_history, ruler
+from verdict import discrimination, quantiles, rates
+from verdict.contrast import (
+    Basis,
+    Contrast,
+    Ruler,
+    basis,
+    contrast,
+    errors,
+    means,
+    needs_weights,
+    of_history,
+    ruler,
+)
 from verdict.evidence import SCORE_BINS, Arm, Evidence, Rules
 from verdict.guardrails import LATENCY
+from verdict.moments import Moments
 from verdict.results import (
     NO_INTERVAL,
     Interval,
@@ -31,6 +45,9 @@ Better = Literal["lower", "higher", "nearer to 0"]
 QUANTILES = ("latency-p50", "latency-p95", "latency-p99")
 # Of these many bins each makes one of a reliability diagram.
 COARSER = SCORE_BINS // 10
+UNWEIGHTED = "not weighted by propensity"
+BY_PERIODS = "by periods of the same shares"
+TOO_CLOSE = "scores lie too close together for this figure"
 
 
 def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[Row, ...]:
@@ -41,12 +58,21 @@ def table(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tu
         metrics.append("profit")
     metrics.sort(key=lambda metric: metric != rules.metric)
     found = [mean_row(evidence, challenger, metric, rules, alpha) for metric in metrics]
-    found.append(_calibration(arms, rules, alpha))
-    found.append(_errors(arms, alpha, evidence.design != "shadow"))
     asked = [each.metric for each in rules.guardrails if LATENCY.fullmatch(each.metric)]
-    found += [_latency(arms, metric, alpha) for metric in sorted({*asked, *QUANTILES}, key=_share)]
-    found.append(_area(evidence, challenger, alpha))
-    return tuple(found)
+    others = [
+        _calibration(evidence, challenger, rules, alpha),
+        _errors(evidence, challenger, alpha),
+        *(_latency(arms, metric, alpha) for metric in sorted({*asked, *QUANTILES}, key=_share)),
+        _area(evidence, challenger, alpha),
+    ]
+    if needs_weights(evidence):
+        notes = ("; ".join(each for each in (row.note, UNWEIGHTED) if each) for row in others)
+        # Differences of errors are within periods.
+        others = [
+            row if row.note == BY_PERIODS else replace(row, note=note)
+            for row, note in zip(others, notes, strict=True)
+        ]
+    return (*found, *others)
 
 
 def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alpha: float) -> Row:
@@ -89,9 +115,11 @@ def funnel(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> t
 def segments(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> tuple[SegmentRow, ...]:
     """The primary metric in each part of the requests; alpha is shared between them (Bonferroni)."""
     mine = {key: part for key, part in sorted(evidence.segments.items()) if key[0] in rules.segments}
+    seen = Counter(field for field, _ in mine)
+    count = sum(rules.parts_of(field, seen[field]) for field in {*rules.segments})
     found = []
     for (field, value), part in mine.items():
-        row = mean_row(part, challenger, rules.metric, rules, alpha / len(mine))
+        row = mean_row(part, challenger, rules.metric, rules, alpha / count)
         n = contrast(basis(part, challenger, rules.metric)).n
         found.append(SegmentRow(field, value, n, row))
     return tuple(found)
@@ -147,28 +175,55 @@ def around(now: Contrast, radius: float) -> Interval:
     return Interval(now.value - radius, now.value + radius)
 
 
-def _calibration(arms: list[Arm], rules: Rules, alpha: float) -> Row:
-    """Calibration in the large: the mean of y − p, of each variant by itself."""
+def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> Row:
+    """Calibration in the large: the mean of y − p, of each variant by itself.
+
+    The difference has an interval where both are of different rows, which are neither weighted nor of units.
+    """
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
+    measured = Ruler(rules.n_star, alpha)
+
+    def seen(*sums: Moments) -> tuple[Contrast, Interval]:
+        now = contrast(Basis(sums))
+        return now, around(now, float(measured.radii([now])[0]))
+
     values = [arm.calibration.mean if arm.calibration.n else None for arm in arms]
-    ends = []
-    for arm in arms:
-        residual = arm.calibration
-        error = residual.standard_error if residual.n else math.inf
-        sure = math.inf if error == 0 and residual.total else error
-        now = Contrast(residual.mean, sure, residual.n)
-        ends.append(around(now, float(sequence.radius(sure, residual.n, rules.n_star, alpha))))
-    return _row("calibration", "nearer to 0", values, ends)
+    own = [seen(arm.calibration)[1] for arm in arms]
+    if evidence.design == "shadow":
+        apart = arms[0].labelled != arms[1].labelled
+        note = "also of rows without pairs" if apart else ""
+        return _row("calibration", "nearer to 0", values, own, note=note)
+    if None in values or needs_weights(evidence) or any(arm.by_unit for arm in arms):
+        return _row("calibration", "nearer to 0", values, own)
+    now, interval = seen(*(arm.calibration for arm in arms))
+    return _row(
+        "calibration",
+        "nearer to 0",
+        values,
+        own,
+        interval=interval,
+        fixed=around(now, float(norm.ppf(1 - alpha / 2)) * now.error),
+        log_e=float(measured.log_e_values([now])[0]),
+    )
 
 
-def _errors(arms: list[Arm], alpha: float, independent: bool) -> Row:
+def _errors(evidence: Evidence, challenger: str, alpha: float) -> Row:
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
     values = [arm.errors / arm.requests if arm.requests else None for arm in arms]
-    if not all(arm.requests for arm in arms):
+    if not all(arm.apart for arm in arms):
         return _row("error-rate", "lower", values)
-    counts = [(arm.errors, arm.requests) for arm in arms]
+    mine, its = errors(evidence, challenger)
+    independent = evidence.design != "shadow"
     # The champion's rate less the challenger's.
-    ends = rates.difference_interval(counts[1], counts[0], alpha, independent)
-    log_e = float(rates.log_e_value_of_difference(counts[1], counts[0], 0.0, independent))
-    return _row("error-rate", "lower", values, interval=Interval(*ends), log_e=log_e)
+    row = _row(
+        "error-rate",
+        "lower",
+        values,
+        interval=Interval(*rates.difference_interval(its, mine, alpha, independent)),
+        log_e=float(rates.log_e_value_of_difference(its, mine, 0.0, independent).sum()),
+        note=BY_PERIODS if np.size(mine[0]) > 1 else "",
+    )
+    return replace(row, difference=rates.difference(its, mine))
 
 
 def _share(metric: str) -> float:
@@ -182,20 +237,37 @@ def _latency(arms: list[Arm], metric: str, alpha: float) -> Row:
     q = _share(metric)
     values = [quantiles.estimate(arm.latencies, q) for arm in arms]
     ends = [Interval(*quantiles.interval(arm.latencies, q, alpha)) for arm in arms]
-    return _row(metric, "lower", values, ends, note="ms")
+    # Whatever both have to do with each other: each at half of alpha (Bonferroni).
+    (low, high), (its_low, its_high) = (quantiles.interval(arm.latencies, q, alpha / 2) for arm in arms)
+    difference = Interval(
+        None if low is None or its_high is None else low - its_high,
+        None if high is None or its_low is None else high - its_low,
+    )
+    return _row(metric, "lower", values, ends, interval=difference, note="ms")
 
 
 def _area(evidence: Evidence, challenger: str, alpha: float) -> Row:
-    """The areas under the curve: in pairs with the interval of their difference, for one look."""
+    """The areas under the curve: in pairs with the interval of their difference, for one look.
+
+    None where the bins of the scores are too wide to tell.
+    """
     note = "a diagnostic, for one look"
-    paired = discrimination.paired_areas(evidence.pair(challenger).joint)
-    if paired:
+    joint = evidence.pair(challenger).joint
+    paired = discrimination.paired_areas(joint)
+    if paired and all(
+        discrimination.blur(*each) <= discrimination.BLUR for each in discrimination.sides(joint)
+    ):
         now = Contrast(paired.one - paired.other, paired.error, 1)
         fixed = around(now, float(norm.ppf(1 - alpha / 2)) * paired.error)
         return _row("auc", "higher", [paired.one, paired.other], fixed=fixed, note=note)
     arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
-    values = [discrimination.area(arm.negative_scores, arm.positive_scores) for arm in arms]
-    return _row("auc", "higher", values, note=note)
+    # Variants' own bins are narrower. Of pairs they serve where these are all rows.
+    if paired and arms[0].labelled != arms[1].labelled:
+        return _row("auc", "higher", [None, None], note=TOO_CLOSE)
+    scores = [(arm.negative_scores, arm.positive_scores) for arm in arms]
+    told = [discrimination.blur(*each) <= discrimination.BLUR for each in scores]
+    values = [discrimination.area(*each) if known else None for each, known in zip(scores, told, strict=True)]
+    return _row("auc", "higher", values, note=note if all(told) else TOO_CLOSE)
 
 
 def _row(

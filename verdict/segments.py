@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 LONGEST_VALUE = 40
+# The part of what has no value, or none that cuts can sort.
+UNKNOWN = "unknown"
 
 
 def part(value: Any, cuts: Sequence[float] = ()) -> str:
@@ -18,8 +20,13 @@ def part(value: Any, cuts: Sequence[float] = ()) -> str:
         cuts: in order; a value that equals one is above it.
     """
     if value is None:
-        return "unknown"
+        return UNKNOWN
     return _between(value, cuts) if cuts else _code(value)
+
+
+def parts(cuts: Sequence[float]) -> tuple[str, ...]:
+    """All parts that there can be between some cuts, in order, and what is unknown."""
+    return (*(_interval(place, cuts) for place in range(len(cuts) + 1)), UNKNOWN)
 
 
 def _code(value: Any) -> str:
@@ -31,8 +38,11 @@ def _code(value: Any) -> str:
 
 def _between(value: Any, cuts: Sequence[float]) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return "unknown"
-    place = bisect_right(cuts, value)
+        return UNKNOWN
+    return _interval(bisect_right(cuts, value), cuts)
+
+
+def _interval(place: int, cuts: Sequence[float]) -> str:
     if place == 0:
         return f"below {cuts[0]:g}"
     return f"{cuts[-1]:g} and more" if place == len(cuts) else f"{cuts[place - 1]:g} to {cuts[place]:g}"

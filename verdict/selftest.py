@@ -7,33 +7,59 @@ Each stream is one life of the experiment, looked at again and again. Clients an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta, norm
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import logit
+from scipy.stats import norm
 
-from verdict import guardrails, plan, sequence, sequential
+from verdict import bandit, guardrails, money, plan, sequence, sequential
 from verdict.contrast import FIELDS
 from verdict.counted import paired, scored
 from verdict.decision import judge
 from verdict.evidence import Arm, Design, Evidence, Period, Rules
+from verdict.plan import DAY
+from verdict.rates import proportion_interval
+from verdict.sequence import Floats
 from verdict.simulate import Credit, Delays, Rows, delay
+
+Truths = NDArray[np.bool_]
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 LOOKS = 8
 # Of a broken challenger's answers, those that fail.
 BROKEN = 0.2
+# The checks by which that may be found: of the challenger outcomes are missing.
+MISSING = frozenset({"pairs", "label ratio", "propensities"})
 SAME = Credit()
-# The world in which it is the better one.
-BETTER = "a better challenger"
+# The worlds in which it is the better one, and in which outcomes come late.
+BETTER, LATE = "a better challenger", "late outcomes"
+# When outcomes become known, in parts of the days that the last of them take.
+DELAYS = Delays()
+# So many days that is, if nobody knows better, and so many looks.
+SETTLED, LOOKS_SETTLED = 90.0, 3
+# What early outcomes would mislead by: the champion's logits are so much too high, the challenger's too low,
+# by that much at most.
+HIGH, LOW = 1.0, 3.0
 # The power for which one plans, and the best challenger that is simulated.
 POWER, BEST = 0.8, 0.999
 # A score's mean is taken over so many quantiles of what a model sees, a variance in pairs over so many rows.
 QUANTILES, PAIRS = 10_000, 100_000
+# No threshold is nearer to 0 or 1.
+CLIP = 1e-6
 # To the sixth digit of an AUC.
 BISECTIONS = 20
+
+
+class Decided(NamedTuple):
+    """What was decided at a look, and which trust checks failed."""
+
+    decision: str
+    failed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -42,35 +68,42 @@ class Scenario:
 
     Attributes:
         name: of the world.
-        wrong: the decisions that are wrong in it; of the others `right` is the one that is hoped for.
-        right: see there.
+        wrong: the decisions that are wrong in it.
+        right: those that are hoped for. No trust is one only because of outcomes that are missing.
         credit: the clients and both models.
         errors: the share of the challenger's answers that fail.
-        late: whether outcomes become known late, those of defaults first.
+        late: whether outcomes become known late, those of defaults first. Scores are then off, so there are
+            no guardrails and no max_gap, which would rightly say so.
     """
 
     name: str
     wrong: tuple[str, ...]
-    right: str | None
+    right: tuple[str, ...] = ()
     credit: Credit = SAME
     errors: float = 0.0
     late: bool = False
 
+    def hopes(self, decided: Decided) -> bool:
+        """Whether a decision is one that is hoped for."""
+        caused = decided.decision != "don't trust" or bool(decided.failed & MISSING)
+        return decided.decision in self.right and caused
+
 
 @dataclass(frozen=True)
 class Result:
-    """How many of some streams ever had a wrong decision, or at last the right one."""
+    """How many of some streams ever had a wrong decision, or at last a right one; `hoped` says which."""
 
     scenario: str
     streams: int
     wrong: int
     right: int
-    hoped: str | None
+    hoped: Mapping[str, int]
 
     @property
     def interval(self) -> tuple[float, float]:
         """Of the probability of a wrong decision, at 95 % (Clopper & Pearson 1934)."""
-        return clopper_pearson(self.wrong, self.streams)
+        lower, upper = proportion_interval(self.wrong, self.streams)
+        return float(lower), float(upper)
 
 
 @dataclass(frozen=True)
@@ -88,33 +121,18 @@ class Better:
     outcomes: int | None
 
 
-def scenarios(better: float) -> tuple[Scenario, ...]:
-    """The worlds that are tried: `better` is the challenger's AUC where it is the better one."""
-    return (
-        Scenario("the same quality", ("promote", "keep"), None),
-        Scenario(BETTER, ("keep",), "promote", replace(SAME, challenger=better)),
-        Scenario("late outcomes", ("promote", "keep"), None, late=True),
-        Scenario("a drifting base rate", ("promote", "keep"), None, replace(SAME, drift=1.0)),
-        Scenario("a broken challenger", ("promote",), "keep", errors=BROKEN),
-    )
-
-
-def clopper_pearson(hits: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """The exact interval of a share (Clopper & Pearson, Biometrika 1934)."""
-    lower = 0.0 if hits == 0 else float(beta.ppf(alpha / 2, hits, n - hits + 1))
-    upper = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
-    return lower, upper
-
-
 def tried(experiment: Experiment, scenario: Scenario, streams: int, seed: int = 1) -> Iterator[Result]:
     """Let an experiment live some times in a world; the result so far after each."""
     rng = np.random.default_rng(seed)
-    wrong = right = 0
+    if scenario.late:
+        experiment = replace(experiment, rules=replace(experiment.rules, guardrails=(), max_gap=None))
+    wrong, hoped = 0, dict.fromkeys(scenario.right, 0)
     for stream in range(1, streams + 1):
         seen = [experiment.decided(evidence) for evidence in experiment.lives(scenario, rng)]
-        wrong += any(each in scenario.wrong for each in seen)
-        right += seen[-1] == scenario.right
-        yield Result(scenario.name, stream, wrong, right, scenario.right)
+        wrong += any(each.decision in scenario.wrong for each in seen)
+        if scenario.hopes(seen[-1]):
+            hoped[seen[-1].decision] += 1
+        yield Result(scenario.name, stream, wrong, sum(hoped.values()), dict(hoped))
 
 
 @dataclass(frozen=True)
@@ -123,17 +141,57 @@ class Experiment:
 
     Attributes:
         rules: as declared; thresholds are those of the names "champion" and "challenger".
-        design: of a bandit the split at its beginning is simulated.
-        share: the challenger's.
+        design: of a bandit the shares follow the outcomes, which here are the same whoever answers.
+        share: the challenger's, of a bandit that of the beginning.
         outcomes: of each life.
-        steps: of a canary, among which its guardrails share their α.
+        steps: of a canary, among which its guardrails share their α; 0: it is none.
+        floor: of a bandit.
+        success: of a bandit, the outcome that is one.
+        settled: where outcomes come late, in how many days it is known that there is no default.
     """
 
     rules: Rules
     design: Design
     share: float
     outcomes: int
-    steps: int = 1
+    steps: int = 0
+    floor: float = 0.05
+    success: int = 1
+    settled: float = SETTLED
+
+    def scenarios(self, better: float) -> tuple[Scenario, ...]:
+        """The worlds that are tried: `better` is the challenger's AUC where it is the better one."""
+        winners = ("promote", "keep")
+        return (
+            Scenario("the same quality", winners),
+            Scenario(BETTER, ("keep",), ("promote",), replace(SAME, challenger=better)),
+            Scenario(LATE, winners, credit=self.misleading(), late=True),
+            Scenario("a drifting base rate", winners, credit=replace(SAME, drift=1.0)),
+            Scenario("a broken challenger", ("promote",), ("keep", "don't trust"), errors=BROKEN),
+        )
+
+    def misleading(self) -> Credit:
+        """Two models that are equally good, of which early defaults speak for the champion.
+
+        Its scores are too high, and the challenger's too low by as much as makes the means of both the same.
+        """
+        sign = 1 if self.rules.metric == "profit" else -1
+
+        def good(shift: float, name: str) -> float:
+            return sign * self._score(name, SAME.champion, shift)[0]
+
+        best = {name: self._best_shift(name) for name in (CHAMPION, CHALLENGER)}
+        ends = {CHAMPION: best[CHAMPION] + HIGH, CHALLENGER: best[CHALLENGER] - LOW}
+        # It may cost little to flag nobody: then the champion's scores are less too high.
+        level = max(good(end, name) for name, end in ends.items())
+
+        def excess(shift: float, name: str) -> float:
+            return good(shift, name) - level
+
+        for name, end in ends.items():
+            if excess(end, name) < 0 < excess(best[name], name):
+                ends[name] = brentq(excess, best[name], end, (name,), xtol=1e-4)
+        return replace(SAME, shift=float(ends[CHAMPION]), challenger_shift=float(ends[CHALLENGER]))
 
     def planned(self) -> Better:
         """The challenger that is better by what one look at the planned outcomes finds with a power of 80 %.
@@ -156,6 +214,11 @@ class Experiment:
             return Better(auc, difference, None)
         if self.design == "shadow":
             spread = self._pair_variance(auc)
+        elif self.design == "bandit":
+            # Where both succeed alike, the chance to be the better one is uniform, and 1/share on average
+            # that over the shares from the floor to the rest.
+            inverse = math.log(1 / self.floor - 1) / (1 - 2 * self.floor)
+            spread = (variance + its_variance) * inverse
         else:
             spread = plan.variance_of("split", (variance, its_variance), self.share)
         takes = plan.fixed_sample_size(spread, difference, self.rules.alpha, POWER)
@@ -173,40 +236,77 @@ class Experiment:
         drift = float(norm.ppf(1 - self.rules.alpha / 2) + norm.ppf(POWER))
         return float(sequential.crossing(times, bounds, drift)[0].sum())
 
-    def decided(self, evidence: Evidence) -> str:
-        """The decision; "keep" also where a guardrail would send a canary back."""
-        if guardrails.at_step(evidence, CHALLENGER, self.rules, self.steps, 0).says == "regress":
-            return "keep"
-        return judge(evidence, self.rules).decision
+    def decided(self, evidence: Evidence) -> Decided:
+        """The verdict's decision; of a canary "keep" also where a guardrail would send it back."""
+        if self.steps:
+            step = guardrails.at_step(evidence, CHALLENGER, self.rules, self.steps, 0)
+            if step.says == "regress":
+                return Decided("keep")
+        verdict = judge(evidence, self.rules)
+        checks = (*verdict.checks, *verdict.comparisons[0].checks)
+        return Decided(verdict.decision, frozenset(each.name for each in checks if each.state == "failed"))
+
+    @property
+    def days_between(self) -> float:
+        """How many days there are between two looks, where outcomes come late."""
+        return max(self.settled, (self.rules.maturity or 0.0) / DAY) / LOOKS_SETTLED
 
     def lives(self, scenario: Scenario, rng: np.random.Generator) -> Iterator[Evidence]:
         """What is known at each look of one life."""
-        batch = max(self.outcomes // LOOKS, 1)
-        paired = self.design == "shadow"
-        evidence = Evidence(
-            "shadow" if paired else "split", CHAMPION, (CHALLENGER,), pairs={} if paired else None
-        )
-        delays = Delays()
+        evidence = self._nothing
+        share, batches = self.share, list[_Batch]()
         for look in range(LOOKS):
-            rows = scenario.credit.draw(rng, (batch,), look / LOOKS)
-            known = np.ones(batch, bool)
-            if scenario.late and self.rules.maturity == 0:
-                # What has come by the end of the life: of the last requests the early outcomes alone.
-                left = (LOOKS - look) * (delays.paid + 1) / LOOKS
-                known = delay(rng, rows.outcome, delays) <= left
-            failed = rng.random(batch) < scenario.errors
-            mine = rng.random(batch) < self.share
-            added = self._pairs(rows, known, ~failed) if paired else self._arms(rows, known, ~failed, mine)
-            evidence = evidence + replace(added, first=float(look), last=float(look + 1))
+            batch = self._drawn(scenario, rng, look, share)
+            asked = self._asked(batch)
+            evidence = evidence + replace(asked, first=float(look), last=float(look + 1))
+            batches.append(batch)
+            for each in batches:
+                evidence = evidence + self._told(each, look)
             yield evidence
+            if self.design == "bandit":
+                share = self._next_share(batches, look)
 
-    def _score(self, name: str, auc: float) -> tuple[float, float]:
+    def _drawn(self, scenario: Scenario, rng: np.random.Generator, look: int, share: float) -> _Batch:
+        """Requests that come between two looks."""
+        size = max(self.outcomes // LOOKS, 1)
+        rows = scenario.credit.draw(rng, (size,), look / LOOKS)
+        failed = rng.random(size) < scenario.errors
+        mine = rng.random(size) < share
+        known = matures = np.full(size, look)
+        if scenario.late:
+            at = look + rng.random(size)
+            days = delay(rng, rows.outcome, DELAYS) * self.settled / DELAYS.paid
+            maturity = (self.rules.maturity or 0.0) / DAY
+            known, matures = (
+                np.maximum(np.ceil(at + each / self.days_between) - 1, look) for each in (days, maturity)
+            )
+        return _Batch(share, rows, mine, ~failed, known, matures)
+
+    def _next_share(self, batches: list[_Batch], look: int) -> float:
+        """A bandit's next share of the challenger, by all outcomes that are known."""
+        y = np.concatenate([each.rows.outcome[each.known <= look] for each in batches])
+        mine = np.concatenate([each.mine[each.known <= look] for each in batches])
+        rates, errors = [], []
+        for arm in (y[~mine], y[mine]):
+            rate = float((arm == self.success).mean()) if len(arm) else 0.0
+            rates.append(rate)
+            errors.append(math.sqrt(rate * (1 - rate) / len(arm)) if len(arm) else math.inf)
+        return float(bandit.thompson(rates[1] - rates[0], math.hypot(*errors), self.floor))
+
+    def _best_shift(self, name: str) -> float:
+        """By how much the logits of calibrated scores should be too high, for the metric."""
+        if self.rules.metric != "profit" or self.rules.costs is None:
+            return 0.0
+        declared = min(max(self._threshold(name), CLIP), 1 - CLIP)
+        return float(logit(declared) - logit(money.threshold(self.rules.costs)))
+
+    def _score(self, name: str, auc: float, shift: float = 0.0) -> tuple[float, float]:
         """The mean and the variance of a variant's score."""
         seen = norm.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES)
         mean = square = 0.0
         for outcome, share in ((0.0, 1 - SAME.rate), (1.0, SAME.rate)):
             y = np.full(QUANTILES, outcome)
-            arm = scored(SAME.score(seen, y, auc), y, self._threshold(name), self.rules.costs)
+            arm = scored(SAME.score(seen, y, auc, shift), y, self._threshold(name), self.rules.costs)
             sums = getattr(arm, FIELDS[self.rules.metric])
             mean += share * sums.mean
             square += share * sums.squares / sums.n
@@ -219,40 +319,85 @@ class Experiment:
         sums = getattr(paired(*rows, thresholds, self.rules.costs), FIELDS[self.rules.metric])
         return float(sums.variance)
 
-    def _pairs(self, rows: Rows, known: Any, answered: Any) -> Evidence:
-        """What a batch adds where both score each request."""
-        everybody = np.ones(len(known), bool)
-        arms = {
-            CHAMPION: self._arm(CHAMPION, rows.champion, rows.outcome, known, everybody),
-            CHALLENGER: self._arm(CHALLENGER, rows.challenger, rows.outcome, known, answered),
-        }
-        one, other, y = (each[known & answered] for each in rows)
-        thresholds = self._threshold(CHAMPION), self._threshold(CHALLENGER)
-        pairs = replace(paired(one, other, y, thresholds, self.rules.costs), mature=int(answered.sum()))
-        return Evidence("shadow", CHAMPION, (CHALLENGER,), arms, {CHALLENGER: pairs})
+    def _asked(self, batch: _Batch) -> Evidence:
+        """What requests say, whatever their outcomes."""
+        everybody = np.ones(len(batch.mine), bool)
+        asked = batch.arms(everybody, self._in_pairs)
+        counts = {name: int(which.sum()) for name, which in asked.items()}
+        errors = {CHAMPION: 0, CHALLENGER: int((asked[CHALLENGER] & ~batch.answered).sum())}
+        arms = {name: Arm(n, errors[name], n, errors[name]) for name, n in counts.items()}
+        period = Period(batch.shares, counts, counts, apart=counts, apart_failed=errors)
+        periods = () if self._in_pairs else (period,)
+        return replace(self._nothing, arms=arms, periods=periods)
 
-    def _arms(self, rows: Rows, known: Any, answered: Any, mine: Any) -> Evidence:
-        """What a batch adds where each request has one answer."""
-        asked = {CHAMPION: ~mine, CHALLENGER: mine}
-        scores = {CHAMPION: rows.champion, CHALLENGER: rows.challenger}
+    def _told(self, batch: _Batch, look: int) -> Evidence:
+        """What the outcomes of a batch say that count from a look on."""
+        new = batch.arms(np.maximum(batch.known, batch.matures) == look, self._in_pairs)
+        aged = batch.arms(batch.matures == look, self._in_pairs)
+        for which in (new, aged):
+            which[CHALLENGER] = which[CHALLENGER] & batch.answered
         arms = {}
-        for name, which in asked.items():
-            has = answered[which] | (name == CHAMPION)
-            arms[name] = self._arm(name, scores[name][which], rows.outcome[which], known[which], has)
-        period = Period(
-            {CHAMPION: 1 - self.share, CHALLENGER: self.share},
-            {name: arm.requests for name, arm in arms.items()},
-            {name: arm.labelled for name, arm in arms.items()},
-            {name: arm.errors for name, arm in arms.items()},
-        )
-        return Evidence("split", CHAMPION, (CHALLENGER,), arms, periods=(period,))
+        for name, scores in ((CHAMPION, batch.rows.champion), (CHALLENGER, batch.rows.challenger)):
+            y = batch.rows.outcome[new[name]]
+            arm = scored(scores[new[name]], y, self._threshold(name), self.rules.costs)
+            if not self._in_pairs:
+                sums = {metric: getattr(arm, each) for metric, each in FIELDS.items()}
+                share = batch.shares[name]
+                weighted = {metric: each.weighted(share) for metric, each in sums.items() if each}
+                arm = replace(arm, weighted=weighted)
+            arms[name] = replace(arm, mature=int(aged[name].sum()))
+        if not self._in_pairs:
+            served, labels = (
+                {name: getattr(arm, which) for name, arm in arms.items()} for which in ("mature", "labelled")
+            )
+            period = Period(batch.shares, served=served, labels=labels)
+            return replace(self._nothing, arms=arms, periods=(period,))
+        one, other, y = (each[new[CHALLENGER]] for each in batch.rows)
+        thresholds = self._threshold(CHAMPION), self._threshold(CHALLENGER)
+        pairs = paired(one, other, y, thresholds, self.rules.costs)
+        pairs = replace(pairs, mature=arms[CHALLENGER].mature)
+        return replace(self._nothing, arms=arms, pairs={CHALLENGER: pairs})
 
-    def _arm(self, name: str, scores: Any, outcomes: Any, known: Any, answered: Any) -> Arm:
-        """The sums of a variant over what it was asked."""
-        p, y = scores[known & answered], outcomes[known & answered]
-        arm = scored(p, y, self._threshold(name), self.rules.costs)
-        answers = int(answered.sum())
-        return replace(arm, requests=len(scores), errors=len(scores) - answers, mature=answers)
+    @property
+    def _in_pairs(self) -> bool:
+        return self.design == "shadow"
+
+    @property
+    def _nothing(self) -> Evidence:
+        """Evidence in which nothing is counted."""
+        return Evidence(self.design, CHAMPION, (CHALLENGER,), pairs={} if self._in_pairs else None)
 
     def _threshold(self, name: str) -> float:
         return self.rules.thresholds.get(name, 0.5)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Requests of one life that came between two looks: arrays of one length.
+
+    Attributes:
+        share: the challenger's.
+        rows: scores and outcomes.
+        mine: whether it came to the challenger, where only one answers.
+        answered: whether the challenger answers, if it is asked.
+        known: from which look on the outcome is known.
+        matures: from which look on it is as old as an outcome that counts.
+    """
+
+    share: float
+    rows: Rows
+    mine: Truths
+    answered: Truths
+    known: Floats
+    matures: Floats
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """By variant."""
+        return {CHAMPION: 1 - self.share, CHALLENGER: self.share}
+
+    def arms(self, which: Truths, both: bool) -> dict[str, Truths]:
+        """Of some of them, those that each variant is asked."""
+        if both:
+            return {CHAMPION: which, CHALLENGER: which}
+        return {CHAMPION: which & ~self.mine, CHALLENGER: which & self.mine}

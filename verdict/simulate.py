@@ -136,10 +136,16 @@ class Weighted:
     def __init__(self, streams: int) -> None:
         self.sums = np.zeros((6, streams))
 
-    def add(self, values: Floats, where: Floats, propensity: Floats) -> None:
-        """Add values of shape (streams, rows) where a mask says so; propensities are of shape (streams,)."""
+    def add(self, values: Floats, where: Floats, propensity: Floats, before: Floats | float = 0.0) -> None:
+        """Add values of shape (streams, rows); propensities are of shape (streams,).
+
+        `where` says how many times each counts. Where that is a unit that comes again, `before` is the sum of
+        the weights of its rows so far: the squares are those of the sums by unit.
+        """
         w = where / propensity[:, None]
-        parts = (where, w, w * w, w * values, w * w * values, w * w * values * values)
+        # (W + w)² − W²
+        squares = w * (2 * before + w)
+        parts = (where, w, squares, w * values, squares * values, squares * values * values)
         self.sums = self.sums + np.stack([part.sum(1) for part in parts])
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from verdict import rates, sequence
-from verdict.evidence import Evidence, Rules
+from verdict.evidence import GAP_BINS, Evidence, Rules
 from verdict.moments import Moments
 from verdict.multinomial import log_bayes_factor_of_periods
 from verdict.results import Check, CheckState, finite_exp
@@ -22,10 +23,20 @@ def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """The checks that concern all variants."""
     found = [_matured(evidence, rules)]
     if evidence.design != "shadow":
-        found.append(_ratio("sample ratio", "requests", evidence, rules))
-        found.append(_ratio("label ratio", "labels", evidence, rules))
+        found.append(sample_ratio(evidence, rules))
+        found.append(_label_ratio(evidence, rules))
         found += _propensities(evidence, rules)
+        found += _selection(evidence, rules)
     return tuple(found)
+
+
+def sample_ratio(evidence: Evidence, rules: Rules) -> Check:
+    """Whether requests came to the variants as they were to.
+
+    A unit counts once, and so does a batch: chance assigned them as a whole.
+    """
+    periods = [(each.weights, each.assigned) for each in evidence.periods]
+    return _ratio("sample ratio", ("the requests", "the configured shares"), periods, evidence, rules)
 
 
 def of_pairs(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
@@ -61,12 +72,30 @@ def _matured(evidence: Evidence, rules: Rules) -> Check:
     return Check("maturity", "passed", seen)
 
 
-def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:
-    """Whether requests, or labels, came to the variants as they were assigned."""
-    periods = [(each.weights, getattr(each, what)) for each in evidence.periods]
+def _label_ratio(evidence: Evidence, rules: Rules) -> Check:
+    """Whether outcomes became known of each variant's answers alike.
+
+    What got no answer can have no outcome, and is no fault of the outcomes.
+    """
+    periods = [(_shares(each.served), each.labels) for each in evidence.periods if sum(each.served.values())]
+    return _ratio("label ratio", ("the outcomes that are known", "the answers"), periods, evidence, rules)
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
+def _ratio(
+    name: str,
+    what: tuple[str, str],
+    periods: Sequence[tuple[Mapping[str, float], Mapping[str, int]]],
+    evidence: Evidence,
+    rules: Rules,
+) -> Check:
     n = sum(sum(counts.values()) for _, counts in periods)
     if not n:
-        return Check(name, "not yet", f"there are no {what} yet")
+        return Check(name, "not yet", f"there are none of {what[0]} yet")
     log_e = log_bayes_factor_of_periods(periods)
     variants = (evidence.champion, *evidence.challengers)
     counted = {each: sum(counts.get(each, 0) for _, counts in periods) for each in variants}
@@ -78,9 +107,21 @@ def _ratio(name: str, what: str, evidence: Evidence, rules: Rules) -> Check:
         f"{each} {counted[each]:,} where {expected[each]:,.0f} are expected" for each in variants
     )
     failed = log_e >= -math.log(rules.trust_alpha)
-    subject = "the requests" if what == "requests" else "the outcomes that are known"
-    seen = f"{subject} {'do not ' if failed else ''}follow the configured shares ({told})"
+    seen = f"{what[0]} {'do not ' if failed else ''}follow {what[1]} ({told})"
     return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
+
+
+def _selection(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
+    """Whether outcomes are of the same clients, where the served score decides who can ever have one."""
+    if not rules.selective:
+        return ()
+    names = " and ".join((evidence.champion, *evidence.challengers))
+    seen = (
+        f"the served score decides who has an outcome, so those of {names} are of different clients: compare "
+        "them in mode shadow, where one approves and both score"
+    )
+    known = any(evidence.arm(each).labelled for each in (evidence.champion, *evidence.challengers))
+    return (Check("selection", "failed" if known else "not yet", seen),)
 
 
 def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
@@ -91,17 +132,28 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
         if not all(metric in arm.weighted for arm in arms.values()) or found:
             continue
         n = sum(arm.weighted[metric].n for arm in arms.values())
+        # Σ over units of their rows, squared; the Σw² of repeated units is by unit already.
+        squares = {
+            name: arm.by_unit[metric].rows2 if metric in arm.by_unit else arm.weighted[metric].n
+            for name, arm in arms.items()
+        }
         worst, culprit = -math.inf, ""
         for name, arm in arms.items():
             sums = arm.weighted[metric]
-            # Of all n rows 1{assigned}/π − 1 has the mean 0: Σw − n, and its squares Σw² − 2Σw + n.
-            excess = Moments(n, sums.w - n, max(sums.w2 - 2 * sums.w + n, 0.0))
+            # Of all n rows 1{assigned}/π − 1 has the mean 0: Σw − n, and its squares Σw² − 2Σw + n. By unit
+            # twice Σw·rows is taken away, and no w is less than 1.
+            twice = 2 * (sums.w + squares[name] - sums.n)
+            excess = Moments(n, sums.w - n, max(sums.w2 - twice + sum(squares.values()), 0.0))
             log_e = float(
                 sequence.log_e_value(excess.mean, excess.standard_error, n, rules.n_star, rules.trust_alpha)
             ) - math.log(len(arms))
             if log_e > worst:
                 worst, culprit = log_e, f"{name}'s weights sum to {sums.w:,.0f} over {n:,} rows"
-        small = n < rules.min_outcomes
+        # Of few rows of an arm with a small share a standard error means nothing.
+        counted = [
+            arm.by_unit[metric].units if arm.by_unit else arm.weighted[metric].n for arm in arms.values()
+        ]
+        small = min(counted) < rules.min_outcomes
         failed = not small and worst >= -math.log(rules.trust_alpha)
         state: CheckState = "not yet" if small else "failed" if failed else "passed"
         found.append(Check("propensities", state, culprit, finite_exp(worst)))
@@ -121,22 +173,27 @@ def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
     arm = evidence.arm(challenger)
     if not arm.requests:
         return Check("pairs", "not yet", f"{challenger} was not asked yet")
-    log_e = float(rates.log_e_value_above(arm.errors, arm.requests, MISSING))
+    log_e = float(rates.log_e_value_above(arm.apart_failed, arm.apart, MISSING))
     seen = (
         f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
     )
+    pairs, matured = evidence.pair(challenger).mature, evidence.arm(evidence.champion).mature
+    if pairs < matured:
+        seen += f"; there are pairs of {pairs:,} of the {matured:,} matured requests"
     return Check(
         "pairs", "failed" if log_e >= -math.log(rules.trust_alpha) else "passed", seen, finite_exp(log_e)
     )
 
 
 def _gap(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:
-    """Whether scores ever differed more than was declared."""
+    """Whether scores surely differed more than was declared, once: they are counted in bins."""
     pairs = evidence.pair(challenger)
     if not pairs.labelled:
         return ()
-    seen = f"scores differ by {pairs.max_gap:.3g} at most"
-    if rules.max_gap is None:
-        return (Check("disagreement", "passed", seen),)
-    seen += f"; {rules.max_gap:.3g} is declared"
-    return (Check("disagreement", "failed" if pairs.max_gap > rules.max_gap else "passed", seen),)
+    if rules.gap_bound is None:
+        return (Check("disagreement", "passed", f"scores differ by {pairs.max_gap:.3g} at most"),)
+    declared = f"; {rules.max_gap:.3g} is declared, and checked to {1 / GAP_BINS:g}"
+    if pairs.max_gap > rules.gap_bound:
+        seen = f"scores differ by {pairs.max_gap - 1 / GAP_BINS:.3g} or more{declared}"
+        return (Check("disagreement", "failed", seen),)
+    return (Check("disagreement", "passed", f"scores differ by {pairs.max_gap:.3g} at most{declared}"),)

@@ -17,13 +17,17 @@ from data import credit
 from verdict import plan
 from verdict.canary import FAILING, HASTY, USUAL, Sent, sent_back
 from verdict.harness import (
+    CHECKED,
     COSTLIER,
     FEWER,
     PAIR,
     PER_PERIOD,
     PERIOD_DAYS,
     PERIODS,
+    ROWS_BETWEEN,
+    RULES,
     Delayed,
+    Pairing,
     Power,
     Rate,
     Size,
@@ -32,6 +36,7 @@ from verdict.harness import (
     canaries,
     delayed,
     delayed_type_one,
+    distrust,
     growthbook,
     naive,
     pairing,
@@ -59,7 +64,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
         "trust checks and guardrails",
-        lambda: _guard_text(*sample_ratio(2000), canaries(2000, 1000), broken()),
+        lambda: _guard_text(*sample_ratio(2000), distrust(10_000), canaries(2000, 1000), broken()),
     )
     timed("canaries of real clients", lambda: _canary_text(*canaries_of_clients(2000)))
     timed("power", lambda: _power_text(power(2000, 200, environment), pairing()))
@@ -104,6 +109,7 @@ def _type_one_text(found: Sequence[Rate]) -> str:
 
 Both models are equally good. The share of streams in which the verdict ever names a winner, with a look after
 each of {LONG.looks} batches of {LONG.batch} rows; α is 5 %, and kept where the upper end is not above it.
+Repeated units come again, at up to ten looks one after the other, and with up to three rows at each.
 
 {_rates(found, 0.05)}"""
 
@@ -167,7 +173,11 @@ and with it, at an α of 5 %:
 
 
 def _guard_text(
-    median: float, false: Rate, tripped: Sequence[Rate], found: Sequence[tuple[str, float, float]]
+    median: float,
+    false: Rate,
+    distrusted: Sequence[Rate],
+    tripped: Sequence[Rate],
+    found: Sequence[tuple[str, float, float]],
 ) -> str:
     lines = "\n".join(
         f"| {name} | {f'{when:,.0f}' if when < math.inf else 'more than 2,000'} | {_percent(share)} |"
@@ -179,6 +189,11 @@ A true split of 52 : 48 instead of 50 : 50 is found after {median:,.0f} requests
 Malek's test with a look every 100 requests and an α of 5 %.
 
 {_rates([false], 0.05)}
+How often a check ever says "don't trust" without cause, at an α of {100 * RULES.trust_alpha:g} % and with
+{CHECKED} looks, one every {ROWS_BETWEEN} rows. That of propensities waits for {RULES.min_outcomes} rows of
+each arm.
+
+{_rates(distrusted, RULES.trust_alpha)}
 Canaries at 5 % of the traffic, one guardrail, α of 5 %: how often it ever trips without harm.
 
 {_rates(tripped, 0.05)}
@@ -246,7 +261,8 @@ The {len(clients.outcome):,} clients of the data set whom no model was trained o
 with the scores of gradient-boosted trees. Two guardrails at a margin of 0: the Brier score, and errors, of
 which both have {_percent(FAILING)}. A look every {USUAL.batch} requests, for {watched:,} requests; outcomes
 come one to nine looks late, defaults first. Steps are {steps}, each until both have
-had {USUAL.min_requests} requests and no guardrail objects. *Planned for 100 outcomes* is the worst case of an
+had {USUAL.min_requests} requests and no guardrail objects, and the last one until each is clear: at a margin
+of 0 only who surely is better gets there. *Planned for 100 outcomes* is the worst case of an
 asymptotic guardrail: it is at its sharpest at once, half of the traffic is the challenger's, and one looks
 every {HASTY.batch} requests, {HASTY.looks} times.
 
@@ -262,7 +278,7 @@ A challenger that was trained on shuffled labels, so that its Brier score is {lo
 """
 
 
-def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, float]]) -> str:
+def _power_text(found: Sequence[Power], pairs: Sequence[Pairing]) -> str:
     by_name = {each.name: each for each in found}
     lines = "\n".join(
         f"| {each.name} | {each.fixed:,.0f} | {each.expected:,.0f} | "
@@ -278,10 +294,12 @@ def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, floa
     assert ours.theory is not None
     ratio = ours.expected / ours.theory
     saved = "\n".join(
-        f"| {correlation} | {paired:,.0f} | {unpaired:,.0f} | {unpaired / paired:,.0f} |"
-        for correlation, paired, unpaired in pairs
+        f"| {each.correlation} | {each.scores:.4f} | {each.paired:,.0f} | {each.unpaired:,.0f} | "
+        f"{each.unpaired / each.paired:,.0f} |"
+        for each in pairs
     )
     cost = found[1].expected / found[1].fixed
+    [alike] = [each for each in pairs if each.correlation == PAIR.correlation]
     lost = (
         ""
         if any("GrowthBook" in each.name for each in found)
@@ -290,12 +308,13 @@ def _power_text(found: Sequence[Power], pairs: Sequence[tuple[float, float, floa
     return f"""## How many outcomes a decision takes
 
 Simulated credit scores: {_percent(PAIR.rate)} defaults, an AUC of {PAIR.champion} against
-{PAIR.challenger}, what both see correlated {PAIR.correlation}; decided by the Brier score, at 5 %, planned
-for a power of 80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over
-streams; those undecided at {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the
-mean over the mixture bound's expectation by numerical integration. Splits are halves, and their outcomes
-those of both arms together. Such a stream takes millions of rows, so the sums of its batches are drawn by
-the central limit theorem; those of the shadow design are from single rows.{lost}
+{PAIR.challenger}; both models' Brier scores of a client correlate {alike.scores:.3f}, which they do where
+what the models see correlates {PAIR.correlation}. Decided by the Brier score, at 5 %, planned for a power of
+80 %. *Fixed* is the sample for one look, and the n_star of the verdict. *Mean* is over streams; those
+undecided at {plan.FURTHEST:.0f} times the fixed sample count as that. *To theory* is the mean over the
+mixture bound's expectation by numerical integration. Splits are halves, and their outcomes those of both arms
+together. Such a stream takes millions of rows, so the sums of its batches are drawn by the central limit
+theorem; those of the shadow design are from single rows.{lost}
 
 | design and test | fixed | mean | to theory | right |
 | --- | ---: | ---: | ---: | ---: |
@@ -308,10 +327,11 @@ the central limit theorem; those of the shadow design are from single rows.{lost
 - In shadow mode peeking costs {cost:.2f} times the fixed sample on average, and goes on until there is a
   decision. One look, and group sequential tests, leave one difference in five undecided.
 
-What pairs save depends on how alike both models see. The same two models, at other correlations, one look:
+What pairs save depends on how alike both models score. The same two models, one look, by the correlation of
+what both see among clients with the same outcome, and of the Brier scores that follow:
 
-| correlation | pairs | outcomes of a split | times |
-| ---: | ---: | ---: | ---: |
+| what both see | Brier scores | pairs | outcomes of a split | times |
+| ---: | ---: | ---: | ---: | ---: |
 {saved}
 """
 

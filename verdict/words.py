@@ -16,7 +16,10 @@ YEARS = 3650.0
 
 @dataclass(frozen=True)
 class Said:
-    """What sentences are made of: the advantage of the challenger in units of the metric, and the radius."""
+    """What sentences are made of: the advantage of the challenger in units of the metric, and the radius.
+
+    `lacking` is what there is too little of for any winner to be named; nothing where there is enough.
+    """
 
     champion: str
     challenger: str
@@ -25,6 +28,7 @@ class Said:
     radius: float
     margin: float
     n: int
+    lacking: str
     more_outcomes: int | None
     more_days: float | None
 
@@ -82,6 +86,23 @@ class Said:
             days = days.replace("some 1 more days", "about a day more")
         return f"Keep collecting: {outcomes}{days} should tell {self.champion} and {self.challenger} apart."
 
+    def doubt(self) -> str:
+        """What speaks against the challenger's being as good as the champion; nothing where it surely is.
+
+        As good is what is worse by the margin at most: the bound of non-inferiority.
+        """
+        if self.lacking:
+            return self.lacking
+        if not math.isfinite(self.radius):
+            return f"nothing tells {self.champion} and {self.challenger} apart yet"
+        least = self.advantage - self.radius
+        if least >= -self.margin:
+            return ""
+        return (
+            f"{self.challenger} may be worse than {self.champion} in {self._what} by {figure(-least)}, where "
+            f"{figure(self.margin)} is allowed"
+        )
+
     def not_clear(self, guardrails: Sequence[GuardrailResult]) -> str:
         """The challenger is better, and a guardrail is open."""
         names = " and ".join(each.name for each in guardrails)
@@ -108,18 +129,21 @@ def estimand(evidence: Evidence, rules: Rules) -> str:
     days = (rules.maturity or 0.0) / DAY
     age = "" if not days else f" {days:,.3g} days after it" if days != 1 else " a day after it"
     over = {
-        "shadow": "on the same request, over all requests whose outcome is known{age}",
-        "split": "over all requests whose outcome is known{age}, had one variant answered them all",
-        "bandit": "over all requests whose outcome is known{age}, had one variant answered them all, "
+        "shadow": " on the same request, over all requests whose outcome is known{age}",
+        "split": " over all requests whose outcome is known{age}, had one variant answered them all",
+        "bandit": " over all requests whose outcome is known{age}, had one variant answered them all, "
         "whatever the shares were",
-    }[evidence.design].format(age=age)
-    told = f"The mean difference in {METRICS[rules.metric]} between {whose} {over}."
+    }[evidence.design]
+    warning = ""
     if rules.selective:
-        told += (
-            " The served score decides who can ever have an outcome: nothing is said of those who were turned"
-            " away."
-        )
-    return told
+        warning = " The served score decides who can ever have an outcome: "
+        if evidence.design == "shadow":
+            warning += "nothing is said of those who were turned away."
+        else:
+            over = ", each over those of its own requests whose outcome is known{age}"
+            warning += "these are different clients, and no variant answered for all."
+    told = f"The mean difference in {METRICS[rules.metric]} between {whose}{over.format(age=age)}."
+    return told + warning
 
 
 def distrust(check: Check) -> str:
