@@ -264,7 +264,7 @@ def _fill(app: Dash, router: RouterClient) -> None:
         if seen is None:
             return (no_update,) * 3
         try:
-            state, text = router.state(), json.dumps(router.experiment(), indent=2)
+            text, entries = json.dumps(router.experiment(), indent=2), router.audit(MAX_ENTRIES)
         except RouterDown:
             return (no_update,) * 3
         was_set = changed is not None and proposed == [changed[0], value]
@@ -272,11 +272,18 @@ def _fill(app: Dash, router: RouterClient) -> None:
             return text, text, []
         if text == filled:
             return no_update, no_update, []
-        told = (
-            f"Version {state['version']} is in force since {_time(state['since'])}, by {state['by']}: "
-            f"“{state['reason']}”. What you typed stays; to set it takes that back."
+        told = [
+            f"Version {entry['version']} is in force since {_time(entry['time'])}, by {entry['by']}: "
+            f"“{entry['reason']}”. "
+            for entry in entries
+            if entry["document"]
+        ][-1:]
+        stays = "What you typed stays; to set it takes that back."
+        return (
+            no_update,
+            no_update,
+            pieces.notice("The document was changed meanwhile", "".join([*told, stays])),
         )
-        return no_update, no_update, pieces.notice("The document was changed meanwhile", told)
 
 
 def _propose(app: Dash, router: RouterClient) -> None:

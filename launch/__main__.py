@@ -139,7 +139,7 @@ def _burst(voice: Voice, services: Services) -> bool:
             replies.append(reply)
             advance(len(replies))
 
-        sender = Sender(url, tag=TAG, max_in_flight=CONCURRENCY, waits=True)
+        sender = Sender(url, tag=TAG, key=os.environ.get(OPERATOR_KEY), max_in_flight=CONCURRENCY, waits=True)
         send_now(Plan(seed=SEED).at_once(BURST), sender, on_sent)
     seconds = time.perf_counter() - began
     answered = [reply for reply in replies if reply.status == ALL_WELL]
@@ -173,12 +173,15 @@ def _invite(voice: Voice, services: Services) -> None:
     router = services.urls["router"]
     record = json.dumps(next(iter(held_out(1, seed=SEED))), separators=(",", ":"))
     voice.say(f"\nDashboard  {services.urls['dashboard']}\nRouter     {router}\n\nAsk it yourself:\n")
-    voice.say(f"curl -s {router}/predict -H 'Content-Type: application/json' -d '{record}'")
+    key = f' -H "Authorization: Bearer ${OPERATOR_KEY}"' if os.environ.get(OPERATOR_KEY) else ""
+    voice.say(f"curl -s {router}/predict -H 'Content-Type: application/json'{key} -d '{record}'")
 
 
 def _recorded(router: str) -> int:
-    stats = urllib3.request("GET", f"{router}/v1/stats", timeout=10.0, retries=False).json()
-    return int(stats["requests"])
+    key = os.environ.get(OPERATOR_KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    told = urllib3.request("GET", f"{router}/v1/stats", headers=headers, timeout=10.0, retries=False)
+    return int(told.json()["requests"])
 
 
 def _stay(voice: Voice, services: Services) -> None:

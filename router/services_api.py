@@ -34,13 +34,17 @@ from router.openapi import CALLERS, IDEMPOTENCY_KEY, REPLAYED, SERVICES
 from router.routing import limits_of
 from router.upstream import Answer, Limits, Upstream
 from runoff import web
-from runoff.management_api import IF_MATCH, TAGGED
-from runoff.operations import JSON, describe
+from runoff.operations import JSON, Schema, describe
 from runoff.problems import Invalid, NotAcceptable, NotFound, PreconditionFailed
 
 # A release is tested before it is made, which takes a while.
 SECONDS = Limits(connect=1.0, first_byte=30.0, total=30.0)
 
+TAGGED = {"ETag": "The id of the newest release, none before the first."}
+IF_MATCH: Schema = {
+    "type": "string",
+    "description": "The release that is the newest still: the ETag of GET /v1/variants/<variant>/releases.",
+}
 _describe = partial(describe, *(*CALLERS, *SERVICES, NotFound), tag="versions", answer=dict[str, Any])
 _describe_change = partial(
     describe,

@@ -370,7 +370,7 @@ def test_what_is_added_to_a_list_is_a_line_and_what_is_too_much_is_counted(keyed
     dialog.get_by_label("Reason").fill("to look closer")
     dialog.get_by_role("button", name="Confirm").click()
     expect(dialog).to_be_hidden()
-    newest = page.locator("#timeline > li").first
+    newest = page.locator("#timeline > li", has_text="“to look closer”")
     expect(newest).to_contain_text("guardrails errors: none → metric error-rate, margin 0.01")
     expect(newest).to_contain_text("and 1 more")
     confirms(page, "Undo the newest", "guardrails errors: metric error-rate, margin 0.01 → none")
@@ -454,7 +454,7 @@ def test_an_operator_releases_a_version_rolls_it_back_and_what_cannot_be_rolled_
     assert (release["reason"], release["by"]) == ("the one we trust", "RUNOFF_OPERATOR_KEY")
     assert live() == first.id
     expect(page.locator("#releases > li").first).to_contain_text("“the one we trust”")
-    expect(page.locator("#acted")).to_contain_text("It stands in the history of releases")
+    expect(page.locator("#acted")).to_contain_text("It is recorded in the history of releases")
     expect(page.locator("#release-version")).to_have_value(f"A  {second.id}")
 
     # Who decided by the look of another release is told so.

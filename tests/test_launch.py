@@ -190,6 +190,16 @@ def test_ctrl_c_while_training_stops_it_without_a_traceback(
     assert said.strip() == "Stopping …"
 
 
+def test_with_an_operators_key_the_router_asks_for_keys_and_the_burst_has_one(
+    surroundings: dict[str, str],
+) -> None:
+    done = launch(surroundings | {"RUNOFF_OPERATOR_KEY": "open sesame"}, "--smoke")
+    assert done.returncode == 0, done.stdout
+    assert "500 of 500 answered" in done.stdout
+    assert '-H "Authorization: Bearer $RUNOFF_OPERATOR_KEY"' in done.stdout
+    assert "open sesame" not in done.stdout
+
+
 def test_its_help_says_what_it_does_and_does_nothing_of_it(surroundings: dict[str, str]) -> None:
     helped = launch(surroundings, "--help")
     assert helped.returncode == 0
