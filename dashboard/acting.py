@@ -2,8 +2,8 @@
 
 A page proposes: it puts what is to be asked of the router, and what that changes, into the store `proposal`.
 A dialog shows the difference and asks for a reason; what is confirmed there is asked of the router, which
-says whether it may be. The key is typed in by the operator, is kept in the tab's session storage, and passes
-through this server without being kept.
+says whether it may be; or a simulation is begun, which asks for it. The key is typed in by the operator, is
+kept in the tab's session storage, and passes through this server without being kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dash.development.base_component import Component
 
 from dashboard.pieces import notice
 from dashboard.router_client import RouterClient, RouterDown
+from dashboard.simulation import Simulator
+from traffic.simulation import Order
 
 # What a page proposes, in JSON types: see `proposal`.
 Proposal = dict[str, Any]
@@ -33,9 +35,11 @@ def proposal(
     path: str,
     body: dict[str, Any],
     *,
-    version: int | None = None,
+    version: int | str | None = None,
     in_query: bool = False,
     override: bool = False,
+    kept: str = "the audit",
+    undone: str = "can be undone",
 ) -> Proposal:
     """A change to be confirmed.
 
@@ -45,19 +49,36 @@ def proposal(
         method: of the request to the router.
         path: of the request.
         body: of the request, without the reason.
-        version: of the experiment, by the look of which it is proposed.
+        version: by the look of which it is proposed: of the experiment, or of what is changed else.
         in_query: whether the reason goes into the query, not into the body.
         override: whether the router may have doubts, which a typed word overrides.
+        kept: where the reason stands from then on.
+        undone: how it is taken back.
     """
-    return {
-        "title": title,
-        "differences": list(differences),
+    return _proposal(title, differences, kept, undone) | {
         "method": method,
         "path": path,
         "body": body,
         "version": version,
         "in_query": in_query,
         "override": override,
+    }
+
+
+def simulation(title: str, differences: Sequence[str], order: Order) -> Proposal:
+    """A simulation to be confirmed, since it changes something while it runs; otherwise as `proposal`."""
+    told = _proposal(title, differences, "the audit", "is taken back at the end")
+    return told | {"order": order.model_dump(mode="json")}
+
+
+def _proposal(title: str, differences: Sequence[str], kept: str, undone: str) -> Proposal:
+    return {
+        "title": title,
+        "differences": list(differences),
+        "kept": kept,
+        "undone": undone,
+        "order": None,
+        "override": False,
         # The same for each attempt at this change.
         "key": str(uuid.uuid4()),
     }
@@ -74,6 +95,8 @@ def panel() -> html.Section:
             html.H2("Operator"),
             html.P(id="may-act-why", className="note", **{"aria-live": "polite"}),  # type: ignore[arg-type]
             html.Div(
+                id="key-row",
+                hidden=True,
                 className="key-row",
                 children=[
                     dmc.PasswordInput(
@@ -107,7 +130,6 @@ def _dialog() -> dmc.Modal:
                 dmc.Textarea(
                     id="reason",
                     label="Reason",
-                    description="Stands in the audit, for good.",
                     required=True,
                     autosize=True,
                     minRows=2,
@@ -139,10 +161,10 @@ def _dialog() -> dmc.Modal:
     )
 
 
-def register(app: Dash, router: RouterClient) -> None:
+def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
     """Let panel and dialog live, on whichever page they are."""
     _know_the_key(app, router)
-    _confirm(app, router)
+    _confirm(app, router, simulator)
 
 
 def _know_the_key(app: Dash, router: RouterClient) -> None:
@@ -162,17 +184,20 @@ def _know_the_key(app: Dash, router: RouterClient) -> None:
     @app.callback(
         Output("may-act", "data"),
         Output("may-act-why", "children"),
+        Output("key-row", "hidden"),
         Input("operator-key", "data"),
         Input("tick", "data"),
         State("may-act", "data"),
         State("may-act-why", "children"),
     )
-    def judge(key: str | None, _tick: Any, may: bool | None, why: Any) -> tuple[Any, Any]:
+    def judge(key: str | None, _tick: Any, may: bool | None, why: Any) -> tuple[Any, Any, Any]:
         # Once it was told it need not be asked again with each tick; a key that was refused may be a new one.
         if ctx.triggered_id == "tick" and may is not None and (may or not key):
-            return no_update, no_update
+            return (no_update,) * 3
         now, told = may_act(router, key)
-        return (no_update if now == may else now), (no_update if told == why else told)
+        # Where one may act without a key, none is asked for.
+        needless = now is not False and not key
+        return (no_update if now == may else now), (no_update if told == why else told), needless
 
 
 def may_act(router: RouterClient, key: str | None) -> tuple[bool | None, str]:
@@ -185,7 +210,7 @@ def may_act(router: RouterClient, key: str | None) -> tuple[bool | None, str]:
             return None, f"Nobody can tell what you may do: the router does not answer ({error})."
         return False, f"You can look, but not act: {error if key else why}."
     if not told["needed"]:
-        return True, "You can act: this router has no keys, so everybody who reaches it may do everything."
+        return True, "You can act: this router has no keys, so everybody who reaches it may change things."
     if key and told["scope"] == "operator":
         return True, f"You can act: by the operator's key {told['name']}."
     if key:
@@ -193,13 +218,14 @@ def may_act(router: RouterClient, key: str | None) -> tuple[bool | None, str]:
     return False, f"You can look, but not act: {why}."
 
 
-def _confirm(app: Dash, router: RouterClient) -> None:
+def _confirm(app: Dash, router: RouterClient, simulator: Simulator) -> None:
     @app.callback(
         Output("confirm", "opened"),
         Output("confirm", "title"),
         Output("confirm-differences", "children"),
         Output("confirm-trouble", "children"),
         Output("reason", "value"),
+        Output("reason", "description"),
         Output("acted", "children"),
         Output("changed", "data"),
         Output("override-row", "hidden"),
@@ -222,23 +248,37 @@ def _confirm(app: Dash, router: RouterClient) -> None:
         override: str | None,
         key: str | None,
     ) -> tuple[Any, ...]:
-        nothing = (no_update,) * 9
+        nothing = (no_update,) * 10
         if proposed is None or ctx.triggered_id == "confirm-no":
             return (False, *nothing[1:])
         if ctx.triggered_id == "proposal":
-            opened: tuple[Any, ...] = (True, proposed["title"], _differences(proposed), [], "", [], no_update)
-            return (*opened, not proposed["override"], "")
+            stands = f"Stands in {proposed['kept']}, for good."
+            told: tuple[Any, ...] = (proposed["title"], _differences(proposed), [], "", stands, [], no_update)
+            return (True, *told, not proposed["override"], "")
         reason = (reason or "").strip()
         if not reason or len(reason) > MAX_REASON:
             trouble = notice("A reason is needed", f"Say why, in at most {MAX_REASON} characters.")
             return (*nothing[:3], trouble, *nothing[4:])
-        try:
-            _ask(router, proposed, reason, (by or "").strip()[:MAX_BY], (override or "").strip(), key)
-        except RouterDown as error:
-            return (*nothing[:3], _refused(error), *nothing[4:])
-        told = f"“{reason}”. It is recorded in the audit and can be undone."
-        done = notice(f"Done: {proposed['title']}", told, well=True)
-        return False, no_update, no_update, [], "", done, [proposed["key"], yes], no_update, ""
+        by = (by or "").strip()[:MAX_BY]
+        if proposed["order"]:
+            if not simulator.start(_ordered(proposed["order"], reason, by), key):
+                trouble = notice("One at a time", "Another simulation is running: stop it, or wait.")
+                return (*nothing[:3], trouble, *nothing[4:])
+        else:
+            try:
+                _ask(router, proposed, reason, by, (override or "").strip(), key)
+            except RouterDown as error:
+                return (*nothing[:3], _refused(error), *nothing[4:])
+        said = f"“{reason}”. It is recorded in {proposed['kept']} and {proposed['undone']}."
+        done = notice(f"{'Begun' if proposed['order'] else 'Done'}: {proposed['title']}", said, well=True)
+        return False, no_update, no_update, [], "", no_update, done, [proposed["key"], yes], no_update, ""
+
+
+def _ordered(told: dict[str, Any], reason: str, by: str) -> Order:
+    """A simulation as it was proposed, with what the audit is told of it."""
+    order = Order.model_validate(told)
+    why = {"reason": reason, "by": by or None}
+    return order.model_copy(update={"broken": order.broken and order.broken.model_copy(update=why)})
 
 
 def _ask(
@@ -269,7 +309,7 @@ def _refused(error: RouterDown) -> Component:
     steps = {
         401: "Type in the operator's key, and try again.",
         403: "It takes an operator's key.",
-        412: "Somebody changed the experiment meanwhile: cancel, look at what is in force, and decide anew.",
+        412: "Somebody was faster: cancel, look at what is in force, and decide anew.",
         409: "Look at what is in force, and decide anew.",
         None: "It may have been done all the same: look at the audit before you try again.",
     }

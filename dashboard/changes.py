@@ -13,6 +13,8 @@ Weights = Mapping[str, float]
 EXPERIMENT = "/v1/experiment"
 # Differences shown of a document: the rest is counted.
 MOST_DIFFERENCES = 12
+# A list that is empty says as much as one that is not there.
+NOTHING: tuple[Any, ...] = (None, [], {})
 
 
 def shares(document: Answer) -> dict[str, float] | None:
@@ -125,16 +127,13 @@ def promote(state: Answer, document: Answer, variant: str, per_hour: int) -> Pro
 
 def replace(state: Answer, old: Answer, new: Answer, per_hour: int, title: str | None = None) -> Proposal:
     """Make another document the next version."""
-    lines = [f"{name}: {short(before)} → {short(after)}" for name, before, after in differences(old, new)]
-    more = len(lines) - MOST_DIFFERENCES
     after = shares(new) if isinstance(new.get("variants"), list) and _is_whole(new) else None
     moved = told(state["weights"], after, per_hour) if after and after != state["weights"] else []
     return proposal(
         title or f"Set version {state['version'] + 1} of the document",
         [
             *moved,
-            *(lines[:MOST_DIFFERENCES] or ["Nothing in the document is different."]),
-            *([f"and {more} more differences"] if more > 0 else []),
+            *(lines(old, new) or ["Nothing in the document is different."]),
         ],
         "PUT",
         EXPERIMENT,
@@ -191,25 +190,53 @@ def _weights_before(earlier: Sequence[Answer], last: Answer) -> Weights | None:
     return None
 
 
+def lines(old: Any, new: Any, most: int = MOST_DIFFERENCES) -> list[str]:
+    """What is different in two documents, a line each, at most so many; the rest is counted."""
+    found = [f"{name}: {short(before)} → {short(after)}" for name, before, after in differences(old, new)]
+    more = len(found) - most
+    return [*found[:most], *([f"and {more} more"] if more > 0 else [])]
+
+
 def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """What is different in two documents: where, before, after; variants and guardrails go by their name."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    return [
-        (name, before.get(name), after.get(name))
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
+    """What is different in two documents: where, before, after; variants and guardrails go by their name.
+
+    What is added or taken away of a list of them is one difference, and so is each field of one that stays.
+    """
+    return [*_differences(old, new, "")]
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _flat(each, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        for number, each in enumerate(value):
-            yield from _flat(each, f"{name} {each.get('name', number)}")
-    else:
-        yield name, value
+def _differences(old: Any, new: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    if any(isinstance(each, dict) for each in (old, new)) and all(_is(dict, each) for each in (old, new)):
+        yield from _compared(old or {}, new or {}, f"{name}." if name else "", whole=False)
+    elif _is_of_objects(old, new):
+        yield from _compared(_by_name(old or []), _by_name(new or []), f"{name} ", whole=True)
+    elif old != new and not (old in NOTHING and new in NOTHING):
+        yield name, old, new
+
+
+def _compared(old: Answer, new: Answer, prefix: str, *, whole: bool) -> Iterator[tuple[str, Any, Any]]:
+    """The differences by key; where one side has no such key, of the `whole`, if so, or of its parts."""
+    for key in dict.fromkeys([*old, *new]):
+        if whole and not (key in old and key in new):
+            yield f"{prefix}{key}", old.get(key), new.get(key)
+        else:
+            yield from _differences(old.get(key), new.get(key), f"{prefix}{key}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    return value is None or isinstance(value, kind)
+
+
+def _is_of_objects(*values: Any) -> bool:
+    """Whether all that is there are lists of objects, and not all of them are empty."""
+    items = [item for value in values if isinstance(value, list) for item in value]
+    return (
+        all(_is(list, value) for value in values) and bool(items) and all(isinstance(i, dict) for i in items)
+    )
+
+
+def _by_name(items: Sequence[Answer]) -> Answer:
+    return {str(each.get("name", each.get("column", number))): each for number, each in enumerate(items)}
 
 
 def _is_whole(document: Answer) -> bool:
@@ -223,8 +250,11 @@ def _is_whole(document: Answer) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value of a document in a few letters."""
-    text = "none" if value in (None, []) else str(value)
+    """A value of a document in a few letters; an object by its fields that say something."""
+    if isinstance(value, dict) and value:
+        fields = {name: each for name, each in value.items() if name != "name" and each not in NOTHING}
+        return ", ".join(f"{name} {short(each)}" for name, each in fields.items()) or "there"
+    text = "none" if value in NOTHING else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"  # noqa: PLR2004
 
 

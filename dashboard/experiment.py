@@ -17,6 +17,8 @@ from dashboard.router_client import RouterClient, RouterDown
 PATH, TITLE = "experiment", "Experiment"
 
 MAX_ENTRIES = 50
+# Of what an entry changed in the document: the rest is counted.
+MOST_LINES = 6
 
 # What the audit calls an action, in words.
 ACTIONS = {
@@ -48,6 +50,11 @@ def layout() -> html.Div:
     return html.Div(
         [
             dcc.Store(id="experiment-seen"),
+            # What cannot be done now, and why, by button.
+            dcc.Store(id="impossible", data={}),
+            # The document as it was last put into its field, and as it was last proposed from there.
+            dcc.Store(id="document-filled"),
+            dcc.Store(id="document-proposed"),
             html.H1("Experiment", id="experiment-summary"),
             html.Div(
                 className="columns wide",
@@ -125,6 +132,7 @@ def _controls() -> html.Section:
                     dmc.Button("Hold …", id="hold", variant="default", disabled=True),
                 ],
             ),
+            html.Ul(id="impossible-why", className="note", **{"aria-live": "polite"}),  # type: ignore[arg-type]
             html.Details(
                 [
                     html.Summary("Mode, weights, guardrails, ramp: the whole document"),
@@ -138,7 +146,15 @@ def _controls() -> html.Section:
                         spellCheck=False,
                         className="code",
                     ),
-                    dmc.Button("Set …", id="edit", variant="default", disabled=True, mt="xs"),
+                    dmc.Group(
+                        gap="sm",
+                        mt="xs",
+                        children=[
+                            dmc.Button("Set …", id="edit", variant="default", disabled=True),
+                            dmc.Button("Take what is in force", id="document-take", variant="default"),
+                        ],
+                    ),
+                    html.Div(id="document-outdated", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 ]
             ),
             html.Div(id="proposal-trouble", **{"aria-live": "polite"}),  # type: ignore[arg-type]
@@ -149,11 +165,18 @@ def _controls() -> html.Section:
 def register(app: Dash, router: RouterClient) -> None:
     """Let the page live."""
     _show(app, router)
+    _fill(app, router)
     _propose(app, router)
 
-    @app.callback(*(Output(name, "disabled") for name in BUTTONS), Input("may-act", "data"))
-    def allow(may: bool | None) -> list[bool]:
-        return [not may] * len(BUTTONS)
+    @app.callback(
+        *(Output(name, "disabled") for name in BUTTONS),
+        Output("impossible-why", "children"),
+        Input("may-act", "data"),
+        Input("impossible", "data"),
+    )
+    def allow(may: bool | None, impossible: dict[str, str]) -> tuple[Any, ...]:
+        why = [html.Li(each) for each in impossible.values()]
+        return *(not may or name in impossible for name in BUTTONS), why
 
 
 def _show(app: Dash, router: RouterClient) -> None:
@@ -167,7 +190,7 @@ def _show(app: Dash, router: RouterClient) -> None:
         Output("promote-variant", "value"),
         Output("pause", "children"),
         Output("hold", "children"),
-        Output("document", "value"),
+        Output("impossible", "data"),
         Output("experiment-seen", "data"),
         Output("judged", "children"),
         Input("tick", "data"),
@@ -202,16 +225,65 @@ def _show(app: Dash, router: RouterClient) -> None:
             promoted if promoted in names else others[0],
             "Resume …" if state["paused"] else "Pause …",
             "Resume …" if state["held"] else "Hold …",
-            json.dumps(document, indent=2),
+            _impossible(state),
             now,
             _judged(state),
         )
+
+
+def _impossible(state: Answer) -> dict[str, str]:
+    """What the router would refuse as things are, by button, and why."""
+    found = {}
+    if state["paused"]:
+        found["ramp"] = "Ramp: the experiment is paused; resume it first."
+        found["hold"] = "Hold: the experiment is paused; resume it first."
+        return found
+    if state["mode"] not in ("split", "canary"):
+        found["ramp"] = f"Ramp: in the mode {state['mode']} the shares are not set by hand."
+    if state["mode"] not in ("canary", "bandit"):
+        found["hold"] = f"Hold: in the mode {state['mode']} nothing moves the shares by itself."
+    return found
+
+
+def _fill(app: Dash, router: RouterClient) -> None:
+    @app.callback(
+        Output("document", "value"),
+        Output("document-filled", "data"),
+        Output("document-outdated", "children"),
+        Input("experiment-seen", "data"),
+        Input("changed", "data"),
+        Input("document-take", "n_clicks"),
+        State("document", "value"),
+        State("document-filled", "data"),
+        State("document-proposed", "data"),
+    )
+    def fill(
+        seen: Any, changed: list[Any] | None, _take: Any, value: str | None, filled: str | None, proposed: Any
+    ) -> tuple[Any, Any, Any]:
+        """Put what is in force into the field, but for what somebody has typed there and not set."""
+        if seen is None:
+            return (no_update,) * 3
+        try:
+            state, text = router.state(), json.dumps(router.experiment(), indent=2)
+        except RouterDown:
+            return (no_update,) * 3
+        was_set = changed is not None and proposed == [changed[0], value]
+        if not value or value == filled or was_set or ctx.triggered_id == "document-take":
+            return text, text, []
+        if text == filled:
+            return no_update, no_update, []
+        told = (
+            f"Version {state['version']} is in force since {_time(state['since'])}, by {state['by']}: "
+            f"“{state['reason']}”. What you typed stays; to set it takes that back."
+        )
+        return no_update, no_update, pieces.notice("The document was changed meanwhile", told)
 
 
 def _propose(app: Dash, router: RouterClient) -> None:
     @app.callback(
         Output("proposal", "data"),
         Output("proposal-trouble", "children"),
+        Output("document-proposed", "data"),
         *(Input(name, "n_clicks") for name in BUTTONS),
         State("ramp-variant", "value"),
         State("ramp-share", "value"),
@@ -219,21 +291,22 @@ def _propose(app: Dash, router: RouterClient) -> None:
         State("document", "value"),
         prevent_initial_call=True,
     )
-    def propose(*given: Any) -> tuple[Any, Any]:
+    def propose(*given: Any) -> tuple[Any, Any, Any]:
         *clicks, variant, share, promoted, text = given
+        edited: Any = no_update
         if not any(clicks):
-            return no_update, no_update
+            return (no_update,) * 3
         try:
             state, document = router.state(), router.experiment()
             per_hour = router.distributions(None)["requests_last_hour"]
             entries = router.audit(MAX_ENTRIES)
         except RouterDown as error:
-            return no_update, pieces.notice("Nothing can be proposed now", f"The router: {error}.")
+            return no_update, pieces.notice("Nothing can be proposed now", f"The router: {error}."), edited
         proposed: Any = no_update
         trouble: Any = []
         match ctx.triggered_id:
-            case "ramp" if isinstance(share, int | float):
-                proposed = changes.ramp(state, variant, min(max(share / 100, 0), 1), per_hour)
+            case "ramp":
+                proposed, trouble = _ramped(state, variant, share, per_hour)
             case "pause" if state["paused"]:
                 proposed = changes.resume(state, _before_pause(entries), per_hour)
             case "pause":
@@ -246,11 +319,20 @@ def _propose(app: Dash, router: RouterClient) -> None:
                 proposed = changes.promote(state, document, promoted, per_hour)
             case "edit":
                 proposed, trouble = _edited(state, document, text, per_hour)
+                if proposed is not no_update:
+                    edited = [proposed["key"], text]
             case "undo":
                 proposed = changes.undo(entries, state, per_hour) or no_update
                 if proposed is no_update:
                     trouble = pieces.notice("Nothing can be undone", "There was nothing before this.")
-        return proposed, trouble
+        return proposed, trouble, edited
+
+
+def _ramped(state: Answer, variant: str, share: Any, per_hour: int) -> tuple[Any, Any]:
+    if not isinstance(share, int | float):
+        told = f"Say how much of the traffic {variant} is to get, in per cent."
+        return no_update, pieces.notice("A share is missing", told)
+    return changes.ramp(state, variant, min(max(share / 100, 0), 1), per_hour), []
 
 
 def _edited(state: Answer, document: Answer, text: str, per_hour: int) -> tuple[Any, Any]:
@@ -368,10 +450,7 @@ def _timeline(entries: Sequence[Answer]) -> list[html.Li]:
         lines: list[Any] = []
         if entry["document"]:
             if document:
-                lines = [
-                    html.Li(f"{name}: {changes.short(old)} → {changes.short(new)}")
-                    for name, old, new in changes.differences(document, entry["document"])[:6]
-                ]
+                lines = [html.Li(each) for each in changes.lines(document, entry["document"], MOST_LINES)]
             document = entry["document"]
         if entry["weights"]:
             lines.append(html.Li(_weights(entry["weights"])))

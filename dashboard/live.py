@@ -7,6 +7,7 @@ stand. At rest it asks for the counts alone.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ OUTPUTS = {
     "grid": Output("grid", "rowData"),
     "progress": Output("progress", "children"),
     "cannot_send": Output("send", "disabled"),
+    "send_why": Output("send-why", "children"),
+    "cannot_sample": Output("sample", "disabled"),
+    "sample_why": Output("sample-why", "children"),
     "cannot_stop": Output("stop", "disabled"),
 }
 
@@ -70,17 +74,30 @@ def _keep_up(app: Dash, router: RouterClient, simulator: Simulator) -> None:
         OUTPUTS,
         Input("tick", "data"),
         Input("commanded", "data"),
+        Input("changed", "data"),
+        Input("may-act", "data"),
         *VIEW,
         State("drawn", "data"),
     )
     def refresh(
-        _tick: Any, _commanded: Any, look: News | None, traffic: str, range_: str, drawn: News | None
+        _tick: Any,
+        _commanded: Any,
+        _changed: Any,
+        may: bool | None,
+        look: News | None,
+        traffic: str,
+        range_: str,
+        drawn: News | None,
     ) -> News:
         run = simulator.progress
+        why = sending.NEEDS_KEY if may is False else ""
         view = View.of(look, traffic, range_)
         news: News = dict.fromkeys(OUTPUTS, no_update) | {
             "progress": sending.told(simulator.order, run),
-            "cannot_send": run.running,
+            "cannot_send": run.running or not may,
+            "send_why": why,
+            "cannot_sample": run.running or not may,
+            "sample_why": why,
             "cannot_stop": not run.running,
         }
         try:
@@ -279,7 +296,7 @@ def _show_one(app: Dash, router: RouterClient) -> None:
         if not selected:
             return no_update, no_update
         try:
-            return True, _told_of(router, router.prediction(selected[0]["id"]))
+            return True, _told_of(router, router.prediction(selected[0]["id"]), keyed=_asks_for_keys(router))
         except RouterDown as error:
             return True, pieces.notice("This request cannot be shown", f"The router says: {error}.")
 
@@ -288,8 +305,18 @@ def _show_one(app: Dash, router: RouterClient) -> None:
         return no_update if opened else []
 
 
-def _told_of(router: RouterClient, record: News) -> list[Any]:
-    """What was asked and answered, and how to ask it again."""
+def _asks_for_keys(router: RouterClient) -> bool:
+    """Whether the router asks for keys; raises RouterDown where nobody can tell."""
+    try:
+        return bool(router.key(None)["needed"])
+    except RouterDown as error:
+        if error.status is None:
+            raise
+        return True
+
+
+def _told_of(router: RouterClient, record: News, *, keyed: bool) -> list[Any]:
+    """What was asked and answered, and how to ask it again: as traffic of the same kind."""
     asked = json.dumps(record["features"])
     answered = {
         name: record[name]
@@ -304,10 +331,13 @@ def _told_of(router: RouterClient, record: News) -> list[Any]:
         for each in record["side_answers"]
     ]
     became = [(each["outcome"], each["time"], each["reported"]) for each in record["outcomes"]]
-    curl = (
-        f"curl -s {router.url}/predict -H 'Content-Type: application/json' -d '"
-        + asked.replace("'", "'\\''")
-        + "'"
+    headers = ["'Content-Type: application/json'"]
+    if record["tag"]:
+        headers.append(f"'X-Traffic-Tag: {record['tag']}'")
+    if keyed:
+        headers.append('"Authorization: Bearer $RUNOFF_KEY"')
+    curl = " ".join(
+        [f"curl -s {router.url}/predict", *(f"-H {each}" for each in headers), "-d", shlex.quote(asked)]
     )
     return [
         html.P(record["id"], className="note"),
@@ -325,6 +355,7 @@ def _told_of(router: RouterClient, record: News) -> list[Any]:
         if became
         else html.P("Not reported yet.", className="note"),
         html.H3("Ask it again"),
+        *([html.P("RUNOFF_KEY is a key that may predict.", className="note")] if keyed else []),
         html.Div(
             [
                 html.Pre(curl, id="curl", tabIndex="0"),

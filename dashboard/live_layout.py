@@ -8,7 +8,7 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from dashboard import pieces, sending
+from dashboard import acting, pieces, sending
 from dashboard.pieces import chart
 from dashboard.simulation import Wish
 
@@ -30,7 +30,13 @@ def layout() -> html.Div:
             dcc.Store(id="commanded"),
             html.H1(id="summary", children="Live traffic"),
             html.Div(id="tiles", className="tiles", children=[dmc.Skeleton(height=124) for _ in range(5)]),
-            html.Div(className="columns", children=[sending.card(Wish()), _results()]),
+            html.Div(
+                className="columns",
+                children=[
+                    html.Div([sending.card(Wish()), acting.panel()], className="stack aside following"),
+                    _results(),
+                ],
+            ),
             _one_request(),
         ]
     )
@@ -119,8 +125,9 @@ def _columns() -> list[dict[str, Any]]:
 
 
 def _empty() -> html.Section:
-    action = dmc.Button("Send 100 sample requests", id="sample", className="primary")
-    return pieces.empty("No requests yet", html.Span(id="empty-reason"), action)
+    action = dmc.Button("Send 100 sample requests", id="sample", className="primary", disabled=True)
+    reason = [html.Span(id="empty-reason"), " ", html.Span(id="sample-why")]
+    return pieces.empty("No requests yet", reason, action)
 
 
 def _one_request() -> dmc.Modal:

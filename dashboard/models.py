@@ -24,6 +24,12 @@ MOST_VERSIONS = 50
 SELDOM = 5
 
 BUTTONS = ("release", "rollback")
+NO_RELEASES = (
+    "Nothing can be released from here: router and services take releases only where they were started with "
+    "RUNOFF_OPERATOR_KEY. From a shell it can: runoff release."
+)
+# Where reasons stand: the audit is that of the experiment.
+KEPT = "the history of releases"
 METRICS = {"roc_auc": "AUC", "brier": "Brier"}
 PARTS = {
     "about": "About",
@@ -113,11 +119,24 @@ def _releasing() -> html.Section:
                 "between two requests.",
                 className="note",
             ),
+            html.P(id="release-why", className="note", **{"aria-live": "polite"}),  # type: ignore[arg-type]
             html.Div(
                 className="control-row",
                 children=[
-                    dmc.Select(id="release-version", label="Version", data=[], allowDeselect=False),
+                    dmc.Select(
+                        id="release-version",
+                        label="Version",
+                        placeholder="All that there are serve already",
+                        data=[],
+                        allowDeselect=False,
+                    ),
                     dmc.Button("Release …", id="release", variant="default", disabled=True),
+                ],
+            ),
+            html.Div(
+                className="control-row",
+                children=[
+                    dmc.Select(id="rollback-variant", label="Variant", data=[], allowDeselect=False),
                     dmc.Button("Roll back …", id="rollback", variant="default", disabled=True),
                 ],
             ),
@@ -132,9 +151,20 @@ def register(app: Dash, router: RouterClient) -> None:
     _compare(app, router)
     _propose(app, router)
 
-    @app.callback(*(Output(name, "disabled") for name in BUTTONS), Input("may-act", "data"))
-    def allow(may: bool | None) -> list[bool]:
-        return [not may] * len(BUTTONS)
+    @app.callback(
+        *(Output(name, "disabled") for name in BUTTONS),
+        Output("release-why", "children"),
+        Input("may-act", "data"),
+        State("operator-key", "data"),
+    )
+    def allow(may: bool | None, key: str | None) -> tuple[Any, ...]:
+        if not may:
+            return *(True,) * len(BUTTONS), ""
+        try:
+            possible = router.key(key)["releases"]
+        except RouterDown:
+            return (no_update,) * (len(BUTTONS) + 1)
+        return *(not possible,) * len(BUTTONS), "" if possible else NO_RELEASES
 
     def card(variant: str, version: str) -> Response:
         """The model card of a version, as its service renders it."""
@@ -179,10 +209,37 @@ class Known:
         ]
         return told["live"] or (newest[0] if newest else {})
 
+    def is_live(self, variant: str, version: str) -> bool:
+        """Whether a variant's service serves this version."""
+        return self.live(variant).get("version") == version
+
+    def before(self, variant: str) -> str | None:
+        """The version that a rollback goes back to; None where there is none.
+
+        It is the one before the newest, where those that were rolled back from are passed over, and those
+        that were released twice in a row count once.
+        """
+        service = self.releases[variant]["service"]
+        past: list[Stats] = []
+        for release in self.releases[variant]["releases"]:
+            if release["action"] == "rollback":
+                past.pop()
+            elif past[-1:] != [release["changes"][service]]:
+                past.append(release["changes"][service])
+        return past[-2]["version"] if len(past) > 1 else None
+
+    def looked(self, variant: str) -> str:
+        """The newest release of a variant's service, as its ETag has it."""
+        return next((each["id"] for each in self.releases[variant]["releases"][-1:]), "none")
+
     def options(self) -> list[dict[str, str]]:
         """All versions, to choose from."""
         return [
-            {"value": f"{variant}/{each['version']}", "label": f"{variant}  {each['version']}"}
+            {
+                "value": f"{variant}/{each['version']}",
+                "label": f"{variant}  {each['version']}"
+                + ("  (live)" if self.is_live(variant, each["version"]) else ""),
+            }
             for variant, versions in self.versions.items()
             for each in versions
         ]
@@ -200,6 +257,8 @@ def _show(app: Dash, router: RouterClient) -> None:
         Output("compare-other", "value"),
         Output("release-version", "data"),
         Output("release-version", "value"),
+        Output("rollback-variant", "data"),
+        Output("rollback-variant", "value"),
         Output("models-seen", "data"),
         Input("tick", "data"),
         Input("changed", "data"),
@@ -207,21 +266,24 @@ def _show(app: Dash, router: RouterClient) -> None:
         State("compare-one", "value"),
         State("compare-other", "value"),
         State("release-version", "value"),
+        State("rollback-variant", "value"),
     )
-    def refresh(
-        _tick: Any, _changed: Any, seen: int | None, one: str | None, other: str | None, chosen: str | None
-    ) -> tuple[Any, ...]:
+    def refresh(_tick: Any, _changed: Any, seen: int | None, *chosen: str | None) -> tuple[Any, ...]:
+        one, other, released, rolled = chosen
         count = (seen or 0) + 1
         if ctx.triggered_id == "tick" and seen is not None and count % SELDOM:
-            return (*(no_update,) * 10, count)
+            return (*(no_update,) * 12, count)
         try:
             known = Known(router, router.stats(None))
         except RouterDown:
-            return (no_update,) * 11
+            return (no_update,) * 13
         options = known.options()
         values = [each["value"] for each in options]
         first = [f"{name}/{versions[0]['version']}" for name, versions in known.versions.items() if versions]
         usual = [*first, *values, None, None]
+        others = [each for each in values if not known.is_live(*each.split("/", 1))]
+        names = list(known.versions)
+        stays = released in values and ctx.triggered_id != "changed"
         return (
             _summary(known),
             known.troubles,
@@ -232,7 +294,10 @@ def _show(app: Dash, router: RouterClient) -> None:
             options,
             other if other in values else usual[1],
             options,
-            chosen if chosen in values else usual[0],
+            # What serves already is chosen by hand alone.
+            released if stays else next(iter(others), None),
+            names,
+            rolled if rolled in names else next((name for name in names if known.before(name)), None),
             count,
         )
 
@@ -306,7 +371,7 @@ def _links(variant: str, version: Stats) -> html.Span:
 
 
 def _status(known: Known, variant: str, version: Stats) -> Any:
-    if known.live(variant).get("version") == version["version"]:
+    if known.is_live(variant, version["version"]):
         return html.B("● live")
     served = [change.get("version") for change in _changes(known, variant)]
     return "was live" if version["version"] in served else "candidate"
@@ -434,49 +499,66 @@ def _propose(app: Dash, router: RouterClient) -> None:
         Output("release-trouble", "children"),
         *(Input(name, "n_clicks") for name in BUTTONS),
         State("release-version", "value"),
+        State("rollback-variant", "value"),
         prevent_initial_call=True,
     )
-    def propose(release: int | None, rollback: int | None, chosen: str | None) -> tuple[Any, Any]:
-        if not chosen or not (release or rollback):
+    def propose(
+        release: int | None, rollback: int | None, chosen: str | None, rolled: str | None
+    ) -> tuple[Any, Any]:
+        if not (release or rollback):
             return no_update, no_update
-        variant, version = chosen.split("/", 1)
+        wanted = chosen if ctx.triggered_id == "release" else rolled
+        if not wanted:
+            return no_update, pieces.notice("Nothing is chosen", "Choose it in the field beside the button.")
+        variant, _, version = wanted.partition("/")
         try:
             known = Known(router, router.stats(None))
-            if variant not in known.versions:
-                return no_update, known.troubles
         except RouterDown as error:
             return no_update, pieces.notice("Nothing can be proposed now", f"The router: {error}.")
-        if ctx.triggered_id == "release":
-            return release_of(known, variant, version), []
-        return rollback_of(known, variant), []
+        if variant not in known.versions:
+            return no_update, known.troubles
+        proposed = release_of(known, variant, version) if version else rollback_of(known, variant)
+        if proposed is None:
+            text = f"Nothing was released to {variant} before what it serves now."
+            return no_update, pieces.notice("Nothing can be rolled back", text)
+        return proposed, []
 
 
 def release_of(known: Known, variant: str, version: str) -> acting.Proposal:
     """Let the service of a variant serve a version."""
     live = known.live(variant).get("version", "its newest version")
     found = {each["version"]: each for each in known.versions[variant]}
+    lines = [f"{variant} serves {version} instead of {live}", *_better(found.get(live), found.get(version))]
+    if live == version:
+        lines = [f"{variant} serves {version} already; it goes on until another version is released"]
     return acting.proposal(
         f"Release {version} to {variant}",
-        [f"{variant} serves {version} instead of {live}", *_better(found.get(live), found.get(version))],
+        lines,
         "POST",
         f"/v1/variants/{quote(variant)}/releases",
         {"version": version},
+        version=known.looked(variant),
+        kept=KEPT,
+        undone="can be rolled back",
     )
 
 
-def rollback_of(known: Known, variant: str) -> acting.Proposal:
-    """Let the service of a variant serve what it served before."""
+def rollback_of(known: Known, variant: str) -> acting.Proposal | None:
+    """Let the service of a variant serve the version that it served before; None where there is none."""
+    before = known.before(variant)
+    if before is None:
+        return None
     live = known.live(variant).get("version", "its newest version")
-    before = [each["version"] for each in _changes(known, variant) if each.get("version") not in (None, live)]
+    found = {each["version"]: each for each in known.versions[variant]}
     return acting.proposal(
         f"Roll {variant} back",
-        [
-            f"{variant} serves what it served before {live}",
-            f"That was {before[-1]}." if before else "Nothing else was released to it yet.",
-        ],
+        [f"{variant} serves {before} again instead of {live}", *_better(found.get(live), found.get(before))],
         "POST",
         f"/v1/variants/{quote(variant)}/rollback",
         {},
+        version=known.looked(variant),
+        kept=KEPT,
+        undone="is undone by a release",
     )
 
 

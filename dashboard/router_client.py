@@ -139,7 +139,7 @@ class RouterClient:
         *,
         query: dict[str, str],
         key: str | None,
-        version: int | None,
+        version: int | str | None,
         idempotency_key: str,
     ) -> Answer:
         """Ask for a change; the router says whether it may be.
@@ -150,7 +150,7 @@ class RouterClient:
             body: what is asked.
             query: what stands in the address.
             key: the operator's.
-            version: of the experiment that is changed, None where that is not what is changed.
+            version: of what is changed, as its ETag has it; None where it has none.
             idempotency_key: the same for each attempt at the same change.
 
         Raises:

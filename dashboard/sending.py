@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State, ctx, html
+from dash import Dash, Input, Output, State, ctx, html, no_update
 
-from dashboard.pieces import kind_title, select
+from dashboard import acting
+from dashboard.pieces import kind_title, notice, select
 from dashboard.router_client import RouterClient, RouterDown
 from dashboard.simulation import (
     MAX_CONCURRENCY,
@@ -21,6 +22,7 @@ from dashboard.simulation import (
     Wish,
 )
 from traffic.clients import KINDS
+from traffic.faults import Break
 from traffic.plan import MAX_SEED
 from traffic.simulation import Order, Progress
 
@@ -41,6 +43,7 @@ FAULTS = {
     "slow": "Answers 0.3 s late",
     "upside-down": "Says 1 − p for p",
 }
+NEEDS_KEY = "To send it takes the operator's key: type it in under Operator, on this page."
 
 
 def card(usual: Wish) -> html.Section:
@@ -77,15 +80,16 @@ def card(usual: Wish) -> html.Section:
                     gap="sm",
                     mt=4,
                     children=[
-                        dmc.Button("Send", id="send", className="primary"),
+                        dmc.Button("Send", id="send", className="primary", disabled=True),
                         dmc.Button("Stop", id="stop", variant="default", disabled=True),
                     ],
                 ),
+                html.P(id="send-why", className="note", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+                html.Div(id="send-trouble", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 html.Div(id="progress", **{"aria-live": "polite"}),  # type: ignore[arg-type]
                 html.P(
                     "Each request goes through the router to a model, and is tagged as simulated. "
-                    "Opening this page sends nothing. A router with keys takes the operator's: "
-                    "type it in on the page Experiment.",
+                    "Opening this page sends nothing.",
                     className="note",
                 ),
             ],
@@ -117,7 +121,8 @@ def _more(usual: Wish) -> html.Details:
                         "What happens to the challenger",
                         FAULTS,
                         usual.fault,
-                        "A change of the experiment, taken back at the end: the evidence begins anew.",
+                        "For simulated requests alone. A change of the experiment, to be confirmed, and "
+                        "taken back at the end: the evidence begins anew.",
                     ),
                     html.P(
                         "A stream drifts and breaks at half time, a number of requests from the first.",
@@ -153,6 +158,8 @@ def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
 
     @app.callback(
         Output("commanded", "data"),
+        Output("proposal", "data", allow_duplicate=True),
+        Output("send-trouble", "children"),
         Input("send", "n_clicks"),
         Input("stop", "n_clicks"),
         Input("sample", "n_clicks"),
@@ -181,11 +188,13 @@ def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
         counts: dict[str, Any],
         late: Any,
         key: str | None,
-    ) -> list[int | None]:
+    ) -> tuple[Any, Any, Any]:
+        proposed: Any = no_update
+        trouble: list[Any] = []
         if ctx.triggered_id == "stop":
             simulator.stop()
         elif ctx.triggered_id == "sample":
-            simulator.start(Wish().order(None), key)
+            simulator.start(Wish().order(), key)
         else:
             # A field may hold nothing or a piece of a number while somebody types.
             numbers: dict[str, Any] = {
@@ -193,17 +202,33 @@ def register(app: Dash, router: RouterClient, simulator: Simulator) -> None:
             }
             late = int(late) if isinstance(late, int | float) else None
             wish = Wish(**chosen, **numbers, late=late)
-            simulator.start(wish.order(_challenger(router)), key)
-        return [send, stop, sample]
+            if wish.fault == NONE:
+                simulator.start(wish.order(), key)
+            else:
+                proposed, trouble = _breaking(router, wish)
+        return [send, stop, sample], proposed, trouble
 
 
-def _challenger(router: RouterClient) -> str | None:
-    """The first challenger; None where there is none, or nobody can tell."""
+def _breaking(router: RouterClient, wish: Wish) -> tuple[Any, Any]:
+    """A simulation in which the first challenger breaks, to be confirmed; or what is in the way of it."""
     try:
-        variants = router.stats(None)["variants"]
-    except RouterDown:
-        return None
-    return next((str(each["name"]) for each in variants if each["role"] == "challenger"), None)
+        stats = router.stats(None)
+    except RouterDown as error:
+        return no_update, notice("Nothing can be proposed now", f"The router: {error}.")
+    found = next((each for each in stats["variants"] if each["role"] == "challenger"), None)
+    if found is None:
+        return no_update, notice("Nobody can be broken", "The experiment has no challenger.")
+    order = wish.order(found["name"], stats["version"])
+    assert order.broken
+    name, since = found["name"], "half time" if order.broken.at else "the first"
+    lines = [
+        f"{_does(order.broken)}: simulated requests alone, from {since} on",
+        f"{name} at {found['url']} → at a service of this dashboard, which passes on all other requests as "
+        "they are",
+        "This is a change of the experiment, as is taking it back at the end: each lets its evidence begin "
+        "anew",
+    ]
+    return acting.simulation(f"Simulate with {name} broken", lines, order), []
 
 
 def told(order: Order | None, run: Progress) -> list[Any]:
@@ -249,7 +274,11 @@ def _going_on(order: Order, run: Progress) -> str:
     if order.plan.drift and run.seconds >= order.plan.drift_at:
         words.append(DRIFTS[order.plan.drift].lower())
     if order.broken and run.seconds >= order.broken.at:
-        words.append(
-            f"{order.broken.variant} {FAULTS[order.broken.fault][0].lower()}{FAULTS[order.broken.fault][1:]}"
-        )
+        words.append(_does(order.broken))
     return "; ".join(words)
+
+
+def _does(broken: Break) -> str:
+    """What a variant does that is broken: "B answers 0.3 s late"."""
+    words = FAULTS[broken.fault]
+    return f"{broken.variant} {words[0].lower()}{words[1:]}"

@@ -5,12 +5,18 @@ It lives in the server, so that a tab that is reloaded, and any other tab, finds
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from dataclasses import dataclass, field, replace
+from multiprocessing.util import Finalize
 from typing import Literal, get_args
 
+import aiohttp
+
+from traffic import faults
 from traffic.clients import DRIFTS, HELD_OUT, KINDS
-from traffic.faults import FAULTS, Break
+from traffic.faults import FAULTS, Break, CannotBreak
 from traffic.plan import MAX_SEED, Plan, Shape
 from traffic.simulation import Late, Order, Progress, Simulation
 
@@ -19,11 +25,15 @@ MAX_CONCURRENCY = 16
 MAX_RATE = 100
 MAX_SECONDS = 3600
 MAX_LATE = 600
+# How often a router is looked for that does not answer yet.
+RETRY_SECONDS = 2.0
 
 # Requests that come as soon as others are answered, or a stream of the traffic's shapes.
 REQUESTS = "requests"
 Pace = Literal["requests", "steady", "bursts", "ramp"]
 NONE = "none"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,11 @@ class Wish:
             fault=self.fault if self.fault in FAULTS else NONE,
         )
 
-    def order(self, challenger: str | None) -> Order:
-        """What is sent for it; `challenger` is the variant that breaks, if one does."""
+    def order(self, challenger: str | None = None, version: int | None = None) -> Order:
+        """What is sent for it; `challenger` is the variant that breaks, if one does.
+
+        It breaks where this `version` of the experiment is in force still; None for any.
+        """
         it = self.bounded()
         shape = get_args(Shape)
         streams = it.pace in shape
@@ -75,7 +88,7 @@ class Wish:
             "drift": None if it.drift == NONE else it.drift,
             "drift_at": half,
         }
-        broken = {"variant": challenger, "fault": it.fault, "at": half}
+        broken = {"variant": challenger, "fault": it.fault, "at": half, "version": version}
         return Order(
             plan=Plan.model_validate(plan),
             requests=None if streams else it.requests,
@@ -87,11 +100,35 @@ class Wish:
 
 @dataclass
 class Simulator:
-    """Runs one simulation at a time against a router."""
+    """Runs one simulation at a time against a router.
+
+    Args:
+        router_url: of the router.
+        key: the dashboard's own at a router that asks for keys. Simulations take the operator's.
+    """
 
     router_url: str
+    key: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _begun: bool = False
     _now: Simulation | None = None
+    _thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """See from now on, in this process, that nothing is left broken: now, and when the process ends."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+        # Unlike atexit's, it is called in the processes of our server, too, when they are told to end.
+        Finalize(None, self.close, exitpriority=1)
+        threading.Thread(target=self._mend, name="mending", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop, and return when nothing is under way, and what was broken is mended."""
+        self.stop()
+        if self._thread:
+            self._thread.join()
 
     @property
     def order(self) -> Order | None:
@@ -109,10 +146,24 @@ class Simulator:
             if self.progress.running:
                 return False
             self._now = Simulation(order, self.router_url, key)
-        threading.Thread(target=self._now.run, name="simulation", daemon=True).start()
+            self._thread = threading.Thread(target=self._now.run, name="simulation", daemon=True)
+            self._thread.start()
         return True
 
     def stop(self) -> None:
         """Send nothing further; what is under way is still waited for."""
         if self._now:
             self._now.stop()
+
+    def _mend(self) -> None:
+        """Mend what a dashboard left broken that was killed, as soon as the router answers."""
+        while True:
+            try:
+                for name in faults.mend(self.router_url, self.key):
+                    log.warning("variant %s was left broken by a simulation, and is mended", name)
+            except CannotBreak as error:
+                log.warning("what a simulation may have left broken cannot be mended: %s", error)
+            except (aiohttp.ClientError, OSError):
+                time.sleep(RETRY_SECONDS)
+                continue
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
+import aiohttp
 import urllib3
 
 from data.credit import BadData
@@ -19,8 +21,10 @@ from launch.progress import Voice
 from launch.services import SERVICES, LaunchError, Services, ports
 from notebooks import train
 from router import experiment
+from router.keys import OPERATOR_KEY
 from runoff.management import Management
 from runoff.store import Store, StoreError
+from traffic import faults
 from traffic.clients import held_out
 from traffic.plan import TAG, Plan
 from traffic.send import Sender, Sent, send_now
@@ -107,8 +111,20 @@ def _start(voice: Voice, services: Services) -> None:
             ready.append(name)
             advance(len(ready))
 
+            if name == "router":
+                _mend(voice, services.urls[name])
+
         services.start(on_ready)
     voice.say(", ".join(f"{name} {url}" for name, url in services.urls.items()))
+
+
+def _mend(voice: Voice, router: str) -> None:
+    """Take back what a simulation left behind that was killed: a variant that is broken on purpose."""
+    try:
+        for name in faults.mend(router, os.environ.get(OPERATOR_KEY)):
+            voice.say(f"{name} was left broken by a simulation that was killed, and is mended.")
+    except (faults.CannotBreak, aiohttp.ClientError, OSError) as error:
+        voice.say(f"What a simulation left broken cannot be mended: {error}")
 
 
 def _burst(voice: Voice, services: Services) -> bool:
@@ -179,5 +195,17 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _asked() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch",
+        description="Train both models, start the four services, send a first burst of traffic, and stay up.",
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="stop after the burst; the exit code tells of it"
+    )
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    sys.exit(main(smoke="--smoke" in sys.argv[1:]))
+    sys.exit(main(smoke=_asked().smoke))

@@ -26,12 +26,13 @@ LOG_LINES = 15
 class Service:
     """One service: its name, which is its folder's too, its default port, and the server's extra arguments.
 
-    `asks` says that it needs others to finish what it is at, and so must stop before they do.
+    `depth` says how many others it needs, one behind the other, to finish what it is at: who asks must stop
+    before those who are asked.
     """
 
     name: str
     port: int
-    asks: bool = False
+    depth: int = 0
     arguments: tuple[str, ...] = ()
 
     @property
@@ -43,9 +44,9 @@ class Service:
 SERVICES = (
     Service("model_a", 8001),
     Service("model_b", 8002),
-    Service("router", 8000, asks=True),
-    # One process: it keeps the simulations that it runs in memory.
-    Service("dashboard", 8050, asks=True, arguments=("--workers", "1")),
+    Service("router", 8000, depth=1),
+    # One process: it keeps the simulation that it runs in memory, and lets the router mend what that broke.
+    Service("dashboard", 8050, depth=2, arguments=("--workers", "1")),
 )
 
 
@@ -193,22 +194,24 @@ class Services:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def stop_one(self, name: str) -> None:
+        """Stop one service, and let it finish what is in flight."""
+        process = self._processes.pop(name)
+        process.terminate()
+        _wait(process)
+
     def stop(self) -> None:
         """Stop all services, and let each finish what is in flight: those who ask go first."""
-        for asks in (True, False):
+        for depth in (2, 1, 0):
             leaving = [
                 self._processes.pop(each.name)
                 for each in SERVICES
-                if each.asks == asks and each.name in self._processes
+                if each.depth == depth and each.name in self._processes
             ]
             for process in leaving:
                 process.terminate()
             for process in leaving:
-                try:
-                    process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                _wait(process)
 
     def log_tail(self, name: str) -> str:
         """The last lines of a service's log, and where the rest is."""
@@ -218,3 +221,12 @@ class Services:
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a service that was told to stop; kill it where that does not come."""
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -38,6 +38,7 @@ from runoff.problems import (
     Invalid,
     Malformed,
     NotFound,
+    PreconditionFailed,
     Problem,
     TooLarge,
     Unavailable,
@@ -67,14 +68,6 @@ class PreconditionRequired(Problem):
     status: ClassVar[int] = 428
     slug: ClassVar[str] = "precondition-required"
     title: ClassVar[str] = "The version that is to be changed must be named"
-
-
-class PreconditionFailed(Problem):
-    """What was to be changed has changed meanwhile."""
-
-    status: ClassVar[int] = 412
-    slug: ClassVar[str] = "precondition-failed"
-    title: ClassVar[str] = "Another version is in force"
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]

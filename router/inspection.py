@@ -11,6 +11,7 @@ All of it is read from sums: it costs the same however many rows there are.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from typing_extensions import TypedDict
 from router import query
 from router.experiments import Following
 from router.fold import GROWTH, Fold
-from router.keys import SCOPES, Guard, Scope
+from router.keys import OPERATOR_KEY, SCOPES, Guard, Scope
 from router.openapi import CALLERS
 from runoff.operations import describe
 from runoff.problems import Forbidden, TooManyRequests, Unauthorized, Unavailable
@@ -32,11 +33,16 @@ COARSER = 10
 
 
 class KeyDetails(TypedDict):
-    """A key by its name and scope; `needed` says whether this router asks for keys at all."""
+    """A key by its name and scope; `needed` says whether this router asks for keys at all.
+
+    `releases` says whether it has the key that the services take for releases; else nothing can be released
+    by way of it.
+    """
 
     name: str
     scope: Scope
     needed: bool
+    releases: bool
 
 
 class Spread(TypedDict):
@@ -80,7 +86,12 @@ def blueprint(following: Following, fold: Fold, guard: Guard, admit: Callable[[S
         for scope in SCOPES:
             with suppress(Forbidden):
                 found = guard.admit(request.headers.get("Authorization"), scope)
-                return {"name": found.name, "scope": found.scope, "needed": not guard.is_open}
+                return {
+                    "name": found.name,
+                    "scope": found.scope,
+                    "needed": not guard.is_open,
+                    "releases": bool(os.environ.get(OPERATOR_KEY)),
+                }
         raise AssertionError("a key has one of the scopes")
 
     @api.get("/v1/distributions")

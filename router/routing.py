@@ -50,6 +50,7 @@ PASSED_ON = (
     ("Accept", "HTTP_ACCEPT"),
     ("traceparent", "HTTP_TRACEPARENT"),
     ("tracestate", "HTTP_TRACESTATE"),
+    ("X-Traffic-Tag", "HTTP_X_TRAFFIC_TAG"),
     ("Inference-Header-Content-Length", "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"),
 )
 # What the router says itself.

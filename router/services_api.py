@@ -11,7 +11,8 @@
 | `POST /v1/variants/<variant>/releases`, `/rollback` | releases a version, or the one before |
 
 The services themselves say who may release: by RUNOFF_OPERATOR_KEY. The router passes on the key with which
-it was started, for callers whose key is an operator's here, and names them.
+it was started, for callers whose key is an operator's here, and names them. They say by `If-Match` which
+release was the newest when they looked: the ETag of `GET …/releases`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from urllib.parse import quote, urlencode
 from flask import Blueprint, Response, request
 
 from router.experiment import Variant
-from router.experiment_api import CHANGES, WHY, Authorize, Text, Why, signed, valid
+from router.experiment_api import CHANGES, WHY, Authorize, PreconditionRequired, Text, Why, signed, valid
 from router.experiments import Following
 from router.keys import OPERATOR_KEY
 from router.openapi import CALLERS, IDEMPOTENCY_KEY, REPLAYED, SERVICES
 from router.routing import limits_of
 from router.upstream import Answer, Limits, Upstream
 from runoff import web
+from runoff.management_api import IF_MATCH, TAGGED
 from runoff.operations import JSON, describe
-from runoff.problems import Invalid, NotAcceptable, NotFound
+from runoff.problems import Invalid, NotAcceptable, NotFound, PreconditionFailed
 
 # A release is tested before it is made, which takes a while.
 SECONDS = Limits(connect=1.0, first_byte=30.0, total=30.0)
@@ -42,12 +44,13 @@ SECONDS = Limits(connect=1.0, first_byte=30.0, total=30.0)
 _describe = partial(describe, *(*CALLERS, *SERVICES, NotFound), tag="versions", answer=dict[str, Any])
 _describe_change = partial(
     describe,
-    *(*CHANGES, *SERVICES),
+    *(*CHANGES, *SERVICES, PreconditionFailed, PreconditionRequired),
     tag="versions",
     secured=True,
     answer=dict[str, Any],
     headers=REPLAYED,
-    request_headers=lambda: {"Idempotency-Key": IDEMPOTENCY_KEY},
+    request_headers=lambda: {"If-Match": IF_MATCH, "Idempotency-Key": IDEMPOTENCY_KEY},
+    required=("If-Match",),
 )
 
 
@@ -92,8 +95,14 @@ def blueprint(
     def change(variant: str, path: str, form: type[Why]) -> Response:
         caller = authorize("operator")
         asked = valid(form, web.json_body(), Invalid)
+        expected = request.headers.get("If-Match")
+        if not expected:
+            raise PreconditionRequired(
+                "say which release was the newest by the header If-Match: the ETag of"
+                f" GET /v1/variants/{variant[:40]}/releases"
+            )
         service, model = named(variant)
-        headers = {"Content-Type": JSON}
+        headers = {"Content-Type": JSON, "If-Match": expected}
         if key := os.environ.get(OPERATOR_KEY):
             headers["Authorization"] = f"Bearer {key}"
         body = json.dumps(asked.model_dump() | {"by": signed(asked, caller)}).encode()
@@ -139,7 +148,7 @@ def blueprint(
         return ask(variant, "/diff")
 
     @api.get("/releases")
-    @_describe(query={"at": {"type": "string", "format": "date-time"}})
+    @_describe(query={"at": {"type": "string", "format": "date-time"}}, headers=TAGGED)
     def releases(variant: str) -> Response:
         """What a variant's service serves, and what was ever released to it."""
         return ask(variant, "/releases")

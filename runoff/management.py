@@ -5,7 +5,7 @@ The command line and the REST API are two ways to the functions of this one clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,10 +16,16 @@ from runoff.releases import Action, Release, Releases, Served
 from runoff.store import ModelVersion, NoSuchVersion, Store, StoreError
 
 NEWEST = "newest"
+# In the place of a release's id, where there is none yet.
+NONE = "none"
 
 
 class NotReleased(StoreError):
     """There is nothing to go back to, or nothing to swap."""
+
+
+class Superseded(StoreError):
+    """Another release came meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +126,56 @@ class Management:
         """All releases, or those of a service, oldest first."""
         return self.releases.all(service)
 
-    def release(self, service: str, version: ModelVersion, *, by: str, reason: str) -> Release:
+    def newest(self, service: str) -> str:
+        """The id of a service's newest release, "none" before its first: who changes something names it."""
+        last = self.releases.last(service)
+        return last.id if last else NONE
+
+    def release(
+        self,
+        service: str,
+        version: ModelVersion,
+        *,
+        by: str,
+        reason: str,
+        expected: Container[str] | None = None,
+    ) -> Release:
         """Let a service serve a version from now on.
 
         The version is loaded and tested first, as the service will do; what fails is not recorded.
 
+        Args:
+            service: its name.
+            version: what it is to serve.
+            by: who says so.
+            reason: why.
+            expected: the release that is to be the newest still, as `newest` tells it; None for any.
+
         Raises:
             StoreError: the version fails its test.
+            Superseded: another release is the newest.
         """
-        return self._record({service: _served(version)}, by=by, reason=reason, action="release")
+        self._check(service, expected)
+        changes = {service: _served(version)}
+        return self._record(changes, by=by, reason=reason, action="release", expected=expected)
 
-    def rollback(self, service: str, *, by: str, reason: str) -> Release:
+    def rollback(
+        self, service: str, *, by: str, reason: str, expected: Container[str] | None = None
+    ) -> Release:
         """Let a service serve what it served before what it serves now.
 
         A rollback is itself a release. Another one goes back one further: what was rolled back from is passed
         over, so that two rollbacks do not end where they began. A version that was released twice in a row
         counts once. It is tested like any other, but not by what callers have begun to send since.
 
+        The arguments are those of `release`.
+
         Raises:
             NotReleased: there is nothing before it.
             StoreError: what was before fails its test today.
+            Superseded: another release is the newest.
         """
+        self._check(service, expected)
         past: list[Served] = []
         for release in self.releases.all(service):
             if release.action == "rollback":
@@ -151,7 +186,8 @@ class Management:
             raise NotReleased(
                 f"nothing was released to {service!r} before what it serves now: release the version you want"
             )
-        return self._record({service: past[-2]}, by=by, reason=reason, action="rollback")
+        changes = {service: past[-2]}
+        return self._record(changes, by=by, reason=reason, action="rollback", expected=expected)
 
     def swap(self, one: str, other: str, *, by: str, reason: str) -> Release:
         """Let two services exchange what they serve, both with one record.
@@ -180,11 +216,26 @@ class Management:
         golden, reference = self.store.golden_rows(version), self.store.reference(version)
         return card.render(version, golden, reference, releases, form)
 
-    def _record(self, changes: Mapping[str, Served], *, by: str, reason: str, action: Action) -> Release:
+    def _check(self, service: str, expected: Container[str] | None) -> None:
+        """See that no other release came meanwhile; raises Superseded."""
+        if expected is not None and (newest := self.newest(service)) not in expected:
+            raise Superseded(f"the newest release of {service!r} is another one by now: {newest}")
+
+    def _record(
+        self,
+        changes: Mapping[str, Served],
+        *,
+        by: str,
+        reason: str,
+        action: Action,
+        expected: Container[str] | None = None,
+    ) -> Release:
         for service, served in changes.items():
             # What answered before may come back even where callers have begun to send more than it takes.
             callers_of = None if action == "rollback" else self.releases.live(service)
             load_tested(self.store, served, callers_of)
+            # A test takes a while: who was faster is seen after it.
+            self._check(service, expected)
         return self.releases.record(changes, by=by, reason=reason, action=action)
 
 

@@ -1,7 +1,8 @@
 """Versions and releases over REST, by the functions of `runoff.management`.
 
 Anybody may look. Who changes what is served needs the operator's key, RUNOFF_OPERATOR_KEY:
-`Authorization: Bearer <key>`.
+`Authorization: Bearer <key>`. Who says with `If-Match` by the look of which release they decided, the ETag of
+`GET /v1/models/<model>/releases`, is refused where another one came meanwhile (RFC 9110 section 13.1.1).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flask import Blueprint, Response, jsonify, request
 from typing_extensions import TypedDict
 
 from runoff import web
-from runoff.management import Management, NotReleased, parse_time
+from runoff.management import Management, NotReleased, Superseded, parse_time
 from runoff.operations import JSON, Schema, describe
 from runoff.problems import (
     Conflict,
@@ -26,6 +27,7 @@ from runoff.problems import (
     Invalid,
     NotAcceptable,
     NotFound,
+    PreconditionFailed,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -143,6 +145,11 @@ def _texts_like(**examples: str) -> Callable[[], Mapping[str, Schema]]:
 
 CHANGES = (Unauthorized, Forbidden, Conflict, TooLarge, UnsupportedMediaType, Invalid, Unavailable)
 WHY = {"reason": "better calibrated", "by": "ada"}
+TAGGED = {"ETag": "The id of the newest release, none before the first."}
+IF_MATCH: Schema = {
+    "type": "string",
+    "description": "The release that is the newest still: the ETag of what was released.",
+}
 
 
 def blueprint(management: Management) -> Blueprint:
@@ -216,8 +223,13 @@ def blueprint(management: Management) -> Blueprint:
         return told  # type: ignore[no-any-return]
 
     @api.get("/v1/models/<model>/releases")
-    @describe(tag="versions", query={"at": {"type": "string", "format": "date-time"}})
-    def releases(model: str) -> History:
+    @describe(
+        tag="versions",
+        query={"at": {"type": "string", "format": "date-time"}},
+        answer=History,
+        headers=TAGGED,
+    )
+    def releases(model: str) -> Response:
         """What a service serves, or served at a time, and all that was ever released to it."""
         given = request.args.get("at")
         try:
@@ -225,12 +237,17 @@ def blueprint(management: Management) -> Blueprint:
             at = parse_time(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", given)) if given is not None else None
         except (ValueError, OverflowError):
             raise wrong_parameter("at", "format", "a time such as 2026-11-23T14:05Z", given) from None
+        newest = management.newest(model)
         live: Any = management.live(model, at)
-        return {
+        told: History = {
             "service": model,
             "live": live.to_json() if live else None,
             "releases": [_told(release) for release in management.history(model)],
         }
+        response = jsonify(told)
+        response.set_etag(newest)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
     _add_changes(api, management)
     return api
@@ -243,24 +260,35 @@ def _add_changes(api: Blueprint, management: Management) -> None:
     @describe(
         *CHANGES,
         NotFound,
+        PreconditionFailed,
         tag="operation",
         secured=True,
         request=_texts_like(version="newest", **WHY),
+        request_headers=lambda: {"If-Match": IF_MATCH},
     )
     def release(model: str) -> ReleaseDetails:
         """Let a service serve a version from now on, after a self-test."""
         _authorize()
         asked = _texts("version", "reason", "by")
         chosen = _found(management, model, asked["version"])
-        return _done(lambda: management.release(model, chosen, by=asked["by"], reason=asked["reason"]))
+        why = {"by": asked["by"], "reason": asked["reason"]}
+        return _done(lambda: management.release(model, chosen, **why, expected=request.if_match or None))
 
     @api.post("/v1/models/<model>/rollback")
-    @describe(*CHANGES, tag="operation", secured=True, request=_texts_like(**WHY))
+    @describe(
+        *CHANGES,
+        PreconditionFailed,
+        tag="operation",
+        secured=True,
+        request=_texts_like(**WHY),
+        request_headers=lambda: {"If-Match": IF_MATCH},
+    )
     def rollback(model: str) -> ReleaseDetails:
         """Let a service serve what it served before."""
         _authorize()
         asked = _texts("reason", "by")
-        return _done(lambda: management.rollback(model, by=asked["by"], reason=asked["reason"]))
+        why = {"by": asked["by"], "reason": asked["reason"]}
+        return _done(lambda: management.rollback(model, **why, expected=request.if_match or None))
 
     @api.post("/v1/swap")
     @describe(
@@ -322,6 +350,8 @@ def _done(change: Any) -> ReleaseDetails:
     """What came of a change; a version that fails its test is a conflict with what is wanted."""
     try:
         return _told(change())
+    except Superseded as error:
+        raise PreconditionFailed(str(error)) from None
     except NotReleased as error:
         raise Conflict(str(error)) from None
     except StoreError as error:

@@ -171,6 +171,14 @@ class Conflict(Problem):
     title = "The request contradicts what is recorded"
 
 
+class PreconditionFailed(Problem):
+    """What was to be changed has changed meanwhile."""
+
+    status = 412
+    slug = "precondition-failed"
+    title = "Another version is in force"
+
+
 class TooLarge(Problem):
     """The body is larger than is taken."""
 

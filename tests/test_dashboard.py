@@ -112,20 +112,84 @@ def test_a_stream_whose_outcomes_come_late_is_seen_to_come_true_on_the_verdict_p
     )
 
 
-def test_a_challenger_that_is_to_break_breaks_and_is_mended(own_house: House, page: Page) -> None:
-    opens(page, own_house)
-    before = own_house.router.gets("/v1/experiment").json
+def breaks_the_challenger(page: Page, reason: str) -> None:
+    """Choose a fault, see what that changes, and confirm it."""
     page.get_by_text("Outcomes, drift, faults, seed").click()
     page.get_by_role("textbox", name="What happens to the challenger").click()
     page.get_by_role("option", name="Fails every other time").click()
     page.get_by_role("button", name="Send", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("B fails every other time: simulated requests alone")
+    expect(dialog).to_contain_text("each lets its evidence begin anew")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_contain_text("A reason is needed")
+    dialog.get_by_label("Reason").fill(reason)
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+
+
+def test_a_challenger_that_is_to_break_breaks_when_that_is_confirmed_and_is_mended(
+    own_house: House, page: Page
+) -> None:
+    opens(page, own_house)
+    before = own_house.router.gets("/v1/experiment").json
+    breaks_the_challenger(page, "to see guardrails at work")
 
     expect(page.locator("#progress-text")).to_have_text(re.compile(r"Sent: 100 of 100, \d+ failed"))
     expect(page.locator("#progress")).to_contain_text("this variant is broken on purpose")
     failed = own_house.stats()["variants"]["B"]["failed"]
     assert failed == int(page.locator("#progress-text").inner_text().split()[-2])
     until(lambda: own_house.router.gets("/v1/experiment").json == before, "B is mended")
+    reasons = [each["reason"] for each in own_house.router.gets("/v1/audit").json["entries"]]
+    assert "B is to break on purpose (errors): to see guardrails at work; its own service is" in reasons[-2]
+    assert "B is mended" in reasons[-1]
     expect(page.locator("#troubles")).to_be_empty()
+
+
+def test_a_fault_that_is_not_confirmed_changes_and_sends_nothing(own_house: House, page: Page) -> None:
+    opens(page, own_house)
+    page.get_by_text("Outcomes, drift, faults, seed").click()
+    page.get_by_role("textbox", name="What happens to the challenger").click()
+    page.get_by_role("option", name="Answers 0.3 s late").click()
+    page.get_by_role("button", name="Send", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Cancel").last.click()
+    expect(dialog).to_be_hidden()
+    assert own_house.record() == []
+    assert len(own_house.router.gets("/v1/audit").json["entries"]) == 1
+
+
+def test_what_a_simulation_broke_is_mended_when_the_dashboard_ends_and_when_it_comes_back_from_a_crash(
+    own_house: House, page: Page
+) -> None:
+    opens(page, own_house)
+    own = own_house.router.gets("/v1/experiment").json
+
+    def is_broken() -> bool:
+        return bool(own_house.router.gets("/v1/experiment").json != own)
+
+    page.get_by_role("textbox", name="Requests").fill("2000")
+    page.get_by_role("textbox", name="At once").fill("1")
+    breaks_the_challenger(page, "to see it mended")
+    until(is_broken, "B is looked for elsewhere")
+    # The page asks nobody while its server is away.
+    page.goto("about:blank")
+    own_house.services.stop_one("dashboard")
+    assert not is_broken()
+
+    own_house.services.start_one("dashboard")
+    own_house.services.wait_ready("dashboard")
+    opens(page, own_house)
+    page.get_by_role("textbox", name="Requests").fill("2000")
+    page.get_by_role("textbox", name="At once").fill("1")
+    breaks_the_challenger(page, "to see it mended again")
+    until(is_broken, "B is looked for elsewhere")
+    page.goto("about:blank")
+    own_house.services.kill("dashboard")
+    assert is_broken()
+    own_house.services.start_one("dashboard")
+    own_house.services.wait_ready("dashboard")
+    until(lambda: not is_broken(), "B is mended")
 
 
 def number(row: dict[str, Any]) -> int:

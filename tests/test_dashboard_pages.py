@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
+from sklearn.tree import DecisionTreeClassifier
+from sqlalchemy import create_engine
 
 from dashboard.verdict_words import latencies
-from tests.conftest import CI, House, Reply, running, until
+from router.keys import Keys
+from runoff.store import Store
+from tests.conftest import CI, PATIENCE, House, Reply, running, until
 from traffic.clients import population
 from verdict.drift import psi
 
@@ -181,8 +188,22 @@ def test_a_row_of_the_record_opens_what_was_asked_and_answered(keyed: House, pag
     expect(dialog).to_be_hidden()
 
 
+@pytest.fixture(scope="module")
+def reader(keyed: House) -> str:
+    """A key that may read, as the router knows it."""
+    engine = create_engine(f"sqlite:///{keyed.var / 'ledger.sqlite'}")
+    key = Keys(engine).add("reader", "read")
+    engine.dispose()
+    sent = {"Authorization": f"Bearer {key}"}
+    until(
+        lambda: all(keyed.router.sends(b"", "/v1/key", "GET", **sent).status == 200 for _ in range(10)),
+        "every worker knows the key",
+    )
+    return key
+
+
 def test_without_a_key_or_with_one_that_reads_one_sees_all_and_cannot_act_and_is_told_why(
-    keyed: House, page: Page
+    keyed: House, reader: str, page: Page
 ) -> None:
     opens(page, keyed, "experiment")
     expect(page.locator("#may-act-why")).to_contain_text(
@@ -195,6 +216,15 @@ def test_without_a_key_or_with_one_that_reads_one_sees_all_and_cannot_act_and_is
     types_in(page, "no-such-key")
     expect(page.locator("#may-act-why")).to_contain_text("this key is not known here")
     expect(page.get_by_role("button", name="Ramp …")).to_be_disabled()
+
+    types_in(page, reader)
+    expect(page.locator("#may-act-why")).to_contain_text("the key reader may read, not operate")
+    for name in ("Ramp …", "Pause …", "Hold …", "Promote …", "Undo the newest"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+    page.get_by_role("link", name="Models", exact=True).click()
+    expect(page.locator("#may-act-why")).to_contain_text("the key reader may read, not operate")
+    for name in ("Release …", "Roll back …"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
 
 
 def test_an_operator_ramps_sees_the_difference_first_gives_a_reason_and_undoes_it(
@@ -280,6 +310,73 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
 
 
+def elsewhere(house: House, **changed: Any) -> None:
+    """Let somebody else set another version of the document."""
+    document = rest(house, "/v1/experiment") | changed
+    version = rest(house, "/v1/experiment/state")["version"]
+    reply = house.router.sends(
+        json.dumps(document).encode(),
+        "/v1/experiment?reason=meanwhile&by=grace",
+        "PUT",
+        Authorization=f"Bearer {KEY}",
+        If_Match=f'"{version}"',
+    )
+    assert reply.status == 200, reply.body
+
+
+def test_what_somebody_types_stays_when_another_one_changes_the_experiment(keyed: House, page: Page) -> None:
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    before = rest(keyed, "/v1/experiment")
+    page.get_by_text("the whole document").click()
+    field = page.get_by_label("Document, JSON")
+    # What nobody has touched follows what is in force.
+    elsewhere(keyed, fallback="A")
+    expect(field).to_have_value(re.compile('"fallback": "A"'))
+
+    typed = json.dumps(before | {"fallback": "B"})
+    field.fill(typed)
+    elsewhere(keyed, maturity="7d")
+    expect(page.locator("#document-outdated")).to_contain_text("The document was changed meanwhile")
+    expect(page.locator("#document-outdated")).to_contain_text("by grace (RUNOFF_OPERATOR_KEY): “meanwhile”")
+    expect(field).to_have_value(typed)
+    page.get_by_role("button", name="Take what is in force").click()
+    expect(field).to_have_value(re.compile('"maturity": "P7D"'))
+    expect(page.locator("#document-outdated")).to_be_empty()
+
+    field.fill(json.dumps(before))
+    confirms(page, "Set …", "fallback: A → none")
+    expect(field).to_have_value(json.dumps(rest(keyed, "/v1/experiment"), indent=2))
+    expect(page.locator("#document-outdated")).to_be_empty()
+    assert rest(keyed, "/v1/experiment") == before
+
+
+def test_what_is_added_to_a_list_is_a_line_and_what_is_too_much_is_counted(keyed: House, page: Page) -> None:
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    before = rest(keyed, "/v1/experiment")
+    segments = [{"column": name} for name in ("SEX", "EDUCATION", "MARRIAGE", "PAY_0", "PAY_2", "PAY_3")]
+    more = {
+        "guardrails": [{"name": "errors", "metric": "error-rate", "margin": 0.01}],
+        "decision": before["decision"] | {"segments": segments},
+    }
+    page.get_by_text("the whole document").click()
+    page.get_by_label("Document, JSON").fill(json.dumps(before | more))
+    page.get_by_role("button", name="Set …").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("guardrails errors: none → metric error-rate, margin 0.01")
+    expect(dialog).to_contain_text("decision.segments SEX: none → column SEX")
+    expect(dialog).not_to_contain_text("none → none")
+    dialog.get_by_label("Reason").fill("to look closer")
+    dialog.get_by_role("button", name="Confirm").click()
+    expect(dialog).to_be_hidden()
+    newest = page.locator("#timeline > li").first
+    expect(newest).to_contain_text("guardrails errors: none → metric error-rate, margin 0.01")
+    expect(newest).to_contain_text("and 1 more")
+    confirms(page, "Undo the newest", "guardrails errors: metric error-rate, margin 0.01 → none")
+    until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
+
+
 def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to_do(
     keyed: House, page: Page
 ) -> None:
@@ -289,20 +386,11 @@ def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("B becomes the champion, A a challenger.")
     # Meanwhile somebody else sets another version.
-    version = rest(keyed, "/v1/experiment/state")["version"]
-    document = json.dumps(rest(keyed, "/v1/experiment")).encode()
-    elsewhere = keyed.router.sends(
-        document,
-        "/v1/experiment?reason=meanwhile",
-        "PUT",
-        Authorization=f"Bearer {KEY}",
-        If_Match=f'"{version}"',
-    )
-    assert elsewhere.status == 200
+    elsewhere(keyed)
 
     dialog.get_by_label("Reason").fill("B has won")
     dialog.get_by_role("button", name="Confirm").click()
-    expect(dialog).to_contain_text("Somebody changed the experiment meanwhile")
+    expect(dialog).to_contain_text("Somebody was faster")
     roles = {each["name"]: each["role"] for each in rest(keyed, "/v1/experiment")["variants"]}
     assert roles == {"A": "champion", "B": "challenger"}
 
@@ -329,29 +417,83 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
     expect(page.locator("#comparison")).to_contain_text("PAY_0")
 
 
-def test_an_operator_releases_a_version_and_what_cannot_be_rolled_back_is_told(
+def test_an_operator_releases_a_version_rolls_it_back_and_what_cannot_be_rolled_back_is_told(
     keyed: House, page: Page
 ) -> None:
+    store = Store.open(keyed.var / "models")
+    first = store.version("model-a")
+    golden = store.golden_rows(first)
+    assert golden
+    X = pd.DataFrame(golden.rows)
+    tree = DecisionTreeClassifier(max_depth=3).fit(X, [n % 2 for n in range(len(X))])
+    second = store.write("model-a", tree, prototype=first.prototype, record=first.record, examples=X)
+
+    def live() -> Any:
+        return rest(keyed, "/v1/variants/A/releases")["live"]["version"]
+
     opens(page, keyed, "models")
     expect(page.get_by_role("button", name="Release …")).to_be_disabled()
     types_in(page, KEY)
+    # What does not serve is chosen; until something was released the newest version does.
+    expect(page.locator("#release-version")).to_have_value(f"A  {first.id}")
+    page.get_by_role("button", name="Roll back …").click()
+    expect(page.locator("#release-trouble")).to_contain_text("Nothing is chosen")
+    page.get_by_role("textbox", name="Variant").click()
+    page.get_by_role("option", name="A", exact=True).click()
+    page.get_by_role("button", name="Roll back …").click()
+    expect(page.locator("#release-trouble")).to_contain_text("Nothing was released to A before")
+
     page.get_by_role("button", name="Release …").click()
     dialog = page.get_by_role("dialog")
-    [version] = rest(keyed, "/v1/variants/A/versions")["versions"]
-    expect(dialog).to_contain_text(f"A serves {version['version']}")
+    expect(dialog).to_contain_text(f"A serves {first.id} instead of {second.id}")
+    expect(dialog).to_contain_text("Stands in the history of releases, for good.")
     dialog.get_by_label("Reason").fill("the one we trust")
     dialog.get_by_role("button", name="Confirm").click()
     expect(dialog).to_be_hidden()
-
     release = rest(keyed, "/v1/variants/A/releases")["releases"][-1]
     assert (release["reason"], release["by"]) == ("the one we trust", "RUNOFF_OPERATOR_KEY")
+    assert live() == first.id
     expect(page.locator("#releases > li").first).to_contain_text("“the one we trust”")
+    expect(page.locator("#acted")).to_contain_text("It stands in the history of releases")
+    expect(page.locator("#release-version")).to_have_value(f"A  {second.id}")
 
-    page.get_by_role("button", name="Roll back …").click()
+    # Who decided by the look of another release is told so.
+    page.get_by_role("button", name="Release …").click()
     dialog.get_by_label("Reason").fill("to see")
+    again = keyed.router.sends(
+        json.dumps({"version": first.id, "reason": "meanwhile"}).encode(),
+        "/v1/variants/A/releases",
+        Authorization=f"Bearer {KEY}",
+        If_Match=f'"{release["id"]}"',
+    )
+    assert again.status == 200, again.body
     dialog.get_by_role("button", name="Confirm").click()
-    expect(dialog).to_contain_text("The router did not do it")
-    expect(dialog).to_contain_text("nothing was released to 'model-a' before")
+    expect(dialog).to_contain_text("Somebody was faster")
+    dialog.get_by_role("button", name="Cancel").last.click()
+    expect(dialog).to_be_hidden()
+
+    confirms(page, "Release …", f"A serves {second.id} instead of {first.id}")
+    assert live() == second.id
+    expect(page.locator("#versions tr", has_text=second.id)).to_contain_text("live")
+    confirms(page, "Roll back …", f"A serves {first.id} again instead of {second.id}")
+    assert live() == first.id
+    expect(page.locator("#releases > li").first).to_contain_text("A: rollback")
+    expect(page.locator("#versions tr", has_text=first.id)).to_contain_text("live")
+    until(lambda: keyed.model_a.gets("/metadata").json["version"] == first.id, "the service follows")
+    # Now nothing is before it any more.
+    page.get_by_role("button", name="Roll back …").click()
+    expect(page.locator("#release-trouble")).to_contain_text("Nothing was released to A before")
+
+
+def test_where_nothing_can_be_released_the_page_says_so_before_anybody_tries(
+    house: House, page: Page
+) -> None:
+    opens(page, house, "models")
+    expect(page.locator("#release-why")).to_contain_text("started with RUNOFF_OPERATOR_KEY")
+    for name in ("Release …", "Roll back …"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+    expect(page.locator("#may-act-why")).to_contain_text("this router has no keys")
+    expect(page.get_by_label("Operator's key", exact=True)).to_be_hidden()
 
 
 def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
@@ -507,6 +649,28 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     until(lambda: rest(keyed, "/v1/experiment") == before, "it is a split again")
 
 
+def test_what_the_router_would_refuse_is_not_offered_and_the_page_says_why(keyed: House, page: Page) -> None:
+    # After those who look at the verdict, as the one before.
+    opens(page, keyed, "experiment")
+    types_in(page, KEY)
+    expect(page.get_by_role("button", name="Ramp …")).to_be_enabled()
+    expect(page.get_by_role("button", name="Hold …")).to_be_disabled()
+    expect(page.locator("#impossible-why")).to_contain_text("in the mode split nothing moves")
+    page.get_by_label("Share, %").fill("")
+    page.get_by_role("button", name="Ramp …").click()
+    expect(page.locator("#proposal-trouble")).to_contain_text("A share is missing")
+
+    before = rest(keyed, "/v1/experiment")
+    elsewhere(keyed, mode="shadow")
+    expect(page.locator("#experiment-summary")).to_contain_text("Shadow")
+    expect(page.get_by_role("button", name="Ramp …")).to_be_disabled()
+    expect(page.locator("#impossible-why")).to_contain_text(
+        "in the mode shadow the shares are not set by hand"
+    )
+    elsewhere(keyed, **before)
+    expect(page.get_by_role("button", name="Ramp …")).to_be_enabled()
+
+
 def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed: House, page: Page) -> None:
     keyed.services.kill("model_b")
     try:
@@ -539,17 +703,47 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
     keyed: House, page: Page
 ) -> None:
     start = rest(keyed, "/v1/stats")["cursor"]
-    opens(page, keyed)
-    page.get_by_role("textbox", name="Requests").fill("10")
-    page.get_by_role("button", name="Send", exact=True).click()
-    expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10, 10 failed")
-    expect(page.locator("#progress")).to_contain_text("the router asks for a key")
-    assert rest(keyed, "/v1/stats")["cursor"] == start
+    opens(page, keyed, "?traffic=simulation")
+    expect(page.locator("#send-why")).to_contain_text("takes the operator's key")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+    expect(page.get_by_role("button", name="Send 100 sample requests")).to_be_disabled()
+    expect(page.locator("#empty")).to_contain_text("takes the operator's key")
 
-    page.get_by_role("link", name="Experiment", exact=True).click()
     types_in(page, KEY)
-    page.get_by_role("link", name="Live traffic", exact=True).click()
+    expect(page.locator("#send-why")).to_be_empty()
+    expect(page.get_by_role("button", name="Send 100 sample requests")).to_be_enabled()
     page.get_by_role("textbox", name="Requests").fill("10")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#progress-text")).to_have_text("Sent: 10 of 10")
     assert rest(keyed, "/v1/stats")["cursor"] == start + 10
+
+    # What is asked again is what it was: simulated, and by a key.
+    page.locator("#grid .ag-row [col-id='variant']").first.click()
+    command = page.locator("#curl").inner_text()
+    environment = os.environ | {"RUNOFF_KEY": KEY}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment, check=True)
+    assert "prediction" in json.loads(done.stdout)
+    newest = rest(keyed, "/v1/predictions?last=1")["predictions"][0]
+    assert (newest["cursor"], newest["tag"]) == (start + 11, "simulation")
+
+
+def test_while_the_dashboards_own_server_is_away_the_page_says_so_and_comes_back(
+    keyed: House, browser: Browser
+) -> None:
+    # A tab of its own: that its server is away is an error on the console.
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    opens(page, keyed)
+    expect(page.locator("#tile-requests")).to_be_visible()
+    expect(page.locator("#silence")).to_be_hidden()
+    keyed.services.kill("dashboard")
+    try:
+        expect(page.locator("#silence")).to_contain_text("The dashboard does not answer")
+        expect(page.locator("#silence")).to_be_visible()
+        expect(page.locator("#tile-requests")).to_be_visible()
+    finally:
+        keyed.services.start_one("dashboard")
+        keyed.services.wait_ready("dashboard")
+    expect(page.locator("#silence")).to_be_hidden(timeout=2 * PATIENCE)
+    context.close()

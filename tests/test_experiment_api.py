@@ -201,9 +201,12 @@ def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_
     with running(tmp_path, own, RUNOFF_OPERATOR_KEY="secret") as house:
         key = {"Authorization": "Bearer secret"}
 
-        def releases(name: str) -> Reply:
+        def releases(name: str, **headers: str) -> Reply:
             body = json.dumps(WHY | {"version": "newest"}).encode()
-            return house.router.sends(body, "/v1/variants/B/releases", **key, Idempotency_Key=name)
+            sent = {"If_Match": '"none"', "Idempotency_Key": name} | key | headers
+            return house.router.sends(body, "/v1/variants/B/releases", **sent)
+
+        assert releases("nobody", If_Match="").status == 428
 
         first, again = releases("mine"), releases("mine")
         assert (first.status, again.status) == (200, 200), first.body
@@ -211,6 +214,10 @@ def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_
         assert again.headers["Idempotency-Replayed"] == "true"
         made = house.router.sends(b"", "/v1/variants/B/releases", "GET", **key).json["releases"]
         assert [each["reason"] for each in made] == ["so"]
+        # Who looked before that one is told so, and changes nothing.
+        late = releases("late")
+        assert (late.status, late.json["title"]) == (412, "Another version is in force")
+        assert len(house.router.sends(b"", "/v1/variants/B/releases", "GET", **key).json["releases"]) == 1
 
         house.services.kill("model_b")
         assert releases("another").status >= 500

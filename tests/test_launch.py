@@ -188,3 +188,11 @@ def test_ctrl_c_while_training_stops_it_without_a_traceback(
     said = process.stdout.read()
     assert process.wait() == 0
     assert said.strip() == "Stopping …"
+
+
+def test_its_help_says_what_it_does_and_does_nothing_of_it(surroundings: dict[str, str]) -> None:
+    helped = launch(surroundings, "--help")
+    assert helped.returncode == 0
+    assert "--smoke" in helped.stdout
+    assert "Starting the services" not in helped.stdout
+    assert launch(surroundings, "--nonsense").returncode == 2

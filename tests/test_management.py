@@ -318,8 +318,13 @@ def operated(own_board: Path, tmp_path: Path) -> Iterator[House]:
         yield house
 
 
-def operates(house: House, path: str, body: dict[str, Any], key: str | None = KEY) -> Reply:
+def operates(
+    house: House, path: str, body: dict[str, Any], looked: str | None = None, *, key: str | None = KEY
+) -> Reply:
+    """Ask for a change, by the look of a release, if one is named."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if looked:
+        headers["If_Match"] = looked
     return house.model_a.sends(json.dumps(body).encode(), path, **headers)
 
 
@@ -337,7 +342,12 @@ def test_rest_does_what_the_command_line_does(operated: House, shell: Shell, ids
         )
         assert made.status == 200
         assert made.json == shell.told("history")[-1]
-    back = operates(operated, "/v1/models/model-a/rollback", {"reason": "no", "by": "ada"})
+    looked = service.gets("/v1/models/model-a/releases").headers["ETag"]
+    assert looked == f'"{made.json["id"]}"'
+    body = {"reason": "no", "by": "ada"}
+    late = operates(operated, "/v1/models/model-a/rollback", body, '"none"')
+    assert late.status == 412
+    back = operates(operated, "/v1/models/model-a/rollback", body, looked)
     assert back.json["changes"]["model-a"]["version"] == ids[0]
     told = service.gets("/v1/models/model-a/releases").json
     assert told["releases"] == shell.told("history")

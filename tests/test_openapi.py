@@ -172,6 +172,8 @@ def provoked(app: Flask, path: str, method: str, operation: dict[str, Any], stat
         sent = {"data": "{}", "content_type": "text/csv"} if body else {}
     elif status == 409 and path == "/v1/swap":
         sent["json"] |= {"one": sent["json"]["other"]}
+    elif status == 412:
+        headers["If-Match"] = '"another"'
     elif status == 413:
         sent = {"data": b" " * (MAX_BODY_BYTES + 1), "content_type": "application/json"}
     elif status == 415:

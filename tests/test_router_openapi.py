@@ -273,7 +273,10 @@ class Asking:
         if in_force.status_code == 200:
             # What is got can be put back.
             self.experiment = in_force.get_json()
-        given = GIVEN | {"variant": self.variant, "If-Match": in_force.headers.get("ETag", '"1"')}
+        looked = in_force
+        if path.startswith("/v1/variants/") and method == "post":
+            looked = self.gets(f"/v1/variants/{self.variant}/releases")
+        given = GIVEN | {"variant": self.variant, "If-Match": looked.headers.get("ETag", '"1"')}
         sent: dict[str, dict[str, str]] = {"path": {}, "query": {}, "header": {}}
         for each in parameters(self.document, operation):
             name = each["name"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -159,3 +160,63 @@ def test_what_cannot_be_simulated_is_said_and_exits_with_an_error(house: House) 
     assert "no connection" in down.stderr
     elsewhere = simulates("http://router.example", "--requests", "5", "--break", "B")
     assert "is elsewhere" in elsewhere.stderr
+
+
+def test_a_variant_that_is_broken_on_purpose_answers_real_traffic_as_ever(
+    breakable: House, client: dict[str, int]
+) -> None:
+    to_b = {"X_Force_Variant": "B"}
+    sets(breakable, mode="split", guardrails=[])
+    order = Order(plan=Plan(rate=20, seconds=30), broken=Break(variant="B", fault="errors"))
+    simulation = Simulation(order, breakable.router_url)
+    thread = threading.Thread(target=simulation.run)
+    thread.start()
+    statuses = []
+
+    def asks_both() -> bool:
+        real = breakable.router.asks(client, **to_b)
+        simulated = breakable.router.asks(client, **to_b, X_Traffic_Tag="simulation")
+        statuses.append((real.status, simulated.status))
+        return sum(failed == 500 for _, failed in statuses) >= 5
+
+    try:
+        until(asks_both, "simulated requests fail")
+        simulation.stop()
+        while thread.is_alive():
+            asks_both()
+    finally:
+        simulation.stop()
+        thread.join()
+    # From before it was broken until after it was mended.
+    statuses += [(breakable.router.asks(client, **to_b).status, 200) for _ in range(20)]
+    assert {real for real, _ in statuses} == {200}
+
+
+def test_what_a_run_broke_is_mended_when_it_is_told_to_end_and_by_the_next_one_when_it_was_killed(
+    breakable: House,
+) -> None:
+    sets(breakable, mode="split", guardrails=[])
+    own = breakable.router.gets("/v1/experiment").json
+
+    def is_broken() -> bool:
+        return bool(breakable.router.gets("/v1/experiment").json != own)
+
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "traffic.simulate_cli", "--url", breakable.router_url),
+                *("--seconds", "600", "--break", "B"),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(is_broken, "B is looked for elsewhere")
+        process.send_signal(number)
+        process.wait()
+        assert is_broken() == (number == signal.SIGKILL)
+    done = simulates(breakable.router_url, "--requests", "20", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not is_broken()
+    assert json.loads(done.stdout)["failed"] == 0
+    assert "B is mended" in audit(breakable)[-1]["reason"]

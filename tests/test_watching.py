@@ -23,7 +23,12 @@ def asked(house: House, clients: list[dict[str, int]]) -> House:
 
 
 def test_whoever_reaches_a_router_without_keys_may_do_everything_and_is_told_so(house: House) -> None:
-    assert house.router.gets("/v1/key").json == {"name": "anybody", "scope": "operator", "needed": False}
+    assert house.router.gets("/v1/key").json == {
+        "name": "anybody",
+        "scope": "operator",
+        "needed": False,
+        "releases": False,
+    }
 
 
 def test_spreads_count_what_the_stats_count(asked: House) -> None:
@@ -79,7 +84,8 @@ def test_a_wrong_release_is_told_with_field_and_rule(
 
 def test_releasing_through_the_router_needs_the_key_that_the_service_was_started_with(house: House) -> None:
     body = json.dumps({"version": "newest", "reason": "to see"}).encode()
-    told = house.router.sends(body, "/v1/variants/A/releases")
+    etag = house.router.gets("/v1/variants/A/releases").headers["ETag"]
+    told = house.router.sends(body, "/v1/variants/A/releases", If_Match=etag)
     assert told.status == 403
     assert "RUNOFF_OPERATOR_KEY" in told.json["detail"]
 

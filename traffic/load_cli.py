@@ -154,26 +154,30 @@ def _watched(recorder: Recorder, key: str | None, *, quiet: bool) -> Run:
         kept.keep(run)
         now[0] = run
 
-    def run() -> None:
-        measure(recorder, key=key, stop=stop, on_told=told)
+    # Not the thread is waited for: a join that was interrupted takes it for ended (python/cpython#90882).
+    over = threading.Event()
 
-    thread = threading.Thread(target=run, name="load")
-    thread.start()
+    def run() -> None:
+        try:
+            measure(recorder, key=key, stop=stop, on_told=told)
+        finally:
+            over.set()
+
+    threading.Thread(target=run, name="load").start()
     total = recorder.run.load.seconds
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     task = bar.add_task(f"Load on {recorder.run.load.target}", total=total, left="")
     shown = Live(_picture(bar, task, now[0]), console=console, transient=True, auto_refresh=False)
     try:
         if quiet or not console.is_terminal:
-            thread.join()
+            over.wait()
             return now[0]
         with shown:
-            while thread.is_alive():
-                thread.join(LOOK_SECONDS)
+            while not over.wait(LOOK_SECONDS):
                 shown.update(_picture(bar, task, now[0]), refresh=True)
     except KeyboardInterrupt:
         stop.set()
-        thread.join()
+        over.wait()
     return now[0]
 
 

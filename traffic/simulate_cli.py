@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from dataclasses import asdict
+from types import FrameType
 from typing import Any, get_args
 
 import click
@@ -104,7 +106,7 @@ NOT_BEFORE = click.FloatRange(0)
     "--break",
     "variant",
     metavar="VARIANT",
-    help="Break this variant, by a change of the experiment that is taken back at the end.",
+    help="Break this variant for simulated traffic; the change of the experiment is taken back at the end.",
 )
 @click.option(
     "--fault", type=click.Choice(FAULTS), default="errors", show_default=True, help="How it breaks."
@@ -121,13 +123,15 @@ def simulate(url: str, *, wants_json: bool, **given: Any) -> None:
     Breaking a variant lets the experiment begin anew, at the start and at the end.
     """
     simulation = Simulation(_order(given), url, os.environ.get(KEY))
-    thread = threading.Thread(target=simulation.run, name="simulation")
-    thread.start()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    threading.Thread(target=simulation.run, name="simulation").start()
     try:
-        _watch(simulation, thread, quiet=wants_json)
+        _watch(simulation, quiet=wants_json)
     except KeyboardInterrupt:
+        # Not the thread is waited for: a join that was interrupted takes it for ended (python/cpython#90882).
         simulation.stop()
-        thread.join()
+        simulation.wait()
     progress = simulation.progress
     if wants_json:
         say_json({"order": simulation.order.model_dump(mode="json"), **asdict(progress)})
@@ -136,6 +140,10 @@ def simulate(url: str, *, wants_json: bool, **given: Any) -> None:
     # What a broken variant fails to answer is what was asked for.
     if (progress.problem and not given["variant"]) or not progress.answers:
         raise SystemExit(1)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _order(given: dict[str, Any]) -> Order:
@@ -156,14 +164,13 @@ def _order(given: dict[str, Any]) -> Order:
     )
 
 
-def _watch(simulation: Simulation, thread: threading.Thread, *, quiet: bool) -> None:
+def _watch(simulation: Simulation, *, quiet: bool) -> None:
     """Show how far it is, until it is over."""
     order = simulation.order
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
     with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         task = bars.add_task("Sending", total=order.requests or order.plan.seconds, told="")
-        while thread.is_alive():
-            thread.join(LOOK_SECONDS)
+        while not simulation.wait(LOOK_SECONDS):
             now = simulation.progress
             bars.update(task, completed=now.done if order.requests else now.seconds, told=_counts(now))
 

@@ -10,16 +10,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field
 
-from traffic.faults import Break, CannotBreak, broken
+from traffic.faults import Break, CannotBreak, broken, mend_all
 from traffic.outcomes import Delays, Outcomes, OutcomesRefused
-from traffic.plan import TAG, Plan
+from traffic.plan import TAG, Plan, Request
 from traffic.send import MAX_IN_FLIGHT, NAP_SECONDS, NOT_SENT, Sender, Sent
 
 LOCKED = (401, 403)
@@ -102,7 +103,7 @@ class Simulation:
         self._problem: str | None = None
         self._began: float | None = None
         self._ended: float | None = None
-        self._over = False
+        self._over = threading.Event()
 
     @property
     def progress(self) -> Progress:
@@ -117,16 +118,20 @@ class Simulation:
             seconds=(self._ended or time.perf_counter()) - began,
             told=sum(self._reports.told.values()) if self._reports else 0,
             untold=self._reports.waiting if self._reports else 0,
-            running=not self._over,
+            running=not self._over.is_set(),
             sending=self._ended is None,
-            stopped=self._over and self._stop.is_set(),
+            stopped=self._over.is_set() and self._stop.is_set(),
             problem=self._problem,
         )
 
     def stop(self) -> None:
         """Send nothing more, and tell no more outcomes; requests under way are still waited for."""
-        if not self._over:
+        if not self._over.is_set():
             self._stop.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is over, or so long; whether it is over."""
+        return self._over.wait(seconds)
 
     def run(self) -> None:
         """Send everything, and return when all is answered and told of."""
@@ -140,21 +145,24 @@ class Simulation:
             self._break_off(f"the run broke off: {type(error).__name__}")
         finally:
             self._ended = self._ended or time.perf_counter()
-            self._over = True
+            self._over.set()
 
     async def _run(self) -> None:
         over = asyncio.Event()
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(self._sender.session())
-            if self.order.broken:
-                seed = self.order.plan.seed
-                await stack.enter_async_context(broken(self.order.broken, self._url, session, seed))
+            # A router that is away, or does not let us, is told of by what is sent.
+            with suppress(CannotBreak, aiohttp.ClientError, OSError):
+                await mend_all(session, self._url)
+            order = self.order
+            requests = order.plan.at_once(order.requests) if order.requests else order.plan.requests()
+            if order.broken:
+                breaking = broken(order.broken, self._url, session, order.plan.seed)
+                requests = _telling(requests, await stack.enter_async_context(breaking))
             await self._sender.learn_unit_header(session)
             self._began = time.perf_counter()
             telling = asyncio.create_task(self._tell(session, over))
             try:
-                order = self.order
-                requests = order.plan.at_once(order.requests) if order.requests else order.plan.requests()
                 await self._sender.send(requests, session, self._count)
             finally:
                 self._ended = time.perf_counter()
@@ -195,3 +203,11 @@ class Simulation:
         # It matters more than that a request failed before.
         self._problem = why
         self._stop.set()
+
+
+def _telling(requests: Iterable[Request], begun: Callable[[], None]) -> Iterator[Request]:
+    """The requests; `begun` is called when the first is there, since it may take long to read the clients."""
+    for number, request in enumerate(requests):
+        if number == 0:
+            begun()
+        yield request
