@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wsgi import get_input_stream
 
-from router.database import DatabaseDown
+from router.database import DatabaseDown, stamp
 from router.dialects import DIALECTS, OURS, Dialect, is_batch, our_rows
 from router.entries import checked_key
 from router.keys import Guard
@@ -155,6 +156,20 @@ def checked_tag(value: str | None, where: str) -> str | None:
     if value is not None and not TAG.fullmatch(value):
         raise Malformed(f"{where} takes 1 to 40 lower-case letters, digits and dashes, not {value[:40]!r}")
     return value
+
+
+def checked_hour(value: str | None, where: str) -> str:
+    """The hour in which a time lies, as sums name it (2026-11-23T14); nothing without a time.
+
+    Raises:
+        Malformed: it is none; with where it stood.
+    """
+    try:
+        return stamp(datetime.fromisoformat(value))[:13] if value else ""
+    except (ValueError, OverflowError):
+        raise Malformed(
+            f"{where} takes a time such as 2026-11-23T14:05Z, not {(value or '')[:40]!r}"
+        ) from None
 
 
 def _unit(value: str | None, header: str) -> str | None:
