@@ -134,7 +134,7 @@ def replace(state: Answer, old: Answer, new: Answer, per_hour: int, title: str |
         [
             *moved,
             *(lines[:MOST_DIFFERENCES] or ["Nothing in the document is different."]),
-            *([f"and {more} more differences"] if more > 0 else []),
+            *([f"and {more} more difference{'s' if more > 1 else ''}"] if more > 0 else []),
         ],
         "PUT",
         EXPERIMENT,
@@ -241,10 +241,10 @@ def with_interval(told: Any) -> str:
     if value is None:
         return "–"
     if isinstance(told, dict) and "lower" in told and "upper" in told:
-        return f"{value:.3f} ({told['lower']:.3f} to {told['upper']:.3f})"
-    return f"{value:.3f}"
+        return f"{value:.3f} ({told['lower']:.3f} to {told['upper']:.3f})".replace("-", "−")
+    return f"{value:.3f}".replace("-", "−")
 
 
 def number(value: Any) -> str:
     """A value of a record in a few letters."""
-    return f"{value:.4g}" if isinstance(value, float) else short(value)
+    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else short(value)

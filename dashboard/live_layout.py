@@ -53,7 +53,7 @@ def _results() -> html.Div:
                     chart("share", "Is the traffic split as configured?"),
                     html.Div(
                         [
-                            chart("scores", "Do both answer alike?", height=240),
+                            chart("scores", "Do they answer alike?", height=240),
                             chart("latency", "How long does an answer take?", height=240),
                         ],
                         className="pair",
@@ -120,7 +120,7 @@ def _columns() -> list[dict[str, Any]]:
 
 def _empty() -> html.Section:
     action = dmc.Button("Send 100 sample requests", id="sample", className="primary")
-    return pieces.empty("No requests yet", html.Span(id="empty-reason"), action)
+    return pieces.empty("Nothing to show", html.Span(id="empty-reason"), action)
 
 
 def _one_request() -> dmc.Modal:
