@@ -42,6 +42,7 @@ def create_app() -> Dash:
         update_title="",
         assets_folder="assets",
         suppress_callback_exceptions=True,
+        on_error=shell.tell_of,
     )
     # Dash takes only a fixed prefix, which would hold in one place. Relative to the page, its addresses hold
     # below any prefix, whether a proxy or a server tells of it or not.

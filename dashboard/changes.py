@@ -271,10 +271,10 @@ def with_interval(told: Any) -> str:
     if value is None:
         return "–"
     if isinstance(told, dict) and "lower" in told and "upper" in told:
-        return f"{value:.3f} ({told['lower']:.3f} to {told['upper']:.3f})"
-    return f"{value:.3f}"
+        return f"{value:.3f} ({told['lower']:.3f} to {told['upper']:.3f})".replace("-", "−")
+    return f"{value:.3f}".replace("-", "−")
 
 
 def number(value: Any) -> str:
     """A value of a record in a few letters."""
-    return f"{value:.4g}" if isinstance(value, float) else short(value)
+    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else short(value)

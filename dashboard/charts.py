@@ -34,13 +34,16 @@ GRID = {"light": "#e8ebee", "dark": "#2d333b"}
 
 # Bars in view at first, on a wide screen and on a narrow one; the reader may drag back to the rest.
 BARS_SHOWN, BARS_SHOWN_NARROW = 150, 50
+# A share axis reaches up to that at least.
+LEAST_SHARE = 0.05
 FONT = "system-ui, sans-serif"
 
 GRAPH_CONFIG: Any = {
     "displaylogo": False,
     # plotly 7 offers to upload a figure unless told not to.
     "showSendToCloud": False,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    # A button beside each title saves it with that, and opaque.
+    "modeBarButtonsToRemove": ["toImage", "select2d", "lasso2d", "autoScale2d"],
 }
 
 
@@ -226,7 +229,7 @@ def share_figure(points: Points) -> go.Figure:
     figure.update_layout(margin={"t": 16, "r": 108}, showlegend=False)
     figure.update_xaxes(title="requests so far", tickformat="d", rangemode="nonnegative")
     figure.update_yaxes(
-        title=f"share of {points.followed}", tickformat=".0%", range=[0, min(1.02, 2 * points.configured)]
+        title=f"share of {points.followed}", tickformat=".0%", range=_share_range(points.configured, 0.0)
     )
     label_end(figure, points)
     return figure
@@ -265,7 +268,12 @@ def label_end(share: Drawing, points: Points) -> None:
     share["data"][3]["text"] = [f" {points.followed} {value:.1%}"]
     share["data"][3]["textposition"] = "top right" if above else "bottom right"
     share["layout"]["annotations"][0]["yanchor"] = "top" if above else "bottom"
-    share["layout"]["yaxis"]["range"] = [0, min(1.02, max(2 * points.configured, 1.25 * value))]
+    share["layout"]["yaxis"]["range"] = _share_range(points.configured, value)
+
+
+def _share_range(configured: float, value: float) -> list[float]:
+    """Both in view, with room above; a share of 0, too, has an axis."""
+    return [0, min(1.02, max(LEAST_SHARE, 2 * configured, 1.25 * value))]
 
 
 def paint(requests: Drawing, share: Drawing, roles: Sequence[str], theme: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,20 +15,24 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from dashboard import pieces, reliability
 from dashboard.charts import SOFT, Stats
 from dashboard.router_client import RouterClient, RouterDown
-from dashboard.shell import VIEW, View
+from dashboard.shell import VIEW, View, keep, kept, link
 from dashboard.spreads import looks, style
+from dashboard.verdict_words import KINDS
 from verdict.drift import psi, psi_limit
 
 PATH, TITLE = "drift", "Drift"
+HEEDS = ("range", "traffic")
 
 ROWS = 2000
 # Asked anew so many ticks after the last time.
 SELDOM = 15
-# Fewer rows say nothing of a spread.
-LEAST_ROWS = 50
+# Fewer different records say nothing of a spread.
+LEAST_RECORDS = 50
 # The limits that are usual, whatever the number of rows.
 USUAL_LIMITS = (0.1, 0.25)
 PREDICTION = "prediction"
+# So many edges are named on an axis at most.
+MOST_EDGES = 8
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ OUTPUTS = {
 
 def register(app: Dash, router: RouterClient) -> None:
     """Let the page live."""
+    keep(app, "drift-variant", "feature")
 
     @app.callback(
         OUTPUTS,
@@ -116,9 +122,17 @@ def register(app: Dash, router: RouterClient) -> None:
         Input("drift-variant", "value"),
         Input("feature", "value"),
         State("drift-seen", "data"),
+        State("url", "search"),
     )
     def refresh(
-        _tick: Any, look: Any, traffic: str, range_: str, variant: str | None, feature: str | None, seen: Any
+        _tick: Any,
+        look: Any,
+        traffic: str,
+        range_: str,
+        variant: str | None,
+        feature: str | None,
+        seen: Any,
+        search: str | None,
     ) -> dict[str, Any]:
         nothing = dict.fromkeys(OUTPUTS, no_update)
         count = (seen or 0) + 1
@@ -130,21 +144,27 @@ def register(app: Dash, router: RouterClient) -> None:
         except RouterDown:
             return nothing
         names = [each["name"] for each in variants]
+        variant = variant or kept(search, "variant")
         chosen = variant if variant and variant in names else names[0]
         told = nothing | {"seen": count, "variants": names, "variant": chosen}
+        live = link("", search)
         try:
             drift = router.drift(chosen, ROWS, view.tag, view.start)
         except RouterDown as error:
-            return told | _nothing("Nothing can be compared", f"{pieces.capital(str(error))}.")
-        if drift["rows"] < LEAST_ROWS:
-            why = f"{chosen} answered {drift['rows']} requests in this range; {LEAST_ROWS} are needed."
-            return told | _nothing("Too little to compare", why)
+            return told | _nothing("Nothing can be compared", f"{pieces.capital(str(error))}.", live)
+        if drift["distinct"] < LEAST_RECORDS:
+            why = (
+                f"{chosen} answered {drift['rows']} requests in this range, about {drift['distinct']} "
+                f"different records; {LEAST_RECORDS} of those are needed."
+            )
+            return told | _nothing("Too little to compare", why, live)
         role = variants[names.index(chosen)]["role"]
+        feature = feature or kept(search, "feature")
         return told | _told(drift, feature, role, [each["role"] for each in variants], view.theme)
 
 
-def _nothing(title: str, reason: str) -> dict[str, Any]:
-    action = html.A("Send some on the live page", href="./", className="more")
+def _nothing(title: str, reason: str, live: str) -> dict[str, Any]:
+    action = html.A("Send some on the live page", href=live, className="more")
     return {
         "summary": title,
         "not_empty": False,
@@ -156,17 +176,21 @@ def _nothing(title: str, reason: str) -> dict[str, Any]:
 def moved(drift: Stats) -> list[Moved]:
     """How far each feature and the probabilities have moved, the farthest beyond chance first.
 
-    The level is shared among all of them, so that by chance one in twenty looks finds anything at all.
+    The level is shared among all of them, so that by chance one in twenty looks finds anything at all. Chance
+    is that of the different records alone: the same clients, asked about again and again, are no more people.
     """
     compared = drift["features"] | {PREDICTION: drift[PREDICTION]}
     found = []
     for name, each in compared.items():
         reference, live = _counts(each)
+        different = min(sum(live), drift["distinct"])
         bins = int(np.count_nonzero(np.add(reference, live)))
         if not sum(live) or bins < 2:  # noqa: PLR2004
             continue
-        limit = psi_limit(bins, sum(reference), sum(live), 0.05 / len(compared))
-        found.append(Moved(name, psi(reference, live), limit))
+        limit = psi_limit(bins, sum(reference), different, 0.05 / len(compared))
+        # What counts as half a row in an empty bin is half a record, too.
+        records = np.asarray(live) * different / sum(live)
+        found.append(Moved(name, psi(reference, records), limit))
     return sorted(found, key=lambda each: each.psi / each.limit, reverse=True)
 
 
@@ -185,7 +209,7 @@ def _told(drift: Stats, feature: str | None, role: str, roles: list[str], theme:
     drifted = [each for each in found if each.drifted]
     calibration = [each for each in drift["calibration"] if each["count"]]
     return {
-        "summary": _summary(drift, drifted),
+        "summary": summary(drift, drifted),
         "not_empty": True,
         "no_charts": False,
         "charts_class": "",
@@ -221,8 +245,9 @@ def _told(drift: Stats, feature: str | None, role: str, roles: list[str], theme:
     }
 
 
-def _summary(drift: Stats, drifted: list[Moved]) -> str:
-    what = f"{drift['variant']}: in the newest {drift['rows']:,} requests"
+def summary(drift: Stats, drifted: list[Moved]) -> str:
+    """The page in one sentence, with the kind of traffic that it is of."""
+    what = f"{drift['variant']}: in the newest {drift['rows']:,} requests ({_kinds(drift['tags'])})"
     if not drifted:
         return f"{what} nothing has moved more than chance explains"
     names = ", ".join(each.name for each in drifted[:3])
@@ -230,11 +255,21 @@ def _summary(drift: Stats, drifted: list[Moved]) -> str:
     return f"{what} ▲ {names}{more} moved away from training"
 
 
+def _kinds(tags: Mapping[str, int]) -> str:
+    """Which traffic was looked at; kinds that are mixed are counted."""
+    named = {KINDS.get(tag, f"traffic tagged {tag}"): count for tag, count in sorted(tags.items())}
+    if len(named) == 1:
+        return next(iter(named))
+    return f"▲ mixed: {' and '.join(f'{count:,} of {name}' for name, count in named.items())}"
+
+
 def _psi_summary(drift: Stats, drifted: list[Moved]) -> str:
     return (
         f"{len(drifted)} of {len(drift['features']) + 1} are beyond what chance explains in "
-        f"{drift['rows']:,} requests against {drift['reference_rows']:,} clients of training "
-        f"({drift['model']} {drift['version']}). The grey bands are that of chance, for this many rows."
+        f"{drift['rows']:,} requests about {drift['distinct']:,} different records, against "
+        f"{drift['reference_rows']:,} clients of training ({drift['model']} {drift['version']}). PSI, the "
+        "population stability index, is 0 where shares are as in training; grey is what chance makes of so "
+        "many records."
     )
 
 
@@ -299,29 +334,61 @@ def psi_figure(found: list[Moved], look: dict[str, Any], theme: str) -> go.Figur
 def overlay_figure(compared: Stats, look: dict[str, Any], theme: str) -> go.Figure:
     """The shares of the bins in training, as bars, and now, as marks with a line."""
     labels, (before, now) = _labels(compared), _shares(compared)
+    places = list(range(len(labels)))
     figure = go.Figure()
-    figure.add_bar(x=labels, y=before, name="training", marker={"color": SOFT[theme], "opacity": 0.45})
+    figure.add_bar(
+        x=places,
+        y=before,
+        name="training",
+        marker={"color": SOFT[theme], "opacity": 0.45},
+        customdata=labels,
+        hovertemplate="%{customdata}: %{y:.1%} in training<extra></extra>",
+    )
     figure.add_scatter(
-        x=labels,
+        x=places,
         y=now,
         name="now",
         mode="lines+markers",
         line={"color": look["color"], "width": 2, "dash": look["dash"]},
         marker={"symbol": look["symbol"], "size": 8},
+        customdata=labels,
+        hovertemplate="%{customdata}: %{y:.1%} now<extra></extra>",
     )
-    style(figure, theme)
-    figure.update_layout(showlegend=True, bargap=0.1)
-    figure.update_xaxes(type="category", tickfont={"size": 10}, automargin=True)
+    style(figure, theme, legend=True)
+    figure.update_layout(bargap=0.1)
+    figure.update_xaxes(**_ticks(compared, labels), range=[-0.6, len(labels) - 0.4], tickangle=0)
     figure.update_yaxes(title="share", tickformat=".0%", rangemode="tozero")
     return figure
 
 
+def _ticks(compared: Stats, labels: list[str]) -> dict[str, Any]:
+    """The ticks of an overlay: values below their bars, of bins some of the edges between them."""
+    if compared["edges"] is None:
+        return {"tickvals": list(range(len(labels))), "ticktext": labels}
+    edges = compared["edges"]
+    step = -(-len(edges) // MOST_EDGES)
+    named = {place - 0.5: _brief(edge) for place, edge in enumerate(edges) if place % step == 0}
+    # What is in no bin has its name below it, as a value has.
+    named |= {place: label for place, label in enumerate(labels) if place >= len(edges) - 1}
+    return {"tickvals": list(named), "ticktext": list(named.values())}
+
+
+def _brief(edge: float) -> str:
+    """A number in so few letters as an axis has room for."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(edge) >= size:
+            return f"{edge / size:.3g}{letter}".replace("-", "−")
+    return f"{edge:.3g}".replace("-", "−")
+
+
 def _labels(compared: Stats) -> list[str]:
     if compared["values"] is not None:
-        named = [str(value) for value in compared["values"]]
+        named = [
+            value if isinstance(value, str) else str(value).replace("-", "−") for value in compared["values"]
+        ]
     else:
         edges = compared["edges"]
-        named = [f"{a:.6g} to {b:.6g}" for a, b in pairwise(edges)]
+        named = [f"{a:,.6g} to {b:,.6g}".replace("-", "−") for a, b in pairwise(edges)]
     missing = ["missing"] if any(compared["missing"]) else []
     return [*named, *missing, *(["other"] if compared["other"] else [])]
 

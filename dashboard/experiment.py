@@ -15,6 +15,7 @@ from dashboard.changes import Answer, percent
 from dashboard.router_client import RouterClient, RouterDown
 
 PATH, TITLE = "experiment", "Experiment"
+HEEDS: tuple[str, ...] = ()
 
 MAX_ENTRIES = 50
 # Of what an entry changed in the document: the rest is counted.
@@ -124,7 +125,7 @@ def _controls() -> html.Section:
                 ],
             ),
             html.Div(
-                className="control-row",
+                className="control-row four",
                 children=[
                     dmc.Select(id="promote-variant", label="Champion", data=[], allowDeselect=False),
                     dmc.Button("Promote …", id="promote", variant="default", disabled=True),

@@ -20,12 +20,15 @@ from dashboard.shell import VIEW, View
 from dashboard.simulation import Simulator
 
 PATH, TITLE = "", "Live traffic"
+HEEDS = ("range", "traffic")
 layout = live_layout.layout
 
 # Records on the charts at first, and how many there may come to be before they are drawn anew.
 WINDOW = 1000
 MAX_POINTS = 2000
 GRID_ROWS = 200
+# How long ranges are, in words.
+LENGTHS = {"15m": "15 min", "1h": "hour", "24h": "24 h"}
 
 # What is told of the page, by the names in OUTPUTS; what is not told stays as it is.
 News = dict[str, Any]
@@ -40,6 +43,7 @@ OUTPUTS = {
     "charts_class": Output("charts", "className"),
     "requests_chart": Output("requests-chart", "figure"),
     "requests_summary": Output("requests-summary", "children"),
+    "no_share": Output("share-card", "hidden"),
     "share_chart": Output("share-chart", "figure"),
     "share_summary": Output("share-summary", "children"),
     "share_table": Output("share-table", "children"),
@@ -113,21 +117,20 @@ def _ask(router: RouterClient, view: View, range_: str, drawn: News | None) -> N
     Raises:
         RouterDown: the router cannot be asked.
     """
-    stats = router.stats(view.tag)
+    stats = router.stats(view.tag, view.start)
     told: News = {
         "summary": pieces.summary(stats, view.tag),
         "tiles": pieces.tiles(stats),
-        "not_empty": stats["requests"] > 0,
-        "why_empty": pieces.why_empty(stats, view.tag),
-        "no_charts": stats["requests"] == 0,
+        "why_empty": pieces.why_empty(stats, view.tag, LENGTHS.get(range_, "")),
         "charts_class": "",
-        "requests_summary": pieces.requests_summary(stats),
+        "no_share": not pieces.has_split(stats),
         "share_summary": pieces.share_summary(stats),
         "share_table": pieces.share_table(stats),
     }
     scene = {
         "tag": view.tag,
         "range": range_,
+        "since": stats["since"],
         "narrow": view.narrow,
         "variants": [[each["name"], each["role"], each["configured_share"]] for each in stats["variants"]],
         # Other weights, another share: it is drawn anew.
@@ -139,6 +142,12 @@ def _ask(router: RouterClient, view: View, range_: str, drawn: News | None) -> N
         told |= _continued(router, stats, drawn, view.theme)
     else:
         told |= _drawn_anew(router, stats, scene, view)
+    points = told["drawn"]["points"]
+    told |= {
+        "not_empty": points > 0,
+        "no_charts": points == 0,
+        "requests_summary": pieces.requests_summary(stats, points),
+    }
     return told | _spread(router, stats, view, drawn, told["drawn"])
 
 
@@ -153,16 +162,20 @@ def _spread(router: RouterClient, stats: Stats, view: View, before: News | None,
     roles = [role for _, role, _ in scene["variants"]]
     rates = now["rates"]
     told: News = {
-        "rate_chart": spreads.rates_figure(rates, names, roles, view.theme),
+        "rate_chart": spreads.rates_figure(rates, names, roles, view.theme, narrow=view.narrow),
         "rate_summary": pieces.rate_summary(rates, names),
         "rate_table": pieces.rate_table(rates, names),
     }
     same = before and all(before[each] == now[each] for each in ("scene", "theme", "spread"))
     if same:
         return told if before and before["rates"] != rates else {}
-    every = router.distributions(view.tag, seen=stats["cursor"])["variants"]
-    if [each["name"] for each in every] != names:
+    found = router.distributions(view.tag, view.start, seen=stats["cursor"])["variants"]
+    if [each["name"] for each in found] != names:
         return told
+    every = [
+        {"name": name, **(each["shadow"] if pieces.is_unseen(stats, variant) else each)}
+        for name, each, variant in zip(names, found, stats["variants"], strict=True)
+    ]
     return told | {
         "scores_chart": spreads.scores_figure(every, roles, view.theme),
         "scores_summary": pieces.scores_summary(stats),
@@ -221,7 +234,7 @@ def _drawn_anew(router: RouterClient, stats: Stats, scene: News, view: View) -> 
             "scene": scene,
             "theme": view.theme,
             "cursor": stats["cursor"],
-            "spread": stats["cursor"],
+            "spread": _answered(stats),
             "points": len(rows),
             "oldest": rows[len(rows) // 10]["time"] if rows else None,
             "rates": spreads.rates_of(rows, [each["name"] for each in variants], stats["as_of"]),
@@ -240,7 +253,7 @@ def _continued(router: RouterClient, stats: Stats, drawn: News, theme: str) -> N
     rows = router.since(drawn["cursor"], min(WINDOW, room), scene["tag"], seen=stats["cursor"])
     now = drawn | {
         "cursor": max([stats["cursor"], *(row["cursor"] for row in rows[-1:])]),
-        "spread": stats["cursor"],
+        "spread": _answered(stats),
         "rates": _rates(drawn, stats),
         "counted": _came(stats),
     }
@@ -271,6 +284,11 @@ def _repainted(drawn: News, theme: str) -> News:
     requests, share = Patch(), Patch()
     charts.paint(requests, share, [role for _, role, _ in drawn["scene"]["variants"]], theme)
     return {"requests_chart": requests, "share_chart": share, "drawn": drawn | {"theme": theme}}
+
+
+def _answered(stats: Stats) -> list[int]:
+    """What changes with each answer: of shadows some come later than the requests."""
+    return [stats["cursor"], *(each["shadow"]["requests"] for each in stats["variants"] if each["shadow"])]
 
 
 def _came(stats: Stats) -> list[Any]:
@@ -327,10 +345,18 @@ def _told_of(router: RouterClient, record: News, *, keyed: bool) -> list[Any]:
         if record[name] is not None
     }
     aside = [
-        (each["kind"], each["name"], each["prediction"], each["problem"] or "")
+        (
+            each["kind"],
+            each["name"],
+            "–" if each["prediction"] is None else f"{each['prediction']:.3f}",
+            each["problem"] or "",
+        )
         for each in record["side_answers"]
     ]
-    became = [(each["outcome"], each["time"], each["reported"]) for each in record["outcomes"]]
+    became = [
+        (f"{each['outcome']:g}", pieces.moment(each["time"]), pieces.moment(each["reported"]))
+        for each in record["outcomes"]
+    ]
     headers = ["'Content-Type: application/json'"]
     if record["tag"]:
         headers.append(f"'X-Traffic-Tag: {record['tag']}'")
@@ -351,7 +377,7 @@ def _told_of(router: RouterClient, record: News, *, keyed: bool) -> list[Any]:
             else []
         ),
         html.H3("What became of it"),
-        pieces.table(("Outcome", "Known", "Reported"), became)
+        pieces.table(("Outcome", "Known, UTC", "Reported, UTC"), became)
         if became
         else html.P("Not reported yet.", className="note"),
         html.H3("Ask it again"),

@@ -127,7 +127,7 @@ def _columns() -> list[dict[str, Any]]:
 def _empty() -> html.Section:
     action = dmc.Button("Send 100 sample requests", id="sample", className="primary", disabled=True)
     reason = [html.Span(id="empty-reason"), " ", html.Span(id="sample-why")]
-    return pieces.empty("No requests yet", reason, action)
+    return pieces.empty("Nothing to show", reason, action)
 
 
 def _one_request() -> dmc.Modal:

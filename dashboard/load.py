@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs
 
 import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from flask import Response
 from pydantic import ValidationError
 
-from dashboard import acting, load_words, pieces
+from dashboard import acting, load_words, pieces, shell
 from dashboard.load_words import figures
 from dashboard.router_client import RouterClient
 from runoff import web
@@ -22,6 +21,7 @@ from traffic.plan import MAX_SEED
 from traffic.runs import NoSuchRun, as_csv
 
 PATH, TITLE = "load", "Load test"
+HEEDS: tuple[str, ...] = ()
 
 RATE, USERS = "rate", "users"
 HOW = {RATE: "Requests per second", USERS: "Users, who wait for answers"}
@@ -65,7 +65,14 @@ def _form() -> html.Section:
                 html.Div(
                     className="two",
                     children=[
-                        dmc.NumberInput(id="load-height", label=_height(RATE), value=50, min=1, step=50),
+                        dmc.NumberInput(
+                            id="load-height",
+                            label=_height(RATE),
+                            value=50,
+                            min=1,
+                            step=50,
+                            hideControls=True,
+                        ),
                         dmc.NumberInput(
                             id="load-seconds",
                             label=f"Seconds ≤ {MAX_SECONDS}",
@@ -73,11 +80,26 @@ def _form() -> html.Section:
                             min=1,
                             max=MAX_SECONDS,
                             step=10,
+                            hideControls=True,
                         ),
                         dmc.NumberInput(
-                            id="load-ramp", label="Ramp, s", value=0, min=0, max=MAX_SECONDS, step=5
+                            id="load-ramp",
+                            label="Ramp, s",
+                            value=0,
+                            min=0,
+                            max=MAX_SECONDS,
+                            step=5,
+                            hideControls=True,
                         ),
-                        dmc.NumberInput(id="load-seed", label="Seed", value=1, min=0, max=MAX_SEED, step=1),
+                        dmc.NumberInput(
+                            id="load-seed",
+                            label="Seed",
+                            value=1,
+                            min=0,
+                            max=MAX_SEED,
+                            step=1,
+                            hideControls=True,
+                        ),
                     ],
                 ),
                 pieces.select(
@@ -177,6 +199,7 @@ OUTPUTS = {
     "chosen": Output("load-runs", "value"),
     "compared": Output("load-compared", "children"),
     "kept": Output("load-kept", "children"),
+    "nothing_failed": Output("failing-drawn", "hidden"),
     **{
         f"{name}_{what}": Output(f"{name}-{what}", prop)
         for name in CHARTS
@@ -196,13 +219,7 @@ def register(app: Dash, router: RouterClient, loader: Loader) -> None:
         return _height(how), MAX_RATE if how == RATE else MAX_USERS
 
     # Which runs are looked at stands in the address, so that a link shows them.
-    app.clientside_callback(
-        ClientsideFunction("runoff", "runs"),
-        Output("url", "search", allow_duplicate=True),
-        Input("load-runs", "value"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
+    shell.keep(app, "load-runs")
 
 
 def _show(app: Dash, loader: Loader) -> None:
@@ -245,11 +262,12 @@ def _show(app: Dash, loader: Loader) -> None:
                 "no_charts": True,
                 "seen": [may],
             }
-        if ctx.triggered_id == "load-commanded" and commanded and commanded["run"]:
+        # It may come together with a tick.
+        if "load-commanded.data" in ctx.triggered_prop_ids and commanded and commanded["run"]:
             chosen = [commanded["run"]]
         elif seen is None or seen == [may]:
-            asked = parse_qs((search or "").lstrip("?")).get("runs", [""])[0].split(",")
-            chosen = asked if asked != [""] else [runs[0].id]
+            asked = shell.kept(search, "runs")
+            chosen = asked.split(",") if asked else [runs[0].id]
         shown = _known(loader, chosen or [])
         theme = (look or {}).get("theme", "light")
         now = [[each.id, each.updated, each.state] for each in (*shown, *runs)] + [theme]
@@ -287,6 +305,7 @@ def _drawn(shown: list[Run], runs: list[Run], theme: str) -> dict[str, Any]:
         "chosen": [each.id for each in shown],
         "compared": pieces.table(*load_words.compared(shown)) if shown else [],
         "kept": load_words.kept(runs),
+        "nothing_failed": not (first and first.errors),
     }
     for name in CHARTS:
         drawn = figures[name]

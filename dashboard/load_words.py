@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dashboard import pieces
 from dashboard.charts import INK, SOFT
-from dashboard.spreads import DASHES, style
+from dashboard.spreads import DASHES, log_axis, style
 from traffic.load import MAX_UNDER_WAY, Moment, Run
 from traffic.runs import FIGURES, behind, ms, offered, side_by_side
 
@@ -49,6 +49,8 @@ def summary(run: Run | None) -> str:
         return "Load test: choose a run"
     load, target = run.load, run.load.target
     what = f"{load.users:,} users" if load.users else f"{load.per_second:g} requests a second"
+    if _is_starting(run):
+        return f"Starting: {what} to {target}"
     if run.state == "running":
         return f"Offering {what} to {target}: {run.ran:.0f} of {load.seconds:g} s"
     if not run.answered:
@@ -65,6 +67,8 @@ def progress(run: Run | None) -> list[Any]:
     """How far the run that is under way is."""
     if run is None:
         return []
+    if _is_starting(run):
+        return [html.P("Starting the process that sends …", className="note")]
     done = min(1.0, run.ran / run.load.seconds)
     text = f"Sending: {run.offered:,} requests in {run.ran:.0f} of {run.load.seconds:g} s"
     bar = dmc.Progress(
@@ -75,6 +79,10 @@ def progress(run: Run | None) -> list[Any]:
         **{"aria-label": "time of the load test"},
     )
     return [bar, html.P(text, className="note")]
+
+
+def _is_starting(run: Run) -> bool:
+    return run.state == "running" and not run.offered
 
 
 def compared(runs: Sequence[Run]) -> Table:
@@ -168,7 +176,7 @@ def _taking(runs: Sequence[Run], theme: str) -> go.Figure:
             hovertemplate=f"{name} %{{y:.1f}} ms at %{{x:.0f}} s<extra></extra>",
         )
     _by_second(figure, theme, "latency, ms")
-    figure.update_yaxes(type="log", rangemode="normal", dtick="D2")
+    figure.update_yaxes(rangemode="normal", **_ms_axis(figure))
     return figure
 
 
@@ -208,8 +216,6 @@ def _failing(runs: Sequence[Run], theme: str) -> go.Figure:
         )
     _by_second(figure, theme, "failures")
     figure.update_layout(barmode="stack", bargap=0.1)
-    if not figure.data:
-        figure.update_yaxes(range=[0, 1], dtick=1)
     return figure
 
 
@@ -254,8 +260,7 @@ def _percentiles(runs: Sequence[Run], theme: str) -> go.Figure:
             marker={"symbol": MARKS[number], "size": 5},
             hovertemplate="%{customdata:.4~f}% within %{y:.1f} ms<extra></extra>",
         )
-    style(figure, theme)
-    figure.update_layout(showlegend=True)
+    style(figure, theme, legend=True)
     most = max((x for trace in figure.data for x in trace.x), default=10.0)
     figure.update_xaxes(
         title="percentile",
@@ -264,7 +269,7 @@ def _percentiles(runs: Sequence[Run], theme: str) -> go.Figure:
         tickvals=[1, *(1 / (1 - each / 100) for each in PERCENTILES)],
         ticktext=["0%", *(f"{each:g}%" for each in PERCENTILES)],
     )
-    figure.update_yaxes(title="latency, ms", type="log", dtick="D2")
+    figure.update_yaxes(title="latency, ms", **_ms_axis(figure))
     return figure
 
 
@@ -291,11 +296,16 @@ figures = {
 
 
 def _by_second(figure: go.Figure, theme: str, what: str) -> go.Figure:
-    style(figure, theme)
-    figure.update_layout(showlegend=True)
+    style(figure, theme, legend=True)
     figure.update_xaxes(title="second", rangemode="tozero")
     figure.update_yaxes(title=what, rangemode="tozero")
     return figure
+
+
+def _ms_axis(figure: go.Figure) -> dict[str, Any]:
+    """A logarithmic axis for all that is drawn, with some room."""
+    drawn = [value for trace in figure.data for value in trace.y if value]
+    return log_axis(min(drawn) / 1.1, 1.1 * max(drawn)) if drawn else {}
 
 
 def _moments(runs: Sequence[Run]) -> Sequence[Moment]:

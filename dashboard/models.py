@@ -11,13 +11,14 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 from flask import Response
 
-from dashboard import acting, changes, charts, pieces
+from dashboard import acting, changes, charts, pieces, shell
 from dashboard.charts import Stats
 from dashboard.router_client import RouterClient, RouterDown
 from runoff import web
 from runoff.problems import NotFound, Unavailable
 
 PATH, TITLE = "models", "Models"
+HEEDS: tuple[str, ...] = ()
 
 # The versions of a service that are listed, and how often they are asked for, in ticks.
 MOST_VERSIONS = 50
@@ -47,6 +48,8 @@ NAMES = {
     "code_digest": "code, SHA-256",
     "data_digest": "data, SHA-256",
 }
+# The parts that are figures.
+FIGURES = ("metrics", "importance")
 MIB = 2**20
 
 
@@ -62,7 +65,9 @@ def layout() -> html.Div:
                 children=[
                     html.H2("Versions"),
                     html.P(
-                        "Newest first. Figures are on held-out clients, with 95% intervals.", className="note"
+                        "Newest first. Figures are on held-out clients, with 95% intervals; digests are of "
+                        "the file and of the data.",
+                        className="note",
                     ),
                     html.Div(pieces.skeletons(120), id="versions", className="scroll", tabIndex="0"),
                 ],
@@ -150,6 +155,8 @@ def register(app: Dash, router: RouterClient) -> None:
     _show(app, router)
     _compare(app, router)
     _propose(app, router)
+    # Which versions are compared stands in the address, so that a link shows them.
+    shell.keep(app, "compare-one", "compare-other")
 
     @app.callback(
         *(Output(name, "disabled") for name in BUTTONS),
@@ -267,9 +274,10 @@ def _show(app: Dash, router: RouterClient) -> None:
         State("compare-other", "value"),
         State("release-version", "value"),
         State("rollback-variant", "value"),
+        State("url", "search"),
     )
     def refresh(_tick: Any, _changed: Any, seen: int | None, *chosen: str | None) -> tuple[Any, ...]:
-        one, other, released, rolled = chosen
+        one, other, released, rolled, search = chosen
         count = (seen or 0) + 1
         if ctx.triggered_id == "tick" and seen is not None and count % SELDOM:
             return (*(no_update,) * 12, count)
@@ -284,6 +292,8 @@ def _show(app: Dash, router: RouterClient) -> None:
         others = [each for each in values if not known.is_live(*each.split("/", 1))]
         names = list(known.versions)
         stays = released in values and ctx.triggered_id != "changed"
+        if one is None and other is None:
+            one, other = [*(shell.kept(search, "models") or "").split(","), None][:2]
         return (
             _summary(known),
             known.troubles,
@@ -316,8 +326,8 @@ def _summary(known: Known) -> str:
 
 def _versions(known: Known) -> Component:
     head = (
-        *("Variant", "Version", "Status", "More", "AUC", "Brier", "Trained, UTC", "Algorithm"),
-        *("Size", "Digest", "Data", "Parameters"),
+        *("Variant", "Version", "Status", "AUC", "Brier", "Trained, UTC"),
+        *("Algorithm", "Parameters", "Size", "Digests"),
     )
     places = dict(
         zip(
@@ -329,16 +339,14 @@ def _versions(known: Known) -> Component:
     rows = [
         (
             html.Span([pieces.mark(places[variant]), variant]),
-            each["version"],
+            [each["version"], html.Div(_links(variant, each))],
             _status(known, variant, each),
-            _links(variant, each),
             *(changes.with_interval(each["metrics"].get(metric)) for metric in METRICS),
             (each["trained_at"] or each["created"])[:16].replace("T", " "),
             html.Div(each["algorithm"] or "–", className="wraps"),
-            _size(each.get("size")),
-            _short(each["digest"]),
-            _short(each.get("data_digest")),
             _parameters(each.get("parameters") or {}),
+            _size(each.get("size")),
+            html.Div([_short(each["digest"]), " ", _short(each.get("data_digest"))], className="narrow"),
         )
         for variant, versions in known.versions.items()
         for each in versions
@@ -450,16 +458,16 @@ def _difference(before: Stats, after: Stats, one: str, other: str) -> list[Compo
     found: list[Component] = []
     for part, title in PARTS.items():
         old, new = parts[part]
-        if part in ("metrics", "importance"):
+        if part in FIGURES:
             old, new = (
                 {name: changes.figure(each) for name, each in (side or {}).items()} for side in (old, new)
             )
-        rows = [
-            (NAMES.get(name, name), changes.number(a), changes.number(b), _way(a, b))
-            for name, a, b in changes.differences(old or {}, new or {})
-        ]
+        found_here = changes.differences(old or {}, new or {})
         if part == "importance":
-            rows.sort(key=lambda row: row[3] == "")
+            # What matters most to either comes first.
+            found_here.sort(key=lambda each: max(abs(each[1] or 0.0), abs(each[2] or 0.0)), reverse=True)
+        shown = _figure if part in FIGURES else changes.number
+        rows = [(NAMES.get(name, name), shown(a), shown(b), _way(a, b)) for name, a, b in found_here]
         if rows:
             found.append(
                 html.Details(
@@ -471,6 +479,11 @@ def _difference(before: Stats, after: Stats, one: str, other: str) -> list[Compo
                 )
             )
     return found or [html.P("Nothing that is known of them is different.", className="note")]
+
+
+def _figure(value: float | None) -> str:
+    """A metric or an importance: all with as many decimals, so that they compare at a look."""
+    return "–" if value is None else f"{value:.4f}".replace("-", "−")
 
 
 def _named(chosen: str) -> str:

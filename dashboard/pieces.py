@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,21 +14,73 @@ from traffic.clients import HELD_OUT
 
 # The share tile's strip shows this many percentage points on either side of the configured share.
 STRIP_REACH = 0.15
+# A number, an interval, both, or none.
+_NUMBER = r"[−-]?[\d.,]+(?:e[−-]?\d+)?%?"
+FIGURE = re.compile(rf"–|{_NUMBER}(?: (?:to|of) {_NUMBER}| or more| or less| \({_NUMBER} to {_NUMBER}\))?")
+# Of a variant that has answered nothing.
+NO_ANSWERS: Stats = {
+    "requests": 0,
+    "answered": 0,
+    "refused": 0,
+    "failed": 0,
+    "mean_prediction": None,
+    "latency_ms": None,
+}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> html.Table:
-    """A table of texts, or of whatever else may stand in a cell."""
+    """A table of texts, or of whatever else may stand in a cell; columns of figures stand to the right."""
+    names = [""] * len(head)
+    for number, column in enumerate(zip(*rows, strict=True)):
+        if number and all(map(_is_figure, column)):
+            names[number] = "figure"
     return html.Table(
         [
-            html.Thead(html.Tr([html.Th(title, scope="col") for title in head])),
-            html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows]),
+            html.Thead(
+                html.Tr(
+                    [
+                        html.Th(title, scope="col", className=name)
+                        for title, name in zip(head, names, strict=True)
+                    ]
+                )
+            ),
+            html.Tbody(
+                [
+                    html.Tr([html.Td(cell, className=name) for cell, name in zip(row, names, strict=True)])
+                    for row in rows
+                ]
+            ),
         ],
         className="table",
     )
 
 
+def _is_figure(cell: Any) -> bool:
+    text = getattr(cell, "children", cell)
+    return isinstance(text, str) and FIGURE.fullmatch(text) is not None
+
+
+def moment(time: str) -> str:
+    """A time of the router's as one reads it, without fractions of a second."""
+    return f"{time[:10]} {time[11:19]}"
+
+
+def heading(title: str) -> html.Div:
+    """The title of a card with a chart, and what saves that as a picture (assets/png.js)."""
+    save = html.Button(
+        "PNG",
+        className="png more",
+        type="button",
+        title="Save the chart as a PNG",
+        **{"data-title": title, "aria-label": f"PNG: {title}"},  # type: ignore[arg-type]
+    )
+    return html.Div([html.H2(title), save], className="heading")
+
+
 def chart(name: str, title: str, more: Any = None, height: int = 280) -> html.Section:
     """A card with a chart: `<name>-summary` says what it shows, `<name>-table` holds the same as a table.
+
+    `<name>-drawn` holds both, and is hidden where there is nothing to draw.
 
     Args:
         name: of the chart, whose id is `<name>-chart`.
@@ -36,19 +89,29 @@ def chart(name: str, title: str, more: Any = None, height: int = 280) -> html.Se
         height: in pixels.
     """
     return html.Section(
+        id=f"{name}-card",
         className="card",
         children=[
-            html.H2(title),
+            heading(title),
             html.P(id=f"{name}-summary", className="note"),
-            dcc.Graph(
-                id=f"{name}-chart",
-                config=GRAPH_CONFIG,
-                figure={},
-                responsive=True,
-                className="chart",
-                style={"height": height},
+            html.Div(
+                id=f"{name}-drawn",
+                className="drawn",
+                children=[
+                    dcc.Graph(
+                        id=f"{name}-chart",
+                        config=GRAPH_CONFIG,
+                        figure={},
+                        responsive=True,
+                        className="chart",
+                        style={"height": height},
+                    ),
+                    more
+                    or html.Details(
+                        [html.Summary("View as table"), html.Div(id=f"{name}-table", tabIndex="0")]
+                    ),
+                ],
             ),
-            more or html.Details([html.Summary("View as table"), html.Div(id=f"{name}-table", tabIndex="0")]),
         ],
     )
 
@@ -109,15 +172,44 @@ def variants(stats: Stats) -> list[html.Span]:
     ]
 
 
+def answers(stats: Stats, variant: Stats) -> Stats:
+    """What a variant answered: in shadow mode that of a challenger is what callers never see."""
+    if not is_unseen(stats, variant):
+        return variant
+    found: Stats = variant["shadow"] or NO_ANSWERS
+    return found
+
+
+def has_split(stats: Stats) -> bool:
+    """Whether there is a split to be seen: not where the champion answers all."""
+    return stats["mode"] != "shadow" and not stats["paused"]
+
+
 def tiles(stats: Stats) -> list[html.Div]:
-    """Requests, share, errors, average probability, latency."""
+    """Requests, share or shadows, errors, average probability, latency."""
     every = stats["variants"]
     total = stats["requests"]
     failed, refused = (sum(each[what] for each in every) for what in ("failed", "refused"))
     first = _champion(stats)
+    unseen = "Challengers score unseen." if stats["mode"] == "shadow" else ""
+    share = (
+        _tile("share", f"Share of {first['name']}", _figure(first["share"], ".1%"), _share_note(first))
+        if stats["mode"] != "shadow"
+        else _tile(
+            "share",
+            "In the shadow",
+            _by_variant(
+                stats,
+                ("scored", "failed"),
+                lambda each: [f"{each['answered']:,}", f"{each['failed'] + each['refused']:,}"],
+                [each for each in every if is_unseen(stats, each)],
+            ),
+            f"{first['name']} answers all.",
+        )
+    )
     return [
         _tile("requests", "Requests", f"{total:,}", _on_record(stats)),
-        _tile("share", f"Share of {first['name']}", _figure(first["share"], ".1%"), _share_note(first)),
+        share,
         _tile(
             "errors",
             "Errors",
@@ -128,7 +220,7 @@ def tiles(stats: Stats) -> list[html.Div]:
             "probability",
             "Average probability",
             _by_variant(stats, (), lambda each: [_figure(each["mean_prediction"], ".3f")]),
-            "",
+            unseen,
         ),
         _tile(
             "latency",
@@ -141,7 +233,7 @@ def tiles(stats: Stats) -> list[html.Div]:
                     for quantile in ("p50", "p95", "p99")
                 ],
             ),
-            "",
+            unseen,
         ),
     ]
 
@@ -149,28 +241,42 @@ def tiles(stats: Stats) -> list[html.Div]:
 def summary(stats: Stats, tag: str | None) -> str:
     """The page in one sentence."""
     total = stats["requests"]
+    begin = f" since {_hour(stats)}" if stats["since"] else ""
     if not total:
-        return "No requests yet" if tag is None else f"No {_kind(tag)} requests yet"
+        what = "No requests" if tag is None else f"No {_kind(tag)} requests"
+        return f"{what}{begin or ' yet'}"
     first = _champion(stats)
     failed = sum(each["failed"] for each in stats["variants"])
     errors = f"{failed:,} without an answer" if failed else "no errors"
+    # Of all that is on record alone it is told of which kind it is.
     real = stats["tags"].get("real", 0)
-    kind = tag or ("real" if real == total else "simulation" if real == 0 else None)
-    what = f"{total:,} {_kind(kind)} requests" if kind else f"{total:,} requests, real and simulated"
+    on_record = sum(stats["tags"].values())
+    kind = tag or ("real" if real == on_record else "simulation" if real == 0 else None)
+    noun = "request" if total == 1 else "requests"
+    what = (
+        f"{total:,} {_kind(kind)} {noun}{begin}" if kind else f"{total:,} {noun}{begin}, real and simulated"
+    )
+    if stats["mode"] == "shadow":
+        others = [each["name"] for each in stats["variants"] if is_unseen(stats, each)]
+        verb = "scores" if len(others) == 1 else "score"
+        return f"{what}: {first['name']} answers, {' and '.join(others)} {verb} unseen, {errors}"
     if first["share"] is None:
         return f"{what}, none by the shares now configured, {errors}"
     return f"{what}: {_of(first, total)} went to {first['name']}, {_split(first)}, {errors}"
 
 
-def requests_summary(stats: Stats) -> str:
-    """What the request chart shows, in one sentence."""
+def requests_summary(stats: Stats, drawn: int) -> str:
+    """What the request chart shows, in a few sentences; `drawn` is how many requests are on it."""
     told = [
         f"{each['name']} answered {each['answered']:,} of {each['requests']:,}, "
         f"on average with {each['mean_prediction']:.3f}"
         for each in stats["variants"]
         if each["mean_prediction"] is not None
     ]
-    return f"{'; '.join(told)}." if told else "No request was answered yet."
+    if not told:
+        return "No request was answered yet."
+    newest = f" Drawn are the newest {drawn:,}." if drawn < stats["requests"] else ""
+    return f"{'; '.join(told)}.{newest}"
 
 
 def share_summary(stats: Stats) -> str:
@@ -203,18 +309,22 @@ def share_table(stats: Stats) -> html.Table:
 
 
 def scores_summary(stats: Stats) -> str:
-    """How far the average answers are apart, in one sentence."""
-    told = [
-        (each["name"], each["mean_prediction"])
+    """How far the average answers are from the champion's, in one sentence."""
+    told = {
+        each["name"]: mean
         for each in stats["variants"]
-        if each["mean_prediction"] is not None
-    ]
+        if (mean := answers(stats, each)["mean_prediction"]) is not None
+    }
     if len(told) < 2:  # noqa: PLR2004
         return "Only one variant has answered yet." if told else "No request was answered yet."
-    (one, first), (other, second) = told[0], told[1]
-    gap = 100 * (second - first)
-    way = "▲ higher" if gap > 0 else "▼ lower"
-    return f"{other} answers on average {abs(gap):.1f} percentage points {way} than {one}."
+    first = _champion(stats)["name"]
+    first = first if first in told else next(iter(told))
+    gaps = {name: 100 * (mean - told[first]) for name, mean in told.items() if name != first}
+    parts = [
+        f"{name} answers on average {abs(gap):.1f} percentage points {'▲ higher' if gap > 0 else '▼ lower'}"
+        for name, gap in gaps.items()
+    ]
+    return f"{', '.join(parts)} than {first}."
 
 
 def scores_table(spreads: Sequence[Stats]) -> html.Table:
@@ -234,10 +344,10 @@ def scores_table(spreads: Sequence[Stats]) -> html.Table:
 def latency_summary(stats: Stats) -> str:
     """Who is faster for most requests, in one sentence."""
     told = [
-        f"{each['name']} answers half of its requests within {each['latency_ms']['p50']:.1f} ms, "
-        f"and all but 1% within {each['latency_ms']['p99']:.1f} ms"
+        f"{each['name']} answers half of its requests within {latency['p50']:.1f} ms, "
+        f"and all but 1% within {latency['p99']:.1f} ms"
         for each in stats["variants"]
-        if each["latency_ms"]
+        if (latency := answers(stats, each)["latency_ms"])
     ]
     return f"{'; '.join(told)}." if told else "No request was answered yet."
 
@@ -247,7 +357,10 @@ def latency_table(stats: Stats) -> html.Table:
     rows = [
         (
             each["name"],
-            *(_figure((each["latency_ms"] or {}).get(name), ".1f") for name in ("p50", "p95", "p99")),
+            *(
+                _figure((answers(stats, each)["latency_ms"] or {}).get(name), ".1f")
+                for name in ("p50", "p95", "p99")
+            ),
         )
         for each in stats["variants"]
     ]
@@ -275,8 +388,15 @@ def grid_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**{name: row[name] for name in shown}, "tag": row["tag"] or "real"} for row in reversed(rows)]
 
 
-def why_empty(stats: Stats, tag: str | None) -> str:
-    """Why there is nothing to show."""
+def why_empty(stats: Stats, tag: str | None, length: str) -> str:
+    """Why there is nothing to show; `length` is that of the range that was chosen, as in "1 h"."""
+    on_record = stats["tags"].get(tag, 0) if tag else sum(stats["tags"].values())
+    if on_record:
+        kind = f"{_kind(tag)} " if tag else ""
+        return (
+            f"Nothing came in the last {length}. The router has {on_record:,} {kind}requests on record: "
+            "choose a longer range above, or send some."
+        )
     on_record = sum(stats["tags"].values())
     if on_record:
         return f"The router has {on_record:,} requests on record, none of them {_kind(tag)}."
@@ -288,7 +408,9 @@ def failing(stats: Stats) -> list[html.Div]:
     return [
         notice(
             f"Variant {each['name']} does not answer",
-            f"The router says: {each['failing']}. It looks for it at {each['url']}; the others go on. "
+            f"The router says: {each['failing']}"
+            + (f" (request {each['failing_request']})" if each["failing_request"] else "")
+            + f". It looks for it at {each['url']}; the others go on. "
             f"This goes away with the next request that {each['name']} answers.",
         )
         for each in stats["variants"]
@@ -321,11 +443,19 @@ def _tile(name: str, title: str, value: Any, note: Any) -> html.Div:
     )
 
 
-def _by_variant(stats: Stats, head: Sequence[str], tell: Callable[[Stats], list[str]]) -> html.Table:
-    """A small table with a row for each variant."""
+def _by_variant(
+    stats: Stats,
+    head: Sequence[str],
+    tell: Callable[[Stats], list[str]],
+    chosen: Sequence[Stats] | None = None,
+) -> html.Table:
+    """A small table with a row for each variant, or each that is chosen, of what it answered."""
     rows = [
-        html.Tr([html.Th([mark(place), each["name"]], scope="row"), *map(html.Td, tell(each))])
+        html.Tr(
+            [html.Th([mark(place), each["name"]], scope="row"), *map(html.Td, tell(answers(stats, each)))]
+        )
         for each, place in _with_places(stats)
+        if chosen is None or each in chosen
     ]
     columns = html.Tr([html.Td(""), *(html.Th(name, scope="col") for name in head)])
     return html.Table([*([html.Thead(columns)] if head else []), html.Tbody(rows)], className="by-variant")
@@ -379,11 +509,23 @@ def _champion(stats: Stats) -> Stats:
     return found
 
 
+def is_unseen(stats: Stats, variant: Stats) -> bool:
+    """Whether callers never see what a variant answers: in shadow mode that of challengers."""
+    return bool(stats["mode"] == "shadow" and variant["role"] != "champion")
+
+
+def _hour(stats: Stats) -> str:
+    """The hour from which on is counted; with its day, where that is another one."""
+    since, now = stats["since"], stats["as_of"]
+    return f"{since[11:16]} UTC" if since[:10] == now[:10] else f"{since[:10]} {since[11:16]} UTC"
+
+
 def _on_record(stats: Stats) -> str:
     tags = dict(stats["tags"])
     real, simulated = tags.pop("real", 0), tags.pop("simulation", 0)
     others = "".join(f", {count:,} tagged {tag}" for tag, count in tags.items())
-    return f"on record: {real:,} real, {simulated:,} simulated{others}"
+    begin = f"since {_hour(stats)}, by whole hours; " if stats["since"] else ""
+    return f"{begin}on record: {real:,} real, {simulated:,} simulated{others}"
 
 
 def _kind(tag: str | None) -> str:

@@ -60,13 +60,13 @@ class RouterClient:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._asked: dict[tuple[str, int], _Asked] = {}
 
-    def stats(self, tag: str | None) -> Answer:
-        """Counts, shares with their intervals, latency, by variant."""
-        return self._get("/v1/stats", tag=tag)
+    def stats(self, tag: str | None, start: str | None = None) -> Answer:
+        """Counts, shares with their intervals, latency, by variant; from the hour of `start` on."""
+        return self._get("/v1/stats", tag=tag, **{"from": start})
 
-    def distributions(self, tag: str | None, *, seen: int = 0) -> Answer:
-        """Scores and latencies of each variant in bins."""
-        return self._get("/v1/distributions", seen, tag=tag)
+    def distributions(self, tag: str | None, start: str | None = None, *, seen: int = 0) -> Answer:
+        """Scores and latencies of each variant in bins; from the hour of `start` on."""
+        return self._get("/v1/distributions", seen, tag=tag, **{"from": start})
 
     def since(self, cursor: int, limit: int, tag: str | None, *, seen: int) -> list[Answer]:
         """The records after a cursor, oldest first, at most `limit` of them."""

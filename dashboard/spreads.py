@@ -17,19 +17,25 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 # Moments kept of the rate, and seconds between two where they come from records.
 MOST_RATES = 240
 LEAST_STEP = 2.0
+# Ticks of an axis of time at most, on a wide screen and on a narrow one.
+WIDE_TICKS, NARROW_TICKS = 6, 3
+# From this ratio of its ends on a logarithmic axis has ticks at powers of ten alone.
+MANY_TICKS = 5000
 
 Rate = list[Any]
 
 
-def style(figure: go.Figure, theme: str) -> go.Figure:
-    """A figure in the colours of a theme."""
+def style(figure: go.Figure, theme: str, *, legend: bool = False) -> go.Figure:
+    """A figure in the colours of a theme, with a legend above it or none."""
     lay_out(figure)
+    figure.update_layout(showlegend=legend, margin={"t": 32 if legend else 8})
     figure.update_layout(
         font={"color": SOFT[theme]},
         legend={
             "orientation": "h",
-            "y": 1.02,
-            "yanchor": "bottom",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
             "x": 0,
             "font": {"size": 12, "color": INK[theme]},
         },
@@ -63,8 +69,7 @@ def scores_figure(spreads: Sequence[Stats], roles: Sequence[str], theme: str) ->
             name=each["name"],
             hovertemplate=f"<b>{each['name']}</b> from %{{x:.2f}}: %{{y:.1%}}<extra></extra>",
         )
-    style(figure, theme)
-    figure.update_layout(showlegend=True)
+    style(figure, theme, legend=True)
     figure.update_xaxes(title="probability", range=[0, 1])
     figure.update_yaxes(title="share of answers", tickformat=".0%", rangemode="tozero")
     return figure
@@ -85,8 +90,7 @@ def latency_figure(spreads: Sequence[Stats], roles: Sequence[str], theme: str) -
             name=each["name"],
             hovertemplate=f"<b>{each['name']}</b> %{{y:.1%}} within %{{x:.1f}} ms<extra></extra>",
         )
-    style(figure, theme)
-    figure.update_layout(showlegend=True)
+    style(figure, theme, legend=True)
     edges = [edge for each in spreads for edge in each["latency_ms"]["edges"]]
     figure.update_xaxes(title="latency, ms", **(log_axis(min(edges), max(edges)) if edges else {}))
     figure.update_yaxes(title="share of answers", tickformat=".0%", range=[0, 1.02])
@@ -94,9 +98,16 @@ def latency_figure(spreads: Sequence[Stats], roles: Sequence[str], theme: str) -
 
 
 def log_axis(least: float, most: float) -> dict[str, Any]:
-    """A logarithmic axis from one value to another, both above 0, with a tick at each 1, 2 and 5."""
-    tens = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
-    ticks = [digit * 10.0**ten for ten in tens for digit in (1, 2, 5)]
+    """A logarithmic axis from one value to another, both above 0, with a tick at each 1, 2 and 5.
+
+    It reaches farther where there would be less than two ticks; where there would be many, 1s alone have one.
+    """
+    tens = range(math.floor(math.log10(least)) - 1, math.ceil(math.log10(most)) + 2)
+    digits = (1, 2, 5) if most / least < MANY_TICKS else (1,)
+    ticks = [digit * 10.0**ten for ten in tens for digit in digits]
+    if sum(least <= tick <= most for tick in ticks) < 2:  # noqa: PLR2004
+        least = max(tick for tick in ticks if tick <= least)
+        most = min(tick for tick in ticks if tick >= most and tick > least)
     return {
         "type": "log",
         "range": [math.log10(least), math.log10(most)],
@@ -144,7 +155,9 @@ def rates_with(rates: Sequence[Rate], now: str, since: str, came: Sequence[int])
     return [*kept, new][-MOST_RATES:]
 
 
-def rates_figure(rates: Sequence[Rate], names: Sequence[str], roles: Sequence[str], theme: str) -> go.Figure:
+def rates_figure(
+    rates: Sequence[Rate], names: Sequence[str], roles: Sequence[str], theme: str, *, narrow: bool
+) -> go.Figure:
     """Requests per second of each variant over time."""
     figure = go.Figure()
     for number, (name, look) in enumerate(zip(names, looks(roles, theme), strict=True), 1):
@@ -156,9 +169,9 @@ def rates_figure(rates: Sequence[Rate], names: Sequence[str], roles: Sequence[st
             name=name,
             hovertemplate=f"<b>{name}</b> %{{y:.1f}} a second at %{{x|%H:%M:%S}}<extra></extra>",
         )
-    style(figure, theme)
-    figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="time, UTC", type="date", tickformat="%H:%M:%S", nticks=6)
+    style(figure, theme, legend=True)
+    figure.update_xaxes(title="time, UTC", type="date", tickformat="%H:%M:%S", tickangle=0)
+    figure.update_xaxes(nticks=NARROW_TICKS if narrow else WIDE_TICKS)
     figure.update_yaxes(title="requests per second", rangemode="tozero")
     return figure
 

@@ -14,16 +14,16 @@ from dashboard import pieces, report, verdict_charts
 from dashboard import verdict_words as words
 from dashboard.charts import GRAPH_CONFIG, Stats
 from dashboard.router_client import RouterClient, RouterDown
-from dashboard.shell import TRAFFIC, VIEW, View
+from dashboard.shell import TRAFFIC, VIEW, View, link
 from dashboard.verdict_charts import Shown
 from runoff import web
 from runoff.problems import NotFound, Unavailable
 
 PATH, TITLE = "verdict", "Verdict"
+HEEDS = ("traffic",)
 
 # Asked anew so many ticks after the last time.
 SELDOM = 5
-IMAGE = {"format": "png", "scale": 2}
 DECISIONS = {
     "keep": "● Keep",
     "promote": "▲ Promote",
@@ -54,8 +54,11 @@ def register(app: Dash, router: RouterClient) -> None:
         Input("tick", "data"),
         *VIEW,
         State("verdict-seen", "data"),
+        State("url", "search"),
     )
-    def refresh(_tick: Any, look: Any, traffic: str, range_: str, seen: Any) -> tuple[Any, Any, Any]:
+    def refresh(
+        _tick: Any, look: Any, traffic: str, range_: str, seen: Any, search: str | None
+    ) -> tuple[Any, Any, Any]:
         count, before = (seen[0] + 1, seen[1]) if seen else (0, None)
         if ctx.triggered_id == "tick" and count % SELDOM:
             return no_update, no_update, [count, before]
@@ -69,10 +72,11 @@ def register(app: Dash, router: RouterClient) -> None:
             reason = f"The router says: {error}." if error.status else f"The router cannot be asked: {error}."
             return "No verdict yet", pieces.empty("There is no verdict", reason), [count, None]
         # What stands is left alone where nothing is new: somebody may be reading it.
-        now = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed]).encode())
+        live = link("", search)
+        now = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed, live]).encode())
         if now == before:
             return no_update, no_update, [count, before]
-        return told["sentence"], _told(told, view, mixed=mixed), [count, now]
+        return told["sentence"], _told(told, view, live, mixed=mixed), [count, now]
 
     def exported() -> Response:
         """The verdict as one HTML file."""
@@ -95,12 +99,12 @@ def _mixed(router: RouterClient, tag: str | None) -> bool:
     return tag is None and len(router.stats(None)["tags"]) > 1
 
 
-def _told(told: Stats, view: View, *, mixed: bool) -> list[Component]:
+def _told(told: Stats, view: View, live: str, *, mixed: bool) -> list[Component]:
     basis = html.P(
         [html.B(DECISIONS[told["decision"]]), f"  {words.basis(told, mixed=mixed)}"], id="verdict-basis"
     )
     if not told["requests"]:
-        action = html.A("Send some on the live page", href="./", className="more")
+        action = html.A("Send some on the live page", href=live, className="more")
         return [basis, pieces.empty("There is nothing to judge yet", words.nothing(told), action)]
     return [
         basis,
@@ -129,7 +133,7 @@ def _told(told: Stats, view: View, *, mixed: bool) -> list[Component]:
         *(part for number in range(len(told["comparisons"])) for part in _compared(told, number, view)),
         *([_card("Between groups", words.gaps(told))] if told["gaps"] else []),
         html.Div([_chart(shown) for shown in verdict_charts.of_variants(told, view.theme)], className="pair"),
-        _chart(verdict_charts.traffic(told, view.theme)),
+        _chart(verdict_charts.traffic(told, view.theme, narrow=view.narrow)),
     ]
 
 
@@ -141,10 +145,10 @@ def _compared(told: Stats, number: int, view: View) -> list[Component]:
             f"{told['champion']} and {each['challenger']}",
             words.figures(told, each),
             grey=5,
-            note=words.fewer(told, each),
+            note=f"{words.fewer(told, each)} {words.E_VALUE}".strip(),
         ),
         _chart(funnel),
-        _card("Guardrails", words.guardrails(each))
+        _card("Guardrails", words.guardrails(each), note=words.HARM)
         if each["guardrails"]
         else html.Section(
             [html.H2("Guardrails"), html.P("The experiment declares none.", className="note")],
@@ -157,16 +161,17 @@ def _compared(told: Stats, number: int, view: View) -> list[Component]:
 
 def _chart(shown: Shown) -> html.Section:
     """A card with a chart that is drawn at once; with the summary alone where there is nothing to draw."""
-    said = [html.H2(shown.title), html.P(shown.summary, className="note", id=f"{shown.name}-summary")]
+    said = html.P(shown.summary, className="note", id=f"{shown.name}-summary")
     if not shown.table[1]:
-        return html.Section(said, className="card")
+        return html.Section([html.H2(shown.title), said], className="card")
     return html.Section(
         [
-            *said,
+            pieces.heading(shown.title),
+            said,
             html.Div(
                 dcc.Graph(
                     id=shown.name,
-                    config=GRAPH_CONFIG | {"toImageButtonOptions": {**IMAGE, "filename": shown.name}},
+                    config=GRAPH_CONFIG,
                     figure=shown.figure,
                     responsive=True,
                     style={"height": shown.height},

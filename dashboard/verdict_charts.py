@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dashboard import reliability
 from dashboard import verdict_words as words
 from dashboard.charts import HATCHES, INK, SOFT, Stats, places
-from dashboard.spreads import log_axis, looks, style
+from dashboard.spreads import NARROW_TICKS, WIDE_TICKS, log_axis, looks, style
 from dashboard.verdict_words import Table
 from verdict.evidence import SCORE_BINS
 
@@ -74,13 +74,13 @@ def of_variants(told: Stats, theme: str) -> list[Shown]:
     ]
 
 
-def traffic(told: Stats, theme: str) -> Shown:
+def traffic(told: Stats, theme: str, *, narrow: bool = False) -> Shown:
     """What came, and by which propensities."""
     return Shown(
         "verdict-traffic",
         "Who was asked, and by which propensities?" if _has_shares(told) else "Who was asked?",
         words.traffic_summary(told),
-        traffic_figure(told, theme),
+        traffic_figure(told, theme, narrow=narrow),
         words.traffic_table(told),
         360 if _has_shares(told) else 260,
     )
@@ -188,8 +188,8 @@ def latency(told: Stats, each: Stats, number: int, theme: str) -> go.Figure:
             textfont={"size": 12, "color": INK[theme]},
             hovertemplate=f"<b>{name}</b> %{{y:.3g}} ms<extra></extra>",
         )
-    style(figure, theme)
-    figure.update_layout(showlegend=True, margin={"l": 60})
+    style(figure, theme, legend=True)
+    figure.update_layout(margin={"l": 60})
     figure.update_xaxes(
         tickvals=list(range(len(rows))),
         ticktext=[words.quantile(row) for row in rows],
@@ -199,23 +199,21 @@ def latency(told: Stats, each: Stats, number: int, theme: str) -> go.Figure:
     return figure
 
 
-def traffic_figure(told: Stats, theme: str) -> go.Figure:
-    """Requests of each variant in each cell of time; below it propensities as lines, shares as marks."""
+def traffic_figure(told: Stats, theme: str, *, narrow: bool = False) -> go.Figure:
+    """Requests of variants in each cell of time, stacked; below it propensities as lines, shares as marks."""
     cells = told["traffic"]
     figure = go.Figure()
     variants = words.variants(told)
     roles = words.role_list(told)
     # The last cell is not over: its bars are as wide as the others.
     width = max((each["end"] - each["begin"] for each in cells), default=3600.0)
-    bar = 0.9 * width / len(variants)
-    for place, (name, look, hatch) in enumerate(
-        zip(variants, looks(roles, theme), (HATCHES[each] for each in places(roles)), strict=True)
-    ):
+    hatches = [HATCHES[each] for each in places(roles)]
+    for name, look, hatch in zip(variants, looks(roles, theme), hatches, strict=True):
         figure.add_bar(
             x=[_time(each["begin"]) for each in cells],
             y=[each["requests"][name] for each in cells],
-            width=1000 * bar,
-            offset=1000 * (0.05 * width + place * bar),
+            width=900 * width,
+            offset=50 * width,
             marker={
                 "color": look["color"],
                 "pattern": {
@@ -231,10 +229,11 @@ def traffic_figure(told: Stats, theme: str) -> go.Figure:
             name=name,
             hovertemplate=f"<b>{name}</b> %{{y:,}} requests from %{{x|%d %b %H:%M}}<extra></extra>",
         )
-    style(figure, theme)
+    style(figure, theme, legend=True)
     # Ticks have two lines: the time, and the day.
-    figure.update_layout(showlegend=True, barmode="overlay", margin={"l": 60, "b": 60})
-    figure.update_xaxes(type="date", tickformat="%H:%M\n%d %b", nticks=6)
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal"}, margin={"l": 60, "b": 60})
+    figure.update_xaxes(type="date", tickformat="%H:%M\n%d %b", tickangle=0)
+    figure.update_xaxes(nticks=NARROW_TICKS if narrow else WIDE_TICKS)
     figure.update_xaxes(title={"text": "time, UTC", "standoff": 16})
     figure.update_yaxes(title="requests", rangemode="tozero", tickformat=",d")
     if _has_shares(told):

@@ -30,6 +30,16 @@ CAPITALS = ("brier", "auc")
 LATENCY = "latency-"
 SIDES = ("champion", "challenger")
 
+# What readers may not know.
+E_VALUE = (
+    "An e-value is evidence of a difference, whenever one looks: where there is none, it ever reaches 20 at "
+    "most one time in 20."
+)
+HARM = (
+    "Harm is by how much the challenger is worse, in the metric's unit. A guardrail is breached when its "
+    "e-value, the evidence of more harm than the margin, reaches the bound behind it."
+)
+
 
 def interval(ends: Stats) -> str:
     """Both ends of an interval, or the one that is known."""
@@ -70,8 +80,15 @@ def nothing(told: Stats) -> str:
 
 def checks(told: Stats) -> list[tuple[str, str, str]]:
     """The trust checks: name, state in a word, what was seen."""
-    every = [*told["checks"], *(check for each in told["comparisons"] for check in each["checks"])]
-    return [(each["name"].capitalize(), STATES[each["state"]], each["seen"]) for each in every]
+    many = len(told["comparisons"]) > 1
+    every = [(check, "") for check in told["checks"]] + [
+        (check, f", {each['challenger']}" if many else "")
+        for each in told["comparisons"]
+        for check in each["checks"]
+    ]
+    return [
+        (f"{check['name'].capitalize()}{of}", STATES[check["state"]], check["seen"]) for check, of in every
+    ]
 
 
 def figures(told: Stats, each: Stats) -> Table:
@@ -143,10 +160,11 @@ def funnel_summary(told: Stats, each: Stats) -> str:
         return f"Nothing can be said of the {name} yet: no outcome counts."
     last = points[-1]
     margin = f" Within ±{number(told['margin'])} both are as good." if told["margin"] else ""
+    alone = " There is a point for each hour at most: the next one comes then." if len(points) == 1 else ""
     return (
         f"After {each['n']:,} outcomes the {name} of {told['champion']} less that of {each['challenger']} is "
         f"{number(last['difference'])}, and with {1 - told['alpha']:.0%} confidence, "
-        f"however often one looks, within {interval(last['interval'])}.{margin}"
+        f"however often one looks, within {interval(last['interval'])}.{margin}{alone}"
     )
 
 
@@ -244,7 +262,10 @@ def traffic_summary(told: Stats) -> str:
         f"{name} {got[name] / max(total, 1):.1%} where {_expected(drawn, name):.1%} were to come"
         for name in names
     )
-    return f"{span} {total:,} requests came: {parts}. Lines are propensities, marks the shares that came."
+    return (
+        f"{span} {total:,} requests came: {parts}. Lines are propensities, the probabilities with which "
+        "variants were drawn; marks are the shares that came."
+    )
 
 
 def _expected(cells: Sequence[Stats], name: str) -> float:

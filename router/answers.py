@@ -106,11 +106,23 @@ class Latency(TypedDict):
     p99: float
 
 
+class ShadowStats(TypedDict):
+    """What a variant answered in the shadow of another, which callers never saw."""
+
+    requests: int
+    answered: int
+    refused: int
+    failed: int
+    mean_prediction: float | None
+    latency_ms: Latency | None
+
+
 class VariantStats(TypedDict):
     """What happened to the requests of a variant.
 
     Its share is of the `share_of` requests that were assigned by the weights in force; the interval holds
-    however often one looks.
+    however often one looks. Where its newest request failed, `failing` says why, and `failing_request` is the
+    id of that request. What it answered unseen is in `shadow`, if it did.
     """
 
     name: str
@@ -128,13 +140,18 @@ class VariantStats(TypedDict):
     refused: int
     failed: int
     failing: str | None
+    failing_request: str | None
     mean_prediction: float | None
     latency_ms: Latency | None
     labelled: int
+    shadow: ShadowStats | None
 
 
 class Stats(TypedDict):
-    """What the ledger holds, in numbers. `cursor` is that of the newest row which they count."""
+    """What the ledger holds, in numbers. `cursor` is that of the newest row which they count.
+
+    `since` is the hour from which on they count; None where they count all. `tags` always does.
+    """
 
     as_of: str
     experiment: str
@@ -143,6 +160,7 @@ class Stats(TypedDict):
     mode: str
     paused: bool
     held: bool
+    since: str | None
     requests: int
     cursor: int
     variants: list[VariantStats]

@@ -57,6 +57,7 @@ from router import (
     services_api,
     verdict_api,
 )
+from router.assignment import SHADOW
 from router.controllers import Runner, Sums
 from router.database import NOT_RECORDED, DatabaseDown
 from router.dialects import DIALECTS
@@ -363,21 +364,29 @@ def _told(takes: Outcomes, reports: Iterable[Any]) -> Iterator[bytes]:
 
 @api.get("/stats")
 @describe(
-    *openapi.CALLERS, Unavailable, tag="ledger", answer=answers.Stats, query={"tag": {"type": "string"}}
+    *(*openapi.CALLERS, Unavailable),
+    tag="ledger",
+    answer=answers.Stats,
+    query={"tag": {"type": "string"}, "from": {"type": "string", "format": "date-time"}},
 )
 def stats() -> tuple[dict[str, Any], dict[str, str]]:
-    """Counts by variant, shares with intervals that hold at any moment, quantiles of latency."""
+    """Counts by variant, shares with intervals that hold at any moment, quantiles of latency.
+
+    With `from` they are of the whole hours from that time's on.
+    """
     _admit("read")
     parts = _parts()
-    tag = query.tag()
+    tag, since = query.tag(), query.hour("from")
     current = parts.following.now()
     cursor = parts.fold.catch_up()
     name = current.document.name
-    counts = parts.fold.counts(name, tag)
-    latency = parts.fold.latency(name, tag)
+    counts = parts.fold.counts(name, tag, since)
+    latency = parts.fold.latency(name, tag, since)
+    shadows = parts.fold.counts(name, tag, since, SHADOW)
+    shadow_latency = parts.fold.latency(name, tag, since, SHADOW)
     standings = parts.fold.standings(name)
-    labelled = parts.fold.labelled(name, tag)
-    answer = {
+    labelled = parts.fold.labelled(name, tag, since)
+    answer: dict[str, Any] = {
         "as_of": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "experiment": name,
         "version": current.version,
@@ -385,16 +394,43 @@ def stats() -> tuple[dict[str, Any], dict[str, str]]:
         "mode": current.document.mode,
         "paused": current.paused,
         "held": current.held,
+        "since": f"{since}:00:00Z" if since else None,
         "requests": sum(each.requests for each in counts.values()),
         "cursor": cursor,
         "variants": [
             _stands(variant, current, counts, latency.get(variant.name), standings.get(variant.name))
-            | {"labelled": labelled.get(variant.name, 0)}
+            | {
+                "labelled": labelled.get(variant.name, 0),
+                "shadow": _unseen(variant, shadows, shadow_latency.get(variant.name)),
+            }
             for variant in current.document.variants
         ],
         "tags": parts.fold.tags(name),
     }
+    for each in answer["variants"]:
+        each["failing_request"] = parts.ledger.newest_failure(each["name"]) if each["failing"] else None
     return answer, {"Cache-Control": "no-cache"}
+
+
+def _unseen(
+    variant: Variant, shadows: dict[tuple[int, int, str], Counts], latency: Histogram | None
+) -> dict[str, Any] | None:
+    """What a variant answered in the shadow of another, as `/stats` tells it; None where it did not."""
+    mine = sum((each for key, each in shadows.items() if key[2] == variant.name), NOTHING)
+    return _came_of(mine, latency) if mine.requests else None
+
+
+def _came_of(counts: Counts, latency: Histogram | None) -> dict[str, Any]:
+    return {
+        "requests": counts.requests,
+        "answered": counts.answered,
+        "refused": counts.refused,
+        "failed": counts.failed,
+        "mean_prediction": counts.mean_prediction,
+        "latency_ms": (
+            {name: latency.quantile(share) for name, share in QUANTILES.items()} if latency else None
+        ),
+    }
 
 
 def _stands(
@@ -424,18 +460,11 @@ def _stands(
         "configured_share": configured,
         "model": standing["model"] if standing else None,
         "version": standing["version"] if standing else None,
-        "requests": mine.requests,
         "share": k / n if n else None,
         "share_interval": [float(lower), float(upper)] if n else None,
         "share_of": n,
-        "answered": mine.answered,
-        "refused": mine.refused,
-        "failed": mine.failed,
         "failing": standing["problem"] if standing and asked else None,
-        "mean_prediction": mine.mean_prediction,
-        "latency_ms": (
-            {name: latency.quantile(share) for name, share in QUANTILES.items()} if latency else None
-        ),
+        **_came_of(mine, latency),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -64,12 +65,18 @@ class CalibrationBin(TypedDict):
 
 
 class Drift(TypedDict):
-    """What a variant was asked in the newest `rows` rows, beside `reference_rows` of training."""
+    """What a variant was asked in the newest `rows` rows, beside `reference_rows` of training.
+
+    Of the rows `distinct` are different records: who is asked about again tells nothing new of a spread.
+    `tags` says how many are of which kind of traffic, "real" where they have no tag.
+    """
 
     variant: str
     model: str
     version: str
     rows: int
+    distinct: int
+    tags: dict[str, int]
     reference_rows: int
     since: str | None
     until: str | None
@@ -120,7 +127,8 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
             tagged(tag),
         )
         newest = ledger.newest()
-        asked = sa.select(predictions.c.time, predictions.c.features, predictions.c.prediction).where(
+        columns = [predictions.c[name] for name in ("time", "features", "prediction", "tag")]
+        asked = sa.select(*columns).where(
             predictions.c.cursor > newest - MAX_DEPTH, predictions.c.prediction.is_not(None), *where
         )
         found = ledger.read(asked.order_by(predictions.c.cursor.desc()).limit(rows))
@@ -131,6 +139,8 @@ def blueprint(router: Router, ledger: Ledger, fold: Fold, admit: Callable[[Scope
             "model": standing["model"],
             "version": standing["version"],
             "rows": len(found),
+            "distinct": len({row.features for row in found}),
+            "tags": dict(Counter(row.tag or "real" for row in found)),
             "reference_rows": reference["rows"],
             "since": found[-1].time if found else None,
             "until": found[0].time if found else None,

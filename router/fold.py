@@ -243,18 +243,22 @@ class Fold:
             known = self._rules[version] = Rules(decision, found.series if found else version)
         return known
 
-    def counts(self, experiment: str, tag: str | None = None) -> dict[tuple[int, int, str], Counts]:
+    def counts(
+        self, experiment: str, tag: str | None = None, since: str = TOTAL, kind: str = LIVE
+    ) -> dict[tuple[int, int, str], Counts]:
         """What happened to the requests of each variant, by version, allocation and name of the variant.
 
         Args:
             experiment: its name.
             tag: only traffic of this tag; "real" is the traffic without one. None counts all.
+            since: the first hour that counts; TOTAL counts all.
+            kind: of side answer, or LIVE.
         """
         key = (sums.c.experiment_version, sums.c.allocation, sums.c.variant)
         added = [sums.c[name] for name in ("requests", "answered", "refused", "failed", "sum_p")]
         query = (
             sa.select(*key, *(sa.func.sum(column) for column in added))
-            .where(_total(sums, experiment), _of(sums, tag))
+            .where(_over(sums, experiment, since, kind), _of(sums, tag))
             .group_by(*key)
         )
         return {
@@ -264,24 +268,28 @@ class Fold:
             )
         }
 
-    def latency(self, experiment: str, tag: str | None = None) -> dict[str, Histogram]:
-        """How long answered requests took, by variant."""
+    def latency(
+        self, experiment: str, tag: str | None = None, since: str = TOTAL, kind: str = LIVE
+    ) -> dict[str, Histogram]:
+        """How long answered requests took, by variant; arguments as of `counts`."""
         found: dict[str, Histogram] = defaultdict(Histogram)
         query = (
             sa.select(latencies.c.variant, latencies.c.bin, sa.func.sum(latencies.c.requests))
-            .where(_total(latencies, experiment), _of(latencies, tag))
+            .where(_over(latencies, experiment, since, kind), _of(latencies, tag))
             .group_by(latencies.c.variant, latencies.c.bin)
         )
         for variant, bin_, requests in map(tuple, database.read(self._engine, query)):
             found[variant][bin_] = int(requests)
         return found
 
-    def scored(self, experiment: str, tag: str | None = None) -> dict[str, Counter[int]]:
-        """How many answers fell into each of SCORE_BINS bins of probability, by variant."""
+    def scored(
+        self, experiment: str, tag: str | None = None, since: str = TOTAL, kind: str = LIVE
+    ) -> dict[str, Counter[int]]:
+        """How many answers fell into each of SCORE_BINS bins of probability, by variant; see `counts`."""
         found: dict[str, Counter[int]] = defaultdict(Counter)
         query = (
             sa.select(scores.c.variant, scores.c.bin, sa.func.sum(scores.c.requests))
-            .where(_total(scores, experiment), _of(scores, tag))
+            .where(_over(scores, experiment, since, kind), _of(scores, tag))
             .group_by(scores.c.variant, scores.c.bin)
         )
         for variant, bin_, requests in map(tuple, database.read(self._engine, query)):
@@ -304,15 +312,15 @@ class Fold:
         gone = (now.minute * 60 + now.second) / 3600
         return found.get(hours[1], 0) + (1 - gone) * found.get(hours[0], 0)
 
-    def labelled(self, experiment: str, tag: str | None = None) -> dict[str, int]:
-        """Of how many answered requests the outcome is known, by variant."""
+    def labelled(self, experiment: str, tag: str | None = None, since: str = TOTAL) -> dict[str, int]:
+        """Of how many answered requests the outcome is known, by variant; arguments as of `counts`."""
         query = sa.select(labels.c.variant, sa.func.sum(labels.c.labelled))
-        mine = query.where(_total(labels, experiment), _of(labels, tag)).group_by(labels.c.variant)
+        mine = query.where(_over(labels, experiment, since), _of(labels, tag)).group_by(labels.c.variant)
         return {variant: int(count) for variant, count in map(tuple, database.read(self._engine, mine))}
 
     def tags(self, experiment: str) -> dict[str, int]:
         """How many requests there are of each tag; "real" is the traffic without one."""
-        query = sa.select(sums.c.tag, sa.func.sum(sums.c.requests)).where(_total(sums, experiment))
+        query = sa.select(sums.c.tag, sa.func.sum(sums.c.requests)).where(_over(sums, experiment))
         found = database.read(self._engine, query.group_by(sums.c.tag))
         return {tag or "real": int(count) for tag, count in map(tuple, found)}
 
@@ -808,14 +816,15 @@ def _row(table: sa.Table, key: Key, values: Sequence[float]) -> dict[str, Any]:
     return dict(zip((column.name for column in table.columns), (*key, *values), strict=True))
 
 
-def _total(table: sa.Table, experiment: str) -> sa.ColumnElement[bool]:
-    """The sums of an experiment over all hours, of what callers were answered."""
-    return sa.and_(table.c.experiment == experiment, table.c.hour == TOTAL, _whole_of(table))
+def _over(table: sa.Table, experiment: str, since: str = TOTAL, kind: str = LIVE) -> sa.ColumnElement[bool]:
+    """The sums of an experiment over all hours, or over those from one on."""
+    hours = table.c.hour == TOTAL if since == TOTAL else table.c.hour >= since
+    return sa.and_(table.c.experiment == experiment, hours, _whole_of(table, kind))
 
 
-def _whole_of(table: sa.Table) -> sa.ColumnElement[bool]:
-    """The sums of what callers were answered, of all segments."""
-    return sa.and_(table.c.kind == LIVE, table.c.segment == ALL if "segment" in table.c else sa.true())
+def _whole_of(table: sa.Table, kind: str = LIVE) -> sa.ColumnElement[bool]:
+    """The sums of what callers were answered, or of another kind of answer, of all segments."""
+    return sa.and_(table.c.kind == kind, table.c.segment == ALL if "segment" in table.c else sa.true())
 
 
 def _of(table: sa.Table, tag: str | None) -> sa.ColumnElement[bool]:

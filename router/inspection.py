@@ -20,12 +20,14 @@ from flask import Blueprint, request
 from typing_extensions import TypedDict
 
 from router import query
+from router.assignment import SHADOW
 from router.experiments import Following
 from router.fold import GROWTH, Fold
 from router.keys import OPERATOR_KEY, SCOPES, Guard, Scope
 from router.openapi import CALLERS
 from runoff.operations import describe
 from runoff.problems import Forbidden, TooManyRequests, Unauthorized, Unavailable
+from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
 
 # So many of the fold's bins of latencies, of one per cent each, make one here.
@@ -52,12 +54,18 @@ class Spread(TypedDict):
     counts: list[int]
 
 
-class VariantSpread(TypedDict):
-    """How the answers of a variant are spread: probabilities, and milliseconds."""
+class AnswerSpread(TypedDict):
+    """How some answers are spread: probabilities, and milliseconds."""
 
-    name: str
     scores: Spread
     latency_ms: Spread
+
+
+class VariantSpread(AnswerSpread):
+    """How the answers of a variant are spread; those that callers never saw, as its shadow, apart."""
+
+    name: str
+    shadow: AnswerSpread
 
 
 class Distributions(TypedDict):
@@ -95,31 +103,46 @@ def blueprint(following: Following, fold: Fold, guard: Guard, admit: Callable[[S
         raise AssertionError("a key has one of the scopes")
 
     @api.get("/v1/distributions")
-    @describe(*CALLERS, Unavailable, tag="experiment", query={"tag": {"type": "string"}})
+    @describe(
+        *(*CALLERS, Unavailable),
+        tag="experiment",
+        query={"tag": {"type": "string"}, "from": {"type": "string", "format": "date-time"}},
+    )
     def distributions() -> Distributions:
-        """How scores and latencies of each variant are spread."""
+        """How scores and latencies of each variant are spread.
+
+        With `from` those of the whole hours from that time's on.
+        """
         admit("read")
-        tag = query.tag()
+        tag, since = query.tag(), query.hour("from")
         document = following.now().document
-        latency = fold.latency(document.name, tag)
-        scores = fold.scored(document.name, tag)
+        live, shadow = (
+            _spreads(
+                fold.scored(document.name, tag, since, kind), fold.latency(document.name, tag, since, kind)
+            )
+            for kind in (LIVE, SHADOW)
+        )
         now = datetime.now(UTC)
         return {
             "experiment": document.name,
             "requests_last_hour": round(fold.last_hour(document.name, now, tag)),
             "variants": [
-                {
-                    "name": each.name,
-                    "scores": _spread(scores.get(each.name, {}), lambda bin_: bin_ / SCORE_BINS),
-                    "latency_ms": _spread(
-                        _coarser(latency.get(each.name, {})), lambda bin_: _grown(bin_ * COARSER)
-                    ),
-                }
+                {"name": each.name, **live(each.name), "shadow": shadow(each.name)}
                 for each in document.variants
             ],
         }
 
     return api
+
+
+def _spreads(
+    scores: Mapping[str, Mapping[int, int]], latency: Mapping[str, Mapping[int, int]]
+) -> Callable[[str], AnswerSpread]:
+    """How answers are spread, by the name of a variant."""
+    return lambda name: {
+        "scores": _spread(scores.get(name, {}), lambda bin_: bin_ / SCORE_BINS),
+        "latency_ms": _spread(_coarser(latency.get(name, {})), lambda bin_: _grown(bin_ * COARSER)),
+    }
 
 
 def _coarser(bins: Mapping[int, int]) -> dict[int, int]:

@@ -87,12 +87,12 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
 
 @dataclass
 class _Before:
-    """The rows of a unit that came before: how many, Σw, Σx and Σwx of both scores; and of each cell."""
+    """The rows of a unit that came before: how many, Σw, Σx and Σwx of each score; and of each cell."""
 
     n: int = 0
     w: float = 0.0
-    totals: tuple[float, ...] = (0.0, 0.0)
-    weighted: tuple[float, ...] = (0.0, 0.0)
+    totals: tuple[float, ...] = (0.0, 0.0, 0.0)
+    weighted: tuple[float, ...] = (0.0, 0.0, 0.0)
     cells: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def add(self, w: float, scores: tuple[float, ...], cell: int) -> None:
@@ -127,10 +127,10 @@ def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Rules]) -> Ite
         w, tag = 1 / row.propensity, row.tag or ""
         period = (row.experiment, row.time[:13], row.experiment_version, row.allocation, row.variant)
         one = p >= decision.threshold(row.variant)
-        said = [(LIVE, "", _losses(p, y), _decided(one, y).index(True))]
+        said = [(LIVE, "", (*_losses(p, y), y - p), _decided(one, y).index(True))]
         for kind, name, other in known.beside:
             cell = 4 * one + 2 * (other >= decision.threshold(name)) + int(y)
-            said.append((kind, name, _differences(p, other, y), cell))
+            said.append((kind, name, (*_differences(p, other, y), other - p), cell))
         segments = _segments(row.features, decision)
         for kind, beside, scores, cell in said:
             for segment in segments:
@@ -144,9 +144,12 @@ def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Rules]) -> Ite
 
 
 def _together(before: _Before, w: float, scores: tuple[float, ...]) -> Iterator[float]:
-    """Of each score x of a row: x·n + t, x·t, and both with weights."""
-    for x, t, t_w in zip(scores, before.totals, before.weighted, strict=True):
+    """Of each score x of a row: x·n + t, x·t, and both with weights; of the residual, the last, without."""
+    *told, residual = zip(scores, before.totals, before.weighted, strict=True)
+    for x, t, t_w in told:
         yield from (x * before.n + t, x * t, w * (x * before.w + t_w), w * x * t_w)
+    x, t, _ = residual
+    yield from (x * before.n + t, x * t)
 
 
 def brier_score(p: float, y: float) -> float:

@@ -24,6 +24,8 @@ from router.tables import outcomes, predictions, side_answers
 
 # Records that are read at once.
 PAGE = 500
+# How far back a failure is looked for.
+FAILURE_DEPTH = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +152,16 @@ class Ledger:
     def newest(self) -> int:
         """The cursor of the newest record, 0 where there is none."""
         return int(self.read(sa.select(sa.func.max(predictions.c.cursor)))[0][0] or 0)
+
+    def newest_failure(self, variant: str) -> str | None:
+        """The request id of a variant's newest request that failed; None where that is long ago."""
+        query = sa.select(predictions.c.request_id).where(
+            predictions.c.cursor > self.newest() - FAILURE_DEPTH,
+            predictions.c.variant == variant,
+            predictions.c.status >= 500,  # noqa: PLR2004
+        )
+        found = self.read(query.order_by(predictions.c.cursor.desc()).limit(1))
+        return str(found[0].request_id) if found else None
 
     def check(self) -> None:
         """Raise DatabaseDown where the database cannot be reached."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from flask import request
 
+from router.database import stamp
 from router.front import checked_tag
 from runoff.problems import wrong_parameter
 
@@ -41,6 +42,16 @@ def time(name: str) -> datetime | None:
         return found.astimezone(UTC)
     except (ValueError, OverflowError):
         raise wrong_parameter(name, "format", "a time such as 2026-11-23T14:05Z", text) from None
+
+
+def hour(name: str) -> str:
+    """The hour in which a time lies, as sums name it (2026-11-23T14); nothing without a time.
+
+    Raises:
+        Malformed: it is no time.
+    """
+    found = time(name)
+    return stamp(found)[:13] if found else ""
 
 
 def tag() -> str | None:

@@ -289,6 +289,7 @@ repeats = sa.Table(
         for score in ("brier", "log_loss")
         for what in ("cross", "product", "cross_w", "product_w")
     ),
+    *(_sum(f"residual_{what}") for what in ("cross", "product")),
 )
 
 # How many of those pairs of rows by what was decided of the later row and of the earlier one, and what came

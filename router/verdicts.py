@@ -457,19 +457,20 @@ def _of_known(row: Any, question: Question) -> Evidence:
     if costs:
         moments["profit"] = money.moments(costs, decisions)
     shares = question.declared.at((row.experiment_version, row.allocation)).weights
-    arms_apart = question.by_unit and who.design != "shadow"
+    residual = Moments(n, row.residual, row.residual2)
+    apart = {**moments, "calibration": residual} if question.by_unit and who.design != "shadow" else {}
     arm = Arm(
         labelled=n,
         positives=int(row.positives),
         brier=moments["brier"],
         log_loss=moments["log-loss"],
-        calibration=Moments(n, row.residual, row.residual2),
+        calibration=residual,
         profit=moments.get("profit"),
         decisions=decisions,
         weighted={name: each.weighted(shares[row.variant]) for name, each in moments.items()}
         if who.chances(shares)
         else {},
-        by_unit={name: ClusteredMoments.apart(each) for name, each in moments.items()} if arms_apart else {},
+        by_unit={name: ClusteredMoments.apart(each) for name, each in apart.items()},
     )
     found = replace(who.nothing, arms={row.variant: arm})
     if who.design != "shadow" and shares:
@@ -513,6 +514,9 @@ def _of_repeats(row: Any, question: Question) -> Evidence:
         "brier": ClusteredMoments.repeated(repeated, twins, row.brier_cross, row.brier_product),
         "log-loss": ClusteredMoments.repeated(repeated, twins, row.log_loss_cross, row.log_loss_product),
     }
+    if question.who.design != "shadow":
+        residual = ClusteredMoments.repeated(repeated, twins, row.residual_cross, row.residual_product)
+        by_unit["calibration"] = residual
     weighted = {
         "brier": WeightedMoments.repeated(row.twins_w, row.brier_cross_w, row.brier_product_w),
         "log-loss": WeightedMoments.repeated(row.twins_w, row.log_loss_cross_w, row.log_loss_product_w),

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from data.credit import PAYMENTS
+from router.database import stamp
+from router.fold import SUMS
+from router.tables import folds
 from tests.conftest import PATIENCE, House, until
 from traffic.clients import PROFILES
 
@@ -229,7 +234,7 @@ def test_real_and_simulated_traffic_are_told_apart_and_the_choice_is_kept_in_the
     expect(page.locator("#tile-requests")).to_have_text(f"{house.stats('real')['requests']:,}")
     shows_what_the_router_recorded(page, house, tag="real")
     page.reload()
-    expect(page.locator("#summary")).to_contain_text(f"{house.stats('real')['requests']:,} real requests")
+    expect(page.locator("#summary")).to_contain_text(f"{house.stats('real')['requests']:,} real request")
 
 
 def test_the_theme_changes_page_and_charts_and_is_kept_in_the_address(
@@ -309,6 +314,9 @@ def test_what_is_down_is_named_with_its_reason_and_the_page_goes_on(own_house: H
     expect(page.locator("#troubles")).to_contain_text("Variant B does not answer")
     reason = house.stats()["variants"]["B"]["failing"]
     expect(page.locator("#troubles")).to_contain_text(reason)
+    # With the id by which the logs know the request.
+    lost = [row["request_id"] for row in house.record() if row["variant"] == "B"]
+    expect(page.locator("#troubles")).to_contain_text(f"(request {lost[-1]})")
     failed = house.stats()["variants"]["B"]["failed"]
     assert failed > 0
     expect(page.locator("#tiles")).to_contain_text(f"{failed} failed")
@@ -356,6 +364,48 @@ def test_after_a_change_of_weights_the_share_is_that_of_what_they_assigned(
     page.wait_for_function(f"({LAST_SHARE})()[0] === 30")
     assert page.evaluate(LAST_SHARE) == [30, pytest.approx(share)]
     expect(page.locator("#summary")).to_contain_text("of the last 30")
+
+
+def test_what_came_long_ago_is_not_shown_as_if_it_were_new(
+    own_house: House, page: Page, clients: list[dict[str, int]]
+) -> None:
+    for client in clients[:30]:
+        own_house.router.asks(client)
+    [*_, row] = own_house.record()
+    own_house.services.kill("router")
+    with sqlite3.connect(own_house.var / "ledger.sqlite") as connection:
+        long_ago = stamp(datetime.now(UTC) - timedelta(hours=5))
+        connection.execute("UPDATE predictions SET time = ?", (long_ago,))
+        for table in (*SUMS, folds):
+            connection.execute(f"DELETE FROM {table.name}")
+    own_house.services.start_one("router")
+    own_house.services.wait_ready("router")
+
+    page.goto(f"{own_house.dashboard_url}/?range=15m&theme=light")
+    expect(page.locator("#summary")).to_contain_text("No requests since")
+    expect(page.locator("#tile-requests")).to_have_text("0")
+    expect(page.locator("#empty")).to_contain_text("Nothing came in the last 15 min")
+    expect(page.locator("#empty")).to_contain_text("30 requests on record")
+    expect(page.locator("#charts")).to_be_hidden()
+
+    page.get_by_text("24h", exact=True).click()
+    expect(page.locator("#tile-requests")).to_have_text("30")
+    expect(page.locator("#summary")).to_contain_text("30 real requests since")
+    expect(page.locator(".tile.requests")).to_contain_text("by whole hours")
+    expect(page.locator("#charts")).to_be_visible()
+    expect(page.locator(f"#grid [row-id='{row['id']}']")).to_have_count(1)
+
+
+def test_while_an_experiment_is_paused_no_split_is_drawn(
+    own_house: House, page: Page, clients: list[dict[str, int]]
+) -> None:
+    for client in clients[:20]:
+        own_house.router.asks(client)
+    opens(page, own_house)
+    expect(page.locator("#share-card")).to_be_visible()
+    pause = b'{"reason": "to see"}'
+    assert own_house.router.sends(pause, "/v1/experiment/pause", If_Match='"1"').status == 200
+    expect(page.locator("#share-card")).to_be_hidden()
 
 
 def opens(page: Page, house: House) -> None:

@@ -20,6 +20,9 @@ from traffic.runs import Runs
 # What is drawn of the first run: seconds, and requests due and answered a second.
 KEEPING = """() => document.querySelector("#keeping-chart .js-plotly-plot")?.data
     ?.map(each => [each.name, Array.from(each.y)])"""
+TICKS = (
+    """() => Array.from(document.querySelectorAll("#taking-chart .ytick text"), each => each.textContent)"""
+)
 CURVES = """() => document.querySelector("#percentiles-chart .js-plotly-plot")?.data
     ?.map(each => Array.from(each.y).at(-1))"""
 
@@ -63,9 +66,13 @@ def test_an_empty_page_offers_one_test_which_is_found_again_after_a_reload_and_i
     assert drawn["answered"] == [each.achieved for each in run.moments]
     expect(page.locator("#load-compared")).to_contain_text(f"{run.latency['p99']:,.1f}")
     expect(page.locator("#failing-summary")).to_have_text("Nothing failed.")
+    expect(page.locator("#failing-chart")).to_be_hidden()
+    # Each tick of the latencies says its whole value.
+    ticks = page.evaluate(TICKS)
+    assert ticks == [f"{float(tick.replace(',', '')):,g}" for tick in ticks]
+    assert all(tick.lstrip("0.").startswith(("1", "2", "5")) for tick in ticks)
     # In the record it is told apart.
     assert set(quiet.stats()["tags"]) == {"simulation"}
-    page.get_by_text("Real", exact=True).click()
     assert barriers(page) == []
 
 

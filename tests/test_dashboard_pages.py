@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
@@ -15,14 +16,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from flask import Flask
 from playwright.sync_api import Browser, Page, expect
 from sklearn.tree import DecisionTreeClassifier
 from sqlalchemy import create_engine
 
+from dashboard.app import create_app
 from dashboard.verdict_words import latencies
 from router.keys import Keys
 from runoff.store import Store
-from tests.conftest import CI, PATIENCE, House, Reply, running, until
+from tests.conftest import CI, PATIENCE, House, Reply, running, served, until
 from traffic.clients import population
 from verdict.drift import psi
 
@@ -32,6 +35,16 @@ DRAWN = """name => document.querySelector(`#${name} .js-plotly-plot`).data.map(e
 # Nothing on the page fades or moves; what turns for ever, as a sign of loading, does not count.
 RESTS = """() => document.getAnimations().every(each =>
     each.playState !== "running" || each.effect.getComputedTiming().endTime === Infinity)"""
+
+PIXEL = """async address => {
+    const image = new Image();
+    image.src = address;
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.width, image.height];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return Array.from(context.getImageData(2, 2, 1, 1).data); }"""
 
 NOTEBOOK = "https://connect.example.com/content/0f5a/"
 KEY = "an-operator's-key-of-these-tests"
@@ -155,7 +168,7 @@ def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps
     expect(page).to_have_url(re.compile(r"/\?range=15m&theme=dark$"))
 
     page.get_by_role("link", name="Models", exact=True).click()
-    expect(page).to_have_url(re.compile(r"/models\?range=15m&theme=dark$"))
+    expect(page).to_have_url(re.compile(r"/models\?range=15m&theme=dark"))
     expect(page.get_by_role("heading", name="Versions", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="Models", exact=True)).to_have_attribute("aria-current", "page")
     expect(page).to_have_title("Models – Runoff")
@@ -163,7 +176,57 @@ def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps
     page.reload()
     expect(page.get_by_role("heading", name="Versions", exact=True)).to_be_visible()
     expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", "dark")
+    # The range says nothing of models, and so is not there; elsewhere it is what was chosen.
+    expect(page.locator("#range-choice")).to_be_hidden()
+    page.get_by_role("link", name="Drift", exact=True).click()
     expect(page.get_by_role("radio", name="15m")).to_be_checked()
+
+
+def test_what_is_looked_at_on_a_page_is_in_its_address_and_outlives_a_reload(
+    keyed: House, page: Page, clients: list[dict[str, int]]
+) -> None:
+    for client in clients[:60]:
+        keyed.router.asks(client, Authorization=f"Bearer {KEY}", X_Force_Variant="B")
+    opens(page, keyed, "drift")
+    page.get_by_role("radio", name="B").locator("..").click()
+    page.get_by_role("textbox", name="Look at").click()
+    page.get_by_role("option", name="AGE", exact=True).click()
+    expect(page).to_have_url(re.compile(r"/drift\?variant=B&feature=AGE$"))
+    page.reload()
+    expect(page.locator("#drift-summary")).to_contain_text("B: in the newest")
+    expect(page.locator("#overlay-summary")).to_contain_text("AGE moved by")
+    expect(page).to_have_url(re.compile(r"/drift\?variant=B&feature=AGE$"))
+
+    [one], [other] = (rest(keyed, f"/v1/variants/{name}/versions")["versions"] for name in ("A", "B"))
+    chosen = f"B/{other['version']},A/{one['version']}"
+    opens(page, keyed, f"models?models={chosen}")
+    expect(page.locator("#comparison thead").first).to_contain_text(
+        re.compile(f"B {other['version'][:16]}.*A {one['version'][:16]}")
+    )
+    assert page.url.endswith(f"?models={chosen}")
+
+
+def test_the_way_out_of_an_empty_page_keeps_what_was_chosen(keyed: House, page: Page) -> None:
+    for path in ("drift", "verdict"):
+        opens(page, keyed, f"{path}?traffic=simulation&theme=dark")
+        page.get_by_role("link", name="Send some on the live page").click()
+        expect(page).to_have_url(re.compile(r"/\?traffic=simulation&theme=dark$"))
+
+
+def test_a_page_whose_server_fails_says_so_with_the_request_and_what_to_do(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Something else listens where the router should.
+    other = Flask("other")
+    other.add_url_rule("/<path:path>", "any", lambda path: {"path": path})
+    with served(other) as router:
+        monkeypatch.setenv("ROUTER_URL", router)
+        with served(create_app().server) as dashboard:
+            page.goto(dashboard)
+            expect(page.locator("#page-fault")).to_contain_text("A part of this page cannot be shown")
+            expect(page.locator("#page-fault")).to_contain_text(re.compile(r"\(request [0-9a-f-]{20,};"))
+            expect(page.locator("#page-fault")).to_contain_text("if this stays, reload it")
+            page.goto("about:blank")
 
 
 def test_an_address_that_is_no_page_is_not_found(keyed: House) -> None:
@@ -412,9 +475,21 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
     notebooks = page.locator("#versions a", has_text="Notebook")
     expect(notebooks).to_have_count(1)
     expect(notebooks).to_have_attribute("href", NOTEBOOK)
+    # All of its columns are in sight.
+    assert page.locator("#versions").evaluate("each => each.scrollWidth - each.clientWidth") <= 0
     expect(page.locator("#comparison")).to_contain_text("AUC of precision and recall")
     page.get_by_text("Importance of the factors").click()
-    expect(page.locator("#comparison")).to_contain_text("PAY_0")
+    shown = page.locator("#comparison details").last.locator("tbody tr").all()
+    importances = [
+        max(
+            abs(float(cell.replace("−", "-")))
+            for cell in row.locator("td").all_inner_texts()[1:3]
+            if cell != "–"
+        )
+        for row in shown
+    ]
+    assert importances == sorted(importances, reverse=True)
+    assert "PAY_0" in shown[0].inner_text()
 
 
 def test_an_operator_releases_a_version_rolls_it_back_and_what_cannot_be_rolled_back_is_told(
@@ -562,6 +637,9 @@ def test_the_verdict_is_the_routers_down_to_the_figures_and_says_what_it_rests_o
         assert [int(text) for text in shown] == [bin_["count"] for bin_ in each["bins"]]
     mine = [[cell["requests"][name] for cell in told["traffic"]] for name in ("A", "B")]
     assert page.evaluate(DRAWN, "verdict-traffic")[:2] == mine
+    # One on the other, since beside each other they would look like times.
+    stacked = "document.querySelector('#verdict-traffic .js-plotly-plot').layout.barmode"
+    assert page.evaluate(stacked) == "stack"
     expect(page.locator("#verdict-traffic-summary")).to_contain_text("where 20.0% were to come")
 
     # Where nothing was asked, there is nothing to judge, and no accuracy is spoken of.
@@ -594,9 +672,26 @@ def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_netw
     expect(page.locator("body")).to_contain_text("Do the probabilities of B mean what they say?")
     assert [url for url in asked if url.startswith("http")] == []
     with page.expect_download() as picture:
-        page.locator(".js-plotly-plot").first.hover()
-        page.locator(".modebar-btn[data-title*='png' i]").first.click()
-    assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
+        page.get_by_role("button", name="PNG: How sure is it, as outcomes come in?").click()
+    assert picture.value.suggested_filename == "funnel-0.png"
+    assert corner(page, Path(picture.value.path())) == [255, 255, 255, 255]
+
+
+def test_a_chart_is_saved_as_a_picture_that_can_be_read_on_any_ground(keyed: House, page: Page) -> None:
+    opens(page, keyed, "?theme=dark")
+    expect(page.locator("#latency-chart .scatterlayer")).to_be_attached()
+    with page.expect_download() as picture:
+        page.get_by_role("button", name="PNG: How long does an answer take?").click()
+    assert picture.value.suggested_filename == "latency-chart.png"
+    # The ground of the dark theme, and nothing shines through.
+    assert corner(page, Path(picture.value.path())) == [27, 31, 36, 255]
+
+
+def corner(page: Page, picture: Path) -> list[int]:
+    """Red, green, blue and opacity of a picture's first pixel, as the browser decodes it."""
+    text = base64.b64encode(picture.read_bytes()).decode()
+    found: list[int] = page.evaluate(PIXEL, f"data:image/png;base64,{text}")
+    return found
 
 
 def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: House, page: Page) -> None:

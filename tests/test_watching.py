@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
+from dashboard.drift import moved
 from tests.conftest import House, until
 from verdict.drift import psi, psi_limit
 
@@ -137,6 +139,32 @@ def test_calibration_counts_what_came_true_by_what_was_said(
     for each in bins:
         mine = [one.prediction for one in said if each["lower"] <= one.prediction < each["upper"]]
         assert each["count"] == len(mine)
+
+
+def test_who_is_asked_about_again_and_again_is_no_drift(house: House, clients: list[dict[str, int]]) -> None:
+    # Held-out clients, of whom each comes four times.
+    for client in clients * 4:
+        house.router.asks(client, X_Force_Variant="A", X_Traffic_Tag="again")
+    told = house.router.gets("/v1/drift?variant=A&tag=again").json
+    assert (told["rows"], told["distinct"], told["tags"]) == (1200, 300, {"again": 1200})
+    assert not [each.name for each in moved(told) if each.drifted]
+    # As many rows that were all different would have been another population.
+    assert [each.name for each in moved(told | {"distinct": told["rows"]}) if each.drifted]
+
+
+def test_stats_and_spreads_are_had_from_an_hour_on(asked: House) -> None:
+    now = datetime.now(UTC)
+    told = asked.router.gets(f"/v1/stats?from={now:%Y-%m-%dT%H:%M:%SZ}").json
+    assert told["since"] == f"{now:%Y-%m-%dT%H}:00:00Z"
+    tomorrow = f"{now + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
+    after = asked.router.gets(f"/v1/stats?from={tomorrow}").json
+    assert (after["requests"], after["variants"][0]["latency_ms"]) == (0, None)
+    # What is on record is told all the same.
+    assert sum(after["tags"].values()) >= told["requests"] > 0
+    spreads = asked.router.gets(f"/v1/distributions?from={tomorrow}").json["variants"]
+    assert [each["scores"]["counts"] for each in spreads] == [[], []]
+    for path in ("stats", "distributions"):
+        assert asked.router.gets(f"/v1/{path}?from=noon").status == 400
 
 
 @pytest.mark.parametrize(

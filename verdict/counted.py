@@ -40,6 +40,7 @@ Wholes = NDArray[np.int64]
 
 # In the order in which sums by unit are kept.
 METRICS = ("brier", "log-loss", "profit")
+BY_UNIT = (*METRICS, "calibration")
 
 # Into so many equal bins pairs of scores are counted, on each side.
 JOINT_BINS = 20
@@ -188,11 +189,11 @@ class _Units(NamedTuple):
 
     Attributes:
         w: its inverse propensity.
-        x: by metric, of shape (3, rows): its score, or the difference of both scores.
+        x: by metric of BY_UNIT, of shape (4, rows): its score, or the difference of both scores.
         before: how many rows of its unit came before it.
         before_w: their Σw.
-        before_x: their Σx, of shape (3, rows).
-        before_wx: their Σwx, of shape (3, rows).
+        before_x: their Σx, of shape (4, rows).
+        before_wx: their Σwx, of shape (4, rows).
     """
 
     w: Floats
@@ -215,7 +216,7 @@ class _Units(NamedTuple):
         return {
             metric: ClusteredMoments.apart(plain[metric])
             + ClusteredMoments.repeated(repeats, twins, cross, product)
-            for metric, cross, product in zip(METRICS, crosses, products, strict=True)
+            for metric, cross, product in zip(BY_UNIT, crosses, products, strict=True)
             if metric in plain
         }
 
@@ -226,7 +227,7 @@ class _Units(NamedTuple):
         products = (self.w * self.x * self.before_wx).sum(axis=1).tolist()
         return {
             metric: plain[metric] + WeightedMoments.repeated(twins, cross, product)
-            for metric, cross, product in zip(METRICS, crosses, products, strict=True)
+            for metric, cross, product in zip(BY_UNIT, crosses, products, strict=True)
             if metric in plain
         }
 
@@ -312,7 +313,7 @@ class _Rows:
         counts = self.known
         if who.design == "shadow":
             counts = counts & ~np.isnan(self.beside) & (variant != who.champion)
-        w, x = np.zeros(len(variant)), np.zeros((len(METRICS), len(variant)))
+        w, x = np.zeros(len(variant)), np.zeros((len(BY_UNIT), len(variant)))
         for terms, here in self._places():
             for name in who.variants:
                 its = counts & here & (variant == name)
@@ -322,7 +323,7 @@ class _Rows:
         _, arm = np.unique(variant.astype(str), return_inverse=True)
         _, unit = np.unique(np.stack([arm, self.all.unit]), axis=1, return_inverse=True)
         sums = _before(unit.ravel(), self.all.time, np.vstack([counts, w, x, w * x])) * counts
-        return replace(self, units=_Units(w, x, sums[0], sums[1], sums[2:5], sums[5:8]))
+        return replace(self, units=_Units(w, x, sums[0], sums[1], sums[2:6], sums[6:10]))
 
     def _scores(self, terms: Terms, variant: str) -> Floats:
         """By metric the scores of a variant, whose rows these are; in pairs the champion's less those."""
@@ -331,7 +332,7 @@ class _Rows:
         def of(p: Floats, name: str) -> Floats:
             flagged = p >= _threshold(terms, name)
             profit = money.each(costs, flagged, y) if costs else np.zeros(len(y))
-            return np.stack([score("brier", p, y), score("log-loss", p, y), profit])
+            return np.stack([score("brier", p, y), score("log-loss", p, y), profit, y - p])
 
         own = of(self.all.score, variant)
         who = self.declared.who
@@ -407,7 +408,7 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
             weighted = {metric: each.weighted(share) for metric, each in plain.items()}
             arm = replace(arm, weighted=mine.units.weighted(weighted) if mine.units else weighted)
         if mine.units and who.design != "shadow":
-            arm = replace(arm, by_unit=mine.units.by_unit(plain))
+            arm = replace(arm, by_unit=mine.units.by_unit({**plain, "calibration": arm.calibration}))
         found = found + replace(who.nothing, arms={name: arm})
         if who.design != "shadow" and terms.weights:
             period = Period(terms.weights, labels={name: int(mine.first.sum())})

@@ -149,10 +149,12 @@ def _latency(evidence: Evidence, challenger: str, q: float, margin: float, alpha
 
 
 def _calibration(evidence: Evidence, challenger: str, margin: float, rules: Rules, alpha: float) -> Harm:
-    residual = evidence.arm(challenger).calibration
-    if residual.n < max(rules.min_outcomes, 2):
+    its = evidence.arm(challenger)
+    units = its.by_unit.get("calibration")
+    n = its.calibration.n
+    if (units.units if units else n) < max(rules.min_outcomes, 2):
         return UNKNOWN
-    harm, error, n = abs(residual.mean), residual.standard_error, residual.n
+    harm, error = abs(its.calibration.mean), (units or its.calibration).standard_error
     # Of the values within the margin the nearest is contradicted least.
     log_e = float(sequence.log_e_value(max(harm - margin, 0.0), error, n, rules.n_star, alpha))
     radius = float(sequence.radius(error, n, rules.n_star, alpha))

@@ -159,15 +159,17 @@ def difference_interval(
     return min(lower, upper), max(lower, upper)
 
 
-def proportion_interval(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
-    """The exact 95 % interval of a proportion, for one look: k of n, any shape; [0, 1] where n is 0.
+def proportion_interval(k: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> tuple[Floats, Floats]:
+    """The exact interval of a proportion, for one look: k of n, any shape; [0, 1] where n is 0.
+
+    It misses the proportion with a probability of alpha at most.
 
     Source: Clopper & Pearson, Biometrika 26 (1934).
     """
     hits, total = np.asarray(k, float), np.asarray(n, float)
     with np.errstate(invalid="ignore"):
-        lower = np.where(hits > 0, beta.ppf(0.025, hits, total - hits + 1), 0.0)
-        upper = np.where(hits < total, beta.ppf(0.975, hits + 1, total - hits), 1.0)
+        lower = np.where(hits > 0, beta.ppf(alpha / 2, hits, total - hits + 1), 0.0)
+        upper = np.where(hits < total, beta.ppf(1 - alpha / 2, hits + 1, total - hits), 1.0)
     return lower, upper
 
 

@@ -25,7 +25,7 @@ from verdict.contrast import (
 )
 from verdict.evidence import SCORE_BINS, Arm, Evidence, Rules
 from verdict.guardrails import LATENCY
-from verdict.moments import Moments
+from verdict.moments import ClusteredMoments, Moments
 from verdict.results import (
     NO_INTERVAL,
     Interval,
@@ -178,24 +178,25 @@ def around(now: Contrast, radius: float) -> Interval:
 def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float) -> Row:
     """Calibration in the large: the mean of y − p, of each variant by itself.
 
-    The difference has an interval where both are of different rows, which are neither weighted nor of units.
+    The difference has an interval where both are of different rows, which are not weighted.
     """
     arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
     measured = Ruler(rules.n_star, alpha)
 
-    def seen(*sums: Moments) -> tuple[Contrast, Interval]:
+    def seen(*sums: Moments | ClusteredMoments) -> tuple[Contrast, Interval]:
         now = contrast(Basis(sums))
         return now, around(now, float(measured.radii([now])[0]))
 
     values = [arm.calibration.mean if arm.calibration.n else None for arm in arms]
-    own = [seen(arm.calibration)[1] for arm in arms]
+    residuals = [arm.by_unit.get("calibration", arm.calibration) for arm in arms]
+    own = [seen(each)[1] for each in residuals]
     if evidence.design == "shadow":
         apart = arms[0].labelled != arms[1].labelled
         note = "also of rows without pairs" if apart else ""
         return _row("calibration", "nearer to 0", values, own, note=note)
-    if None in values or needs_weights(evidence) or any(arm.by_unit for arm in arms):
+    if None in values or needs_weights(evidence):
         return _row("calibration", "nearer to 0", values, own)
-    now, interval = seen(*(arm.calibration for arm in arms))
+    now, interval = seen(*residuals)
     return _row(
         "calibration",
         "nearer to 0",

@@ -19,6 +19,21 @@ window.dash_clientside.runoff = (() => {
     if (silence) silence.hidden = waiting === null || now - waiting < PATIENCE;
   }, 1000);
 
+  // What pages keep in the address for themselves: the name there of each control.
+  const KEPT = {
+    "load-runs": "runs",
+    "drift-variant": "variant",
+    feature: "feature",
+    "compare-one": "models",
+    "compare-other": "models",
+  };
+
+  // What the address holds, as people read it.
+  const written = (query) => {
+    const text = query.toString().replaceAll("%2C", ",").replaceAll("%2F", "/");
+    return text ? "?" + text : "";
+  };
+
   const one = (value, known, usual) => (known.includes(value) ? value : usual);
 
   return {
@@ -40,11 +55,11 @@ window.dash_clientside.runoff = (() => {
       const shown = one(query.get("range"), ["15m", "1h", "24h"], "all");
       const theme = one(query.get("theme"), ["light", "dark"], byDefault);
       const narrow = matchMedia("(max-width: 768px)").matches;
-      const text = query.toString() ? "?" + query : "";
+      const text = written(query);
       const here = (pathname || "").split("/").pop();
       // What a page keeps in the address for itself stays behind.
       const shared = new URLSearchParams([...query].filter(([name]) => ["traffic", "range", "theme"].includes(name)));
-      const rest = shared.toString() ? "?" + shared : "";
+      const rest = written(shared);
       document.querySelectorAll("nav a").forEach((link, i) => {
         if (links[i].page === here) link.setAttribute("aria-current", "page");
         else link.removeAttribute("aria-current");
@@ -55,13 +70,19 @@ window.dash_clientside.runoff = (() => {
       return [text, tag, shown, seen, theme, links.map((link) => `./${link.page}${rest}`)];
     },
 
-    // The runs of load tests that are looked at: ?runs=…, within what the address holds besides.
-    runs(chosen, search) {
-      const query = new URLSearchParams(search || "");
-      if (chosen && chosen.length) query.set("runs", chosen.join(","));
-      else query.delete("runs");
-      const text = query.toString().replaceAll("%2C", ",");
-      return text ? "?" + text : "";
+    // What was chosen on a page, within what the address holds besides: ?runs=…, ?variant=…&feature=….
+    keep(...given) {
+      const query = new URLSearchParams(given.at(-1) || "");
+      const chosen = {};
+      for (const { id, value } of window.dash_clientside.callback_context.inputs_list) {
+        // Before anything is known nothing is chosen, and the address says what will be.
+        if (value !== null && value !== undefined) (chosen[KEPT[id]] ??= []).push(...[value].flat());
+      }
+      for (const [name, values] of Object.entries(chosen)) {
+        if (values.length) query.set(name, values.join(","));
+        else query.delete(name);
+      }
+      return written(query);
     },
 
     // A tab that nobody sees, or that is paused, asks for nothing; and none asks twice at a time.

@@ -1,4 +1,4 @@
-"""Sums over what chance assigned for itself: units and batches once; and over failures that are alike.
+"""Sums over what chance assigned for itself, over failures that are alike, and of y − p over units.
 
 All sums are made anew from the rows, but where rows were pruned: there each request counts as one of its own.
 """
@@ -35,6 +35,8 @@ def upgrade() -> None:
         for column in columns:
             zero = sa.Column(column, sa.BigInteger(), nullable=False, server_default="0")
             op.add_column(table, zero)
+    for column in ("residual_cross", "residual_product"):
+        op.add_column("repeats", sa.Column(column, sa.Float(), nullable=False, server_default="0"))
     failed = sa.text("unit IS NOT NULL AND (status >= 500 OR answered_by IS NOT NULL)")
     op.create_index(
         "predictions_failed_by_unit",
