@@ -172,13 +172,13 @@ BROKEN_UPDATES = [
     ("junk for an output", b'{"output": "x", "inputs": {"deep": [[[]]]}}', 422, "names no output"),
     (
         "junk for inputs",
-        b'{"output": "commanded.data", "inputs": [1, "x"]}',
+        b'{"output": "comparison.children", "inputs": [1, "x"]}',
         422,
         "inputs must be a list of objects",
     ),
     (
         "junk for state",
-        b'{"output": "commanded.data", "inputs": [], "state": "x"}',
+        b'{"output": "comparison.children", "inputs": [], "state": "x"}',
         422,
         "state must be a list",
     ),

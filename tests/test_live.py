@@ -74,7 +74,7 @@ def answers_of_both_workers(house: House, client: dict[str, int]) -> set[str]:
     found: set[str] = set()
 
     def both_are_at_work() -> bool:
-        replies = [house.model_a.asks(client) for _ in range(10)]
+        replies = [Visitor(house.model_a.url).asks(client) for _ in range(10)]
         # One that has none yet says so.
         found.update(reply.json["version"] for reply in replies if reply.status != 503)
         return sum(by_version(house.model_a, "runoff_model_workers").values()) == 2
