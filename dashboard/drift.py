@@ -10,7 +10,7 @@ from typing import Any
 import dash_mantine_components as dmc
 import numpy as np
 import plotly.graph_objects as go
-from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import Dash, Input, Output, State, dcc, html, no_update
 
 from dashboard import pieces, reliability
 from dashboard.charts import SOFT, Stats
@@ -136,7 +136,7 @@ def register(app: Dash, router: RouterClient) -> None:
     ) -> dict[str, Any]:
         nothing = dict.fromkeys(OUTPUTS, no_update)
         count = (seen or 0) + 1
-        if ctx.triggered_id == "tick" and seen is not None and count % SELDOM:
+        if pieces.only_tick() and seen is not None and count % SELDOM:
             return nothing | {"seen": count}
         view = View.of(look, traffic, range_)
         try:

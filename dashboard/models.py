@@ -279,7 +279,7 @@ def _show(app: Dash, router: RouterClient) -> None:
     def refresh(_tick: Any, _changed: Any, seen: int | None, *chosen: str | None) -> tuple[Any, ...]:
         one, other, released, rolled, search = chosen
         count = (seen or 0) + 1
-        if ctx.triggered_id == "tick" and seen is not None and count % SELDOM:
+        if pieces.only_tick() and seen is not None and count % SELDOM:
             return (*(no_update,) * 12, count)
         try:
             known = Known(router, router.stats(None))
@@ -291,7 +291,7 @@ def _show(app: Dash, router: RouterClient) -> None:
         usual = [*first, *values, None, None]
         others = [each for each in values if not known.is_live(*each.split("/", 1))]
         names = list(known.versions)
-        stays = released in values and ctx.triggered_id != "changed"
+        stays = released in values and "changed.data" not in ctx.triggered_prop_ids
         if one is None and other is None:
             one, other = [*(shell.kept(search, "models") or "").split(","), None][:2]
         return (

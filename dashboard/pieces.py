@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import dcc, html
+from dash import ctx, dcc, html
 
 from dashboard.charts import GRAPH_CONFIG, Stats, followed, places
 from traffic.clients import HELD_OUT
@@ -134,6 +134,11 @@ def select(
 def skeletons(*heights: int) -> list[dmc.Skeleton]:
     """What stands in the place of cards before anything is known."""
     return [dmc.Skeleton(height=height, mb="sm") for height in heights]
+
+
+def only_tick() -> bool:
+    """Whether a callback is called for the passing of time alone: other inputs may come together with it."""
+    return set(ctx.triggered_prop_ids) == {"tick.data"}
 
 
 def capital(text: str) -> str:

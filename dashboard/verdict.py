@@ -6,7 +6,7 @@ import json
 import zlib
 from typing import Any
 
-from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 from flask import Response, request
 
@@ -60,7 +60,7 @@ def register(app: Dash, router: RouterClient) -> None:
         _tick: Any, look: Any, traffic: str, range_: str, seen: Any, search: str | None
     ) -> tuple[Any, Any, Any]:
         count, before = (seen[0] + 1, seen[1]) if seen else (0, None)
-        if ctx.triggered_id == "tick" and count % SELDOM:
+        if pieces.only_tick() and count % SELDOM:
             return no_update, no_update, [count, before]
         view = View.of(look, traffic, range_)
         try:
