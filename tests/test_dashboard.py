@@ -173,10 +173,13 @@ def test_what_a_simulation_broke_is_mended_when_the_dashboard_ends_and_when_it_c
     def is_broken() -> bool:
         return bool(own_house.router.gets("/v1/experiment").json != own)
 
-    page.get_by_role("textbox", name="Requests").fill("2000")
-    page.get_by_role("textbox", name="At once").fill("1")
-    breaks_the_challenger(page, "to see it mended")
-    until(is_broken, "B is looked for elsewhere")
+    def breaks_it_for_long(reason: str) -> None:
+        page.get_by_role("textbox", name="Requests").fill("2000")
+        page.get_by_role("textbox", name="At once").fill("1")
+        breaks_the_challenger(page, reason)
+        until(is_broken, "B is looked for elsewhere")
+
+    breaks_it_for_long("to see it mended")
     # The page asks nobody while its server is away.
     page.goto("about:blank")
     own_house.services.stop_one("dashboard")
@@ -185,10 +188,7 @@ def test_what_a_simulation_broke_is_mended_when_the_dashboard_ends_and_when_it_c
     own_house.services.start_one("dashboard")
     own_house.services.wait_ready("dashboard")
     opens(page, own_house)
-    page.get_by_role("textbox", name="Requests").fill("2000")
-    page.get_by_role("textbox", name="At once").fill("1")
-    breaks_the_challenger(page, "to see it mended again")
-    until(is_broken, "B is looked for elsewhere")
+    breaks_it_for_long("to see it mended again")
     page.goto("about:blank")
     own_house.services.kill("dashboard")
     assert is_broken()

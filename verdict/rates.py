@@ -146,16 +146,16 @@ def difference_interval(
         is above the lower end, and the least below the upper one.
     """
 
-    def excess(difference: float) -> float:
-        log_e = log_e_value_of_excess(one, other, difference, independent).sum()
-        return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
+    def least(one: Count, other: Count) -> float:
+        """What the other's rate is above the one's at least."""
 
-    def lack(difference: float) -> float:
-        log_e = log_e_value_of_excess(other, one, -difference, independent).sum()
-        return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
+        def excess(difference: float) -> float:
+            log_e = log_e_value_of_excess(one, other, difference, independent).sum()
+            return min(float(log_e), UNBELIEVABLE) + float(np.log(alpha))
 
-    lower = -1.0 if excess(-1.0) < 0 else float(brentq(excess, -1.0, 1.0, xtol=1e-10))
-    upper = 1.0 if lack(1.0) < 0 else float(brentq(lack, -1.0, 1.0, xtol=1e-10))
+        return -1.0 if excess(-1.0) < 0 else float(brentq(excess, -1.0, 1.0, xtol=1e-10))
+
+    lower, upper = least(one, other), -least(other, one)
     return min(lower, upper), max(lower, upper)
 
 

@@ -151,7 +151,8 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
                 worst, culprit = log_e, f"{name}'s weights sum to {sums.w:,.0f} over {n:,} rows"
         # Of few rows of an arm with a small share a standard error means nothing.
         counted = [
-            arm.by_unit[metric].units if arm.by_unit else arm.weighted[metric].n for arm in arms.values()
+            arm.by_unit[metric].units if metric in arm.by_unit else arm.weighted[metric].n
+            for arm in arms.values()
         ]
         small = min(counted) < rules.min_outcomes
         failed = not small and worst >= -math.log(rules.trust_alpha)
