@@ -52,10 +52,6 @@ def layout() -> html.Div:
     )
 
 
-def _number(name: str, label: str, value: int, **bounds: int) -> dmc.NumberInput:
-    return dmc.NumberInput(id=f"load-{name}", label=label, value=value, hideControls=True, **bounds)
-
-
 def _form() -> html.Section:
     return html.Section(
         className="card simulation",
@@ -69,10 +65,41 @@ def _form() -> html.Section:
                 html.Div(
                     className="two",
                     children=[
-                        _number("height", _height(RATE), 50, min=1, step=50),
-                        _number("seconds", f"Seconds ≤ {MAX_SECONDS}", 30, min=1, max=MAX_SECONDS, step=10),
-                        _number("ramp", "Ramp, s", 0, min=0, max=MAX_SECONDS, step=5),
-                        _number("seed", "Seed", 1, min=0, max=MAX_SEED, step=1),
+                        dmc.NumberInput(
+                            id="load-height",
+                            label=_height(RATE),
+                            value=50,
+                            min=1,
+                            step=50,
+                            hideControls=True,
+                        ),
+                        dmc.NumberInput(
+                            id="load-seconds",
+                            label=f"Seconds ≤ {MAX_SECONDS}",
+                            value=30,
+                            min=1,
+                            max=MAX_SECONDS,
+                            step=10,
+                            hideControls=True,
+                        ),
+                        dmc.NumberInput(
+                            id="load-ramp",
+                            label="Ramp, s",
+                            value=0,
+                            min=0,
+                            max=MAX_SECONDS,
+                            step=5,
+                            hideControls=True,
+                        ),
+                        dmc.NumberInput(
+                            id="load-seed",
+                            label="Seed",
+                            value=1,
+                            min=0,
+                            max=MAX_SEED,
+                            step=1,
+                            hideControls=True,
+                        ),
                     ],
                 ),
                 pieces.select(
