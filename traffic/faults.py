@@ -214,6 +214,8 @@ async def _experiment(session: aiohttp.ClientSession, url: str) -> tuple[dict[st
     """The experiment's document and its ETag."""
     async with session.get(f"{url}/v1/experiment") as response:
         document = await _told(response)
+        if "variants" not in document or "ETag" not in response.headers:
+            raise _no_router(response)
         return document, response.headers["ETag"]
 
 
@@ -266,10 +268,16 @@ async def _told(response: aiohttp.ClientResponse) -> dict[str, Any]:
     try:
         told = await response.json()
     except (aiohttp.ContentTypeError, ValueError):
-        raise CannotBreak(f"what answers at {response.url.origin()} is no router") from None
+        raise _no_router(response) from None
+    if not isinstance(told, dict):
+        raise _no_router(response)
     if response.status != OK:
         raise CannotBreak(f"the router says: {told.get('detail', response.status)}")
-    return dict(told)
+    return told
+
+
+def _no_router(response: aiohttp.ClientResponse) -> CannotBreak:
+    return CannotBreak(f"what answers at {response.url.origin()} is no router")
 
 
 def _spoiling(own: str, fault: Fault, since: asyncio.Event, rng: random.Random) -> web.Application:
