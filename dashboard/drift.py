@@ -135,9 +135,9 @@ def register(app: Dash, router: RouterClient) -> None:
         search: str | None,
     ) -> dict[str, Any]:
         nothing = dict.fromkeys(OUTPUTS, no_update)
-        count = (seen or 0) + 1
-        if pieces.only_tick() and seen is not None and count % SELDOM:
-            return nothing | {"seen": count}
+        waits, now = pieces.waits(seen, [look, traffic, range_, variant, feature], SELDOM)
+        if waits:
+            return nothing | {"seen": now}
         view = View.of(look, traffic, range_)
         try:
             variants = router.stats(None)["variants"]
@@ -146,7 +146,7 @@ def register(app: Dash, router: RouterClient) -> None:
         names = [each["name"] for each in variants]
         variant = variant or kept(search, "variant")
         chosen = variant if variant and variant in names else names[0]
-        told = nothing | {"seen": count, "variants": names, "variant": chosen}
+        told = nothing | {"seen": now, "variants": names, "variant": chosen}
         live = link("", search)
         try:
             drift = router.drift(chosen, ROWS, view.tag, view.start)

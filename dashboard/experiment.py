@@ -201,13 +201,13 @@ def _show(app: Dash, router: RouterClient) -> None:
         State("promote-variant", "value"),
     )
     def refresh(
-        _tick: Any, _changed: Any, seen: list[int] | None, ramped: str | None, promoted: str | None
+        _tick: Any, changed: Any, seen: list[Any] | None, ramped: str | None, promoted: str | None
     ) -> tuple[Any, ...]:
         nothing = (no_update,) * 11
         try:
             state = router.state()
-            now = [state["version"], state["allocation"]]
-            if ctx.triggered_id == "tick" and seen == now:
+            now = [changed, *(state[name] for name in ("version", "allocation", "held", "paused"))]
+            if seen == now:
                 return (*nothing, _judged(state))
             document = router.experiment()
             entries = router.audit(MAX_ENTRIES)

@@ -276,11 +276,11 @@ def _show(app: Dash, router: RouterClient) -> None:
         State("rollback-variant", "value"),
         State("url", "search"),
     )
-    def refresh(_tick: Any, _changed: Any, seen: int | None, *chosen: str | None) -> tuple[Any, ...]:
+    def refresh(_tick: Any, changed: Any, seen: Stats | None, *chosen: str | None) -> tuple[Any, ...]:
         one, other, released, rolled, search = chosen
-        count = (seen or 0) + 1
-        if pieces.only_tick() and seen is not None and count % SELDOM:
-            return (*(no_update,) * 12, count)
+        waits, now = pieces.waits(seen, [changed], SELDOM)
+        if seen and waits:
+            return (*(no_update,) * 12, seen | now)
         try:
             known = Known(router, router.stats(None))
         except RouterDown:
@@ -291,7 +291,9 @@ def _show(app: Dash, router: RouterClient) -> None:
         usual = [*first, *values, None, None]
         others = [each for each in values if not known.is_live(*each.split("/", 1))]
         names = list(known.versions)
-        stays = released in values and "changed.data" not in ctx.triggered_prop_ids
+        # What serves already is chosen by hand alone: not because it was released meanwhile.
+        live = {name: known.live(name) for name in names}
+        stays = released in others or (released in values and seen is not None and seen["live"] == live)
         if one is None and other is None:
             one, other = [*(shell.kept(search, "models") or "").split(","), None][:2]
         return (
@@ -304,11 +306,10 @@ def _show(app: Dash, router: RouterClient) -> None:
             options,
             other if other in values else usual[1],
             options,
-            # What serves already is chosen by hand alone.
             released if stays else next(iter(others), None),
             names,
             rolled if rolled in names else next((name for name in names if known.before(name)), None),
-            count,
+            now | {"live": live},
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ctx, dcc, html
+from dash import dcc, html
 
 from dashboard.charts import GRAPH_CONFIG, Stats, followed, places
 from traffic.clients import HELD_OUT
@@ -136,9 +136,19 @@ def skeletons(*heights: int) -> list[dmc.Skeleton]:
     return [dmc.Skeleton(height=height, mb="sm") for height in heights]
 
 
-def only_tick() -> bool:
-    """Whether a callback is called for the passing of time alone: other inputs may come together with it."""
-    return set(ctx.triggered_prop_ids) == {"tick.data"}
+def waits(seen: dict[str, Any] | None, asked: Sequence[Any], ticks: int) -> tuple[bool, dict[str, Any]]:
+    """Whether what is asked for need not be asked for anew with this tick, and what is to be kept of it.
+
+    It goes by what was asked for, not by what called: Dash drops an answer that a later call overtakes.
+
+    Args:
+        seen: what was kept with the last answer; None before the first.
+        asked: what is asked for.
+        ticks: after how many ticks the same is asked for again.
+    """
+    same = seen is not None and seen["asked"] == list(asked)
+    count = seen["count"] + 1 if seen and same else 0
+    return bool(count % ticks), {"asked": list(asked), "count": count}
 
 
 def capital(text: str) -> str:

@@ -59,9 +59,9 @@ def register(app: Dash, router: RouterClient) -> None:
     def refresh(
         _tick: Any, look: Any, traffic: str, range_: str, seen: Any, search: str | None
     ) -> tuple[Any, Any, Any]:
-        count, before = (seen[0] + 1, seen[1]) if seen else (0, None)
-        if pieces.only_tick() and count % SELDOM:
-            return no_update, no_update, [count, before]
+        waits, now = pieces.waits(seen, [look, traffic, range_], SELDOM)
+        if seen and waits:
+            return no_update, no_update, seen | now
         view = View.of(look, traffic, range_)
         try:
             told, mixed = router.verdict(view.tag), _mixed(router, view.tag)
@@ -70,13 +70,13 @@ def register(app: Dash, router: RouterClient) -> None:
                 return no_update, no_update, no_update
             # Where it does not answer at all the frame says so, and when it is asked again.
             reason = f"The router says: {error}." if error.status else f"The router cannot be asked: {error}."
-            return "No verdict yet", pieces.empty("There is no verdict", reason), [count, None]
+            return "No verdict yet", pieces.empty("There is no verdict", reason), now | {"shown": None}
         # What stands is left alone where nothing is new: somebody may be reading it.
         live = link("", search)
-        now = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed, live]).encode())
-        if now == before:
-            return no_update, no_update, [count, before]
-        return told["sentence"], _told(told, view, live, mixed=mixed), [count, now]
+        now["shown"] = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed, live]).encode())
+        if seen and seen["shown"] == now["shown"]:
+            return no_update, no_update, now
+        return told["sentence"], _told(told, view, live, mixed=mixed), now
 
     def exported() -> Response:
         """The verdict as one HTML file."""

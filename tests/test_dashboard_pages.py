@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from flask import Flask
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from sklearn.tree import DecisionTreeClassifier
 from sqlalchemy import create_engine
 
@@ -492,6 +493,26 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
     assert "PAY_0" in shown[0].inner_text()
 
 
+@contextmanager
+def overtaken(page: Page, output: str, called_by: str) -> Iterator[None]:
+    """Hold back what a page asks for an output because of an input, until the context ends."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        asked = route.request.post_data_json or {}
+        if output in asked["output"] and called_by in asked["changedPropIds"]:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route(re.compile("/_dash-update-component"), hold)
+    yield
+    assert held
+    for each in held:
+        each.continue_()
+    page.unroute_all()
+
+
 def test_an_operator_releases_a_version_rolls_it_back_and_what_cannot_be_rolled_back_is_told(
     keyed: House, page: Page
 ) -> None:
@@ -523,14 +544,16 @@ def test_an_operator_releases_a_version_rolls_it_back_and_what_cannot_be_rolled_
     expect(dialog).to_contain_text(f"A serves {first.id} instead of {second.id}")
     expect(dialog).to_contain_text("Stands in the history of releases, for good.")
     dialog.get_by_label("Reason").fill("the one we trust")
-    dialog.get_by_role("button", name="Confirm").click()
-    expect(dialog).to_be_hidden()
-    release = rest(keyed, "/v1/variants/A/releases")["releases"][-1]
-    assert (release["reason"], release["by"]) == ("the one we trust", "RUNOFF_OPERATOR_KEY")
-    assert live() == first.id
-    expect(page.locator("#releases > li").first).to_contain_text("“the one we trust”")
-    expect(page.locator("#acted")).to_contain_text("It is recorded in the history of releases")
-    expect(page.locator("#release-version")).to_have_value(f"A  {second.id}")
+    # A tick may overtake what the page asks after a change: then its answer alone counts.
+    with overtaken(page, "models-summary", "changed.data"):
+        dialog.get_by_role("button", name="Confirm").click()
+        expect(dialog).to_be_hidden()
+        release = rest(keyed, "/v1/variants/A/releases")["releases"][-1]
+        assert (release["reason"], release["by"]) == ("the one we trust", "RUNOFF_OPERATOR_KEY")
+        assert live() == first.id
+        expect(page.locator("#releases > li").first).to_contain_text("“the one we trust”")
+        expect(page.locator("#acted")).to_contain_text("It is recorded in the history of releases")
+        expect(page.locator("#release-version")).to_have_value(f"A  {second.id}")
 
     # Who decided by the look of another release is told so.
     page.get_by_role("button", name="Release …").click()
