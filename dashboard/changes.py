@@ -13,6 +13,15 @@ Weights = Mapping[str, float]
 EXPERIMENT = "/v1/experiment"
 # Differences shown of a document: the rest is counted.
 MOST_DIFFERENCES = 12
+# What becomes of the traffic, by the mode.
+MODES = {
+    "split": "each variant gets its share of the traffic",
+    "shadow": "the champion answers, challengers score the same requests unseen: "
+    "pairs, which take far fewer outcomes than a split",
+    "canary": "a challenger is ramped up by steps while its guardrails agree",
+    "bandit": "each variant gets the probability that it is the best",
+}
+ANEW = "Evidence begins anew, since traffic is split otherwise."
 # A list that is empty says as much as one that is not there.
 NOTHING: tuple[Any, ...] = (None, [], {})
 
@@ -141,6 +150,36 @@ def replace(state: Answer, old: Answer, new: Answer, per_hour: int, title: str |
         version=state["version"],
         in_query=True,
     )
+
+
+def switch(state: Answer, document: Answer, mode: str, per_hour: int) -> Proposal:
+    """Put the experiment into another mode, with what the document holds for that; all else stays.
+
+    Where it has no weights for a split, the shares in force are taken.
+    """
+    new = document | {"mode": mode}
+    if mode == "split" and any(each.get("weight") is None for each in document["variants"]):
+        new["variants"] = [
+            each | {"weight": state["weights"].get(each["name"], 0.0)} for each in document["variants"]
+        ]
+    title = f"Switch from {document['mode']} to {mode}"
+    proposed = replace(state, document, new, per_hour, title)
+    after = _first_shares(new)
+    moved = told(state["weights"], after, per_hour) if after and mode != "split" else []
+    means = f"{mode.capitalize()}: {MODES[mode]}."
+    differences = [means, *moved, *proposed["differences"], ANEW]
+    return proposed | {"differences": differences}
+
+
+def _first_shares(document: Answer) -> dict[str, float] | None:
+    """The shares with which a mode begins that sets them by itself; None where there is no champion."""
+    names, first = [each["name"] for each in document["variants"]], champion(document)
+    if document["mode"] == "bandit":
+        return dict.fromkeys(names, 1 / len(names))
+    if first is None:
+        return None
+    others = document["canary"]["steps"][0] if document["mode"] == "canary" else 0.0
+    return {name: 1 - others if name == first else others for name in names}
 
 
 def undo(entries: Sequence[Answer], state: Answer, per_hour: int) -> Proposal | None:

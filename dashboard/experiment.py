@@ -35,15 +35,7 @@ ACTIONS = {
     "regress": "Canary went back",
     "update": "Bandit updated",
 }
-MODES = {
-    "split": "each variant gets its share of the traffic",
-    "shadow": "the champion answers, challengers score the same requests unseen: "
-    "pairs, which take far fewer outcomes than a split",
-    "canary": "a challenger is ramped up by steps while its guardrails agree",
-    "bandit": "each variant gets the probability that it is the best",
-}
-
-BUTTONS = ("ramp", "pause", "hold", "promote", "edit", "undo")
+BUTTONS = ("ramp", "switch", "pause", "hold", "promote", "edit", "undo")
 
 
 def layout() -> html.Div:
@@ -125,6 +117,18 @@ def _controls() -> html.Section:
                 ],
             ),
             html.Div(
+                className="control-row",
+                children=[
+                    dmc.Select(
+                        id="mode",
+                        label="Mode",
+                        data=[{"value": mode, "label": mode.capitalize()} for mode in changes.MODES],
+                        allowDeselect=False,
+                    ),
+                    dmc.Button("Switch …", id="switch", variant="default", disabled=True),
+                ],
+            ),
+            html.Div(
                 className="control-row four",
                 children=[
                     dmc.Select(id="promote-variant", label="Champion", data=[], allowDeselect=False),
@@ -136,7 +140,7 @@ def _controls() -> html.Section:
             html.Ul(id="impossible-why", className="note", **{"aria-live": "polite"}),  # type: ignore[arg-type]
             html.Details(
                 [
-                    html.Summary("Mode, weights, guardrails, ramp: the whole document"),
+                    html.Summary("Weights, guardrails, steps: the whole document"),
                     dmc.Textarea(
                         id="document",
                         label="Document, JSON",
@@ -189,6 +193,7 @@ def _show(app: Dash, router: RouterClient) -> None:
         Output("ramp-variant", "value"),
         Output("promote-variant", "data"),
         Output("promote-variant", "value"),
+        Output("mode", "value"),
         Output("pause", "children"),
         Output("hold", "children"),
         Output("impossible", "data"),
@@ -203,7 +208,7 @@ def _show(app: Dash, router: RouterClient) -> None:
     def refresh(
         _tick: Any, changed: Any, seen: list[Any] | None, ramped: str | None, promoted: str | None
     ) -> tuple[Any, ...]:
-        nothing = (no_update,) * 11
+        nothing = (no_update,) * 12
         try:
             state = router.state()
             now = [changed, *(state[name] for name in ("version", "allocation", "held", "paused"))]
@@ -224,6 +229,8 @@ def _show(app: Dash, router: RouterClient) -> None:
             ramped if ramped in names else others[0],
             names,
             promoted if promoted in names else others[0],
+            # What somebody chooses stays, but where another version came into force.
+            no_update if seen and state["version"] in seen[1:2] else state["mode"],
             "Resume …" if state["paused"] else "Pause …",
             "Resume …" if state["held"] else "Hold …",
             _impossible(state),
@@ -296,11 +303,12 @@ def _propose(app: Dash, router: RouterClient) -> None:
         State("ramp-variant", "value"),
         State("ramp-share", "value"),
         State("promote-variant", "value"),
+        State("mode", "value"),
         State("document", "value"),
         prevent_initial_call=True,
     )
     def propose(*given: Any) -> tuple[Any, Any, Any]:
-        *clicks, variant, share, promoted, text = given
+        *clicks, variant, share, promoted, mode, text = given
         edited: Any = no_update
         if not any(clicks):
             return (no_update,) * 3
@@ -315,6 +323,8 @@ def _propose(app: Dash, router: RouterClient) -> None:
         match ctx.triggered_id:
             case "ramp":
                 proposed, trouble = _ramped(state, variant, share, per_hour)
+            case "switch":
+                proposed, trouble = _switched(state, document, mode, per_hour)
             case "pause" if state["paused"]:
                 proposed = changes.resume(state, _before_pause(entries), per_hour)
             case "pause":
@@ -330,9 +340,7 @@ def _propose(app: Dash, router: RouterClient) -> None:
                 if proposed is not no_update:
                     edited = [proposed["key"], text]
             case "undo":
-                proposed = changes.undo(entries, state, per_hour) or no_update
-                if proposed is no_update:
-                    trouble = pieces.notice("Nothing can be undone", "There was nothing before this.")
+                proposed, trouble = _undone(state, entries, per_hour)
         return proposed, trouble, edited
 
 
@@ -343,6 +351,12 @@ def _ramped(state: Answer, variant: str, share: Any, per_hour: int) -> tuple[Any
     return changes.ramp(state, variant, min(max(share / 100, 0), 1), per_hour), []
 
 
+def _switched(state: Answer, document: Answer, mode: str, per_hour: int) -> tuple[Any, Any]:
+    if mode == document["mode"]:
+        return no_update, pieces.notice("Nothing would change", f"{mode.capitalize()} is in force already.")
+    return changes.switch(state, document, mode, per_hour), []
+
+
 def _edited(state: Answer, document: Answer, text: str, per_hour: int) -> tuple[Any, Any]:
     try:
         new = json.loads(text or "")
@@ -351,6 +365,13 @@ def _edited(state: Answer, document: Answer, text: str, per_hour: int) -> tuple[
     if not isinstance(new, dict):
         return no_update, pieces.notice("The document is no object", "It begins with a brace.")
     return changes.replace(state, document, new, per_hour), []
+
+
+def _undone(state: Answer, entries: Sequence[Answer], per_hour: int) -> tuple[Any, Any]:
+    proposed = changes.undo(entries, state, per_hour)
+    if proposed is None:
+        return no_update, pieces.notice("Nothing can be undone", "There was nothing before this.")
+    return proposed, []
 
 
 def _before_pause(entries: Sequence[Answer]) -> Any:
@@ -410,7 +431,7 @@ def _judged(state: Answer) -> str:
 
 def _facts(document: Answer) -> list[tuple[str, str]]:
     mode = document["mode"]
-    facts = [("Mode", f"{mode}: {MODES[mode]}")]
+    facts = [("Mode", f"{mode}: {changes.MODES[mode]}")]
     if mode == "canary":
         canary = document["canary"]
         facts += [

@@ -114,11 +114,12 @@ def types_in(page: Page, key: str) -> None:
     until(is_taken, "the key is taken")
 
 
-def confirms(page: Page, button: str, said: str) -> None:
+def confirms(page: Page, button: str, *said: str) -> None:
     """Press a button, see what it would do, and confirm that with a reason."""
     page.get_by_role("button", name=button).click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text(said)
+    for line in said:
+        expect(dialog).to_contain_text(line)
     dialog.get_by_label("Reason").fill("to see")
     dialog.get_by_role("button", name="Confirm").click()
     expect(dialog).to_be_hidden()
@@ -372,6 +373,13 @@ def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set
     page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
     confirms(page, "Undo the newest", "fallback: A → none")
     until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
+
+
+def switches(page: Page, mode: str, *told: str) -> None:
+    """Choose another mode, look at what it means, and confirm."""
+    page.get_by_role("textbox", name="Mode").click()
+    page.get_by_role("option", name=mode, exact=True).click()
+    confirms(page, "Switch …", *told)
 
 
 def elsewhere(house: House, **changed: Any) -> None:
@@ -748,23 +756,35 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     types_in(page, KEY)
 
     before = rest(keyed, "/v1/experiment")
-    page.get_by_text("the whole document").click()
-    page.get_by_label("Document, JSON").fill(json.dumps(before | {"mode": "canary"}))
-    confirms(page, "Set …", "mode: split → canary")
-    expect(page.locator("#experiment-summary")).to_contain_text("Canary")
+    page.get_by_role("button", name="Switch …").click()
+    expect(page.locator("#proposal-trouble")).to_contain_text("Split is in force already")
+    switches(page, "Canary", "mode: split → canary", "B 20% → 1%", "Evidence begins anew")
+    expect(page.locator("#experiment-summary")).to_have_text("Canary: A 99%, B 1%")
+    assert rest(keyed, "/v1/experiment") == before | {"mode": "canary"}
     waits = "By its gates the canary stays at this step: there are too few requests yet."
     expect(page.locator("#judged")).to_have_text(waits, timeout=30_000)
-    judged = rest(keyed, "/v1/experiment/state")["judged"]
-    assert (judged["says"], judged["reason"]) == ("hold", "there are too few requests yet")
+
+    def judged() -> tuple[Any, ...]:
+        told = rest(keyed, "/v1/experiment/state")["judged"] or {}
+        return told.get("says"), told.get("reason")
+
+    # Each of the router's processes judges on its own, now and then.
+    until(lambda: judged() == ("hold", "there are too few requests yet"), "the router says it, too")
     confirms(page, "Hold …", "Nothing moves the shares by itself")
     expect(page.locator("#experiment-summary")).to_contain_text("held")
     assert rest(keyed, "/v1/experiment/state")["held"]
     confirms(page, "Undo the newest", "Undo: resume the experiment")
     expect(page.get_by_role("button", name="Hold …")).to_be_visible()
     assert not rest(keyed, "/v1/experiment/state")["held"]
-    page.get_by_label("Document, JSON").fill(json.dumps(before))
-    confirms(page, "Set …", "mode: canary → split")
+    switches(page, "Split", "mode: canary → split", "B 1% → 20%")
     until(lambda: rest(keyed, "/v1/experiment") == before, "it is a split again")
+    # Where the document has no weights the shares in force become those of the split.
+    bare = [{name: each[name] for name in ("name", "role", "url")} for each in before["variants"]]
+    elsewhere(keyed, mode="bandit", variants=bare)
+    expect(page.locator("#experiment-summary")).to_have_text("Bandit: A 50%, B 50%")
+    switches(page, "Split", "mode: bandit → split", "variants A.weight: none → 0.5")
+    assert {each["weight"] for each in rest(keyed, "/v1/experiment")["variants"]} == {0.5}
+    elsewhere(keyed, **before)
 
 
 def test_what_the_router_would_refuse_is_not_offered_and_the_page_says_why(keyed: House, page: Page) -> None:
