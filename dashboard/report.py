@@ -61,7 +61,7 @@ version {{ told.version }}, as of {{ told.as_of }}.</p>
 {% for shown in compared[loop.index0][:1] %}{{ chart(shown) }}{% endfor %}
 {% if each.guardrails %}<h2>Guardrails</h2><p class="note">{{ words.HARM }}</p>
 {{ table(words.guardrails(each)) }}{% endif %}
-{% if each.segments %}<h2>Parts of the traffic</h2>{{ table(words.segments(each)) }}{% endif %}
+{% if each.segments %}<h2>Parts of the traffic</h2>{{ table(words.segments(told, each)) }}{% endif %}
 {% for shown in compared[loop.index0][1:] %}{{ chart(shown) }}{% endfor %}
 {% endfor %}
 {% if told.gaps %}<h2>Between groups</h2>{{ table(words.gaps(told)) }}{% endif %}

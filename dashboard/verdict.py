@@ -154,7 +154,7 @@ def _compared(told: Stats, number: int, view: View) -> list[Component]:
             [html.H2("Guardrails"), html.P("The experiment declares none.", className="note")],
             className="card",
         ),
-        *([_card("Parts of the traffic", words.segments(each))] if each["segments"] else []),
+        *([_card("Parts of the traffic", words.segments(told, each))] if each["segments"] else []),
         _chart(latency),
     ]
 

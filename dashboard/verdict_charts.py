@@ -44,7 +44,7 @@ def compared(told: Stats, number: int, theme: str) -> list[Shown]:
             "How sure is it, as outcomes come in?",
             words.funnel_summary(told, each),
             funnel(told, each, number, theme),
-            words.funnel_table(each),
+            words.funnel_table(told, each),
             340,
         ),
         Shown(

@@ -701,6 +701,8 @@ def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_netw
     # The funnel, latencies, reliability of both, the traffic.
     expect(page.locator(".js-plotly-plot .scatterlayer")).to_have_count(5)
     expect(page.locator("body")).to_contain_text("Do the probabilities of B mean what they say?")
+    # Which of them is less the other is said, since what is better depends on the metric.
+    expect(page.get_by_role("columnheader", name="A − B").first).to_be_visible()
     assert [url for url in asked if url.startswith("http")] == []
     with page.expect_download() as picture:
         page.get_by_role("button", name="PNG: How sure is it, as outcomes come in?").click()

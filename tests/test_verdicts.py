@@ -809,6 +809,7 @@ def test_the_verdict_is_told_over_rest_and_from_a_shell(
         page = ask_verdict(house, "?tag=all", "text/markdown").body.decode()
         assert page.startswith(f"**{told['sentence']}**") or page.startswith("**Keep collecting")
         assert "| Brier score" in page
+        assert "| A | B | A − B |" in page
         assert ask_verdict(house, "?replay=nobody").status == 404
         assert ask_verdict(house, "?tag=NO").status == 400
 

@@ -31,9 +31,9 @@ def markdown(verdict: Verdict) -> str:
             each.sentence if len(verdict.comparisons) > 1 else "",
             figures(verdict.champion, each, level),
             fewer(each),
-            over_time(each, level),
+            over_time(verdict.champion, each, level),
             guardrails(each),
-            segments(each, level),
+            segments(verdict.champion, each, level),
         ]
     parts.append(fairness(verdict))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -45,10 +45,15 @@ def checks(verdict: Verdict) -> str:
     return "\n".join(f"- {check.name}: {check.state}. {sentence(check.seen)}" for check in all_checks)
 
 
+def less(champion: str, compared: Comparison) -> str:
+    """Of which difference the figures are: what is positive depends on the metric."""
+    return f"{champion} − {compared.challenger}"
+
+
 def figures(champion: str, compared: Comparison, level: str) -> str:
     """The table."""
     header = (
-        *("", champion, compared.challenger, "difference", f"{level}, whenever one looks"),
+        *("", champion, compared.challenger, less(champion, compared), f"{level}, whenever one looks"),
         *("for one look alone", "e-value"),
     )
     return table(header, [_figures(row) for row in compared.rows])
@@ -61,7 +66,7 @@ def fewer(compared: Comparison) -> str:
     return f"A split would take {number(compared.fewer)} times as many outcomes as these pairs."
 
 
-def over_time(compared: Comparison, level: str) -> str:
+def over_time(champion: str, compared: Comparison, level: str) -> str:
     """How the difference and its interval came about; of many points some, and the last."""
     points = compared.history[:: -max(math.ceil(len(compared.history) / MOST_POINTS), 1)][::-1]
     if len(points) < 2:  # noqa: PLR2004 (the table above says the same)
@@ -73,7 +78,10 @@ def over_time(compared: Comparison, level: str) -> str:
         )
         for each in points
     ]
-    header = ("asked until (UTC)", "outcomes", "difference", f"{level}, whenever one looks", "e-value")
+    header = (
+        *("asked until (UTC)", "outcomes", less(champion, compared)),
+        *(f"{level}, whenever one looks", "e-value"),
+    )
     return f"### Over time\n\n{table(header, lines)}"
 
 
@@ -92,7 +100,7 @@ def guardrails(compared: Comparison) -> str:
     return f"### Guardrails\n\n{table(header, lines)}"
 
 
-def segments(compared: Comparison, level: str) -> str:
+def segments(champion: str, compared: Comparison, level: str) -> str:
     """The difference in the declared parts of the requests."""
     if not compared.segments:
         return ""
@@ -105,7 +113,7 @@ def segments(compared: Comparison, level: str) -> str:
         )
         for each in compared.segments
     ]
-    header = ("part", "outcomes", "difference", f"{level}, all parts together")
+    header = ("part", "outcomes", less(champion, compared), f"{level}, all parts together")
     return f"### Parts of the traffic\n\n{table(header, lines)}"
 
 
