@@ -187,9 +187,9 @@ def moved(drift: Stats) -> list[Moved]:
         bins = int(np.count_nonzero(np.add(reference, live)))
         if not sum(live) or bins < 2:  # noqa: PLR2004
             continue
-        limit = psi_limit(bins, sum(reference), different, 0.05 / len(compared))
         # What counts as half a row in an empty bin is half a record, too.
         records = np.asarray(live) * different / sum(live)
+        limit = psi_limit(reference, np.rint(records), 0.05 / len(compared))
         found.append(Moved(name, psi(reference, records), limit))
     return sorted(found, key=lambda each: each.psi / each.limit, reverse=True)
 

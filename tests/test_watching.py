@@ -193,12 +193,13 @@ def test_psi_of_the_same_shares_is_nothing_and_grows_with_the_difference() -> No
     assert psi([100, 0], [50, 50]) < np.inf
 
 
-def test_by_chance_alone_one_psi_in_twenty_exceeds_its_limit() -> None:
+@pytest.mark.parametrize("window", [60, 500])
+@pytest.mark.parametrize(
+    "shares", [[0.05] * 20, [0.6, 0.25, 0.1, 0.03, 0.01, 0.005, 0.003, 0.002]], ids=["even", "rare"]
+)
+def test_by_chance_alone_one_psi_in_twenty_exceeds_its_limit(shares: list[float], window: int) -> None:
     chance = np.random.default_rng(7)
-    shares = np.full(10, 0.1)
-    beyond = [
-        psi(chance.multinomial(2000, shares), chance.multinomial(500, shares)) > psi_limit(10, 2000, 500)
-        for _ in range(4000)
-    ]
-    # Of 4,000 at a level of 5 % it is between 4 and 6.2 %, but for one time in a thousand.
-    assert 0.04 < np.mean(beyond) < 0.062
+    looks = [(chance.multinomial(2000, shares), chance.multinomial(window, shares)) for _ in range(1000)]
+    beyond = [psi(*each) > psi_limit(*each) for each in looks]
+    # Of 1,000 at a level of 5 % it is between 2.8 and 7.4 %, but for one time in a thousand.
+    assert 0.028 < np.mean(beyond) < 0.074
