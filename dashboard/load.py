@@ -262,15 +262,15 @@ def _show(app: Dash, loader: Loader) -> None:
                 "no_charts": True,
                 "seen": [may],
             }
-        # It may come together with a tick.
-        if "load-commanded.data" in ctx.triggered_prop_ids and commanded and commanded["run"]:
+        # Told by what was seen, not by what called: calls are answered in any order.
+        if commanded and commanded["run"] and [commanded] != (seen or [])[:1]:
             chosen = [commanded["run"]]
         elif seen is None or seen == [may]:
             asked = shell.kept(search, "runs")
             chosen = asked.split(",") if asked else [runs[0].id]
         shown = _known(loader, chosen or [])
         theme = (look or {}).get("theme", "light")
-        now = [[each.id, each.updated, each.state] for each in (*shown, *runs)] + [theme]
+        now = [commanded, *([each.id, each.updated, each.state] for each in (*shown, *runs)), theme]
         if now == seen:
             return news
         return news | _drawn(shown, runs, theme) | {"seen": now}

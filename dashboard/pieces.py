@@ -139,7 +139,7 @@ def skeletons(*heights: int) -> list[dmc.Skeleton]:
 def waits(seen: dict[str, Any] | None, asked: Sequence[Any], ticks: int) -> tuple[bool, dict[str, Any]]:
     """Whether what is asked for need not be asked for anew with this tick, and what is to be kept of it.
 
-    It goes by what was asked for, not by what called: Dash drops an answer that a later call overtakes.
+    It goes by what was asked for, not by what called: calls are answered in any order.
 
     Args:
         seen: what was kept with the last answer; None before the first.

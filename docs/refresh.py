@@ -131,7 +131,7 @@ def address(path: str, theme: str, runs: str) -> str:
 
 
 def shoot(page: Page, url: str, drawn: str, name: str) -> None:
-    """Take a screenshot of an address, once what it draws is there.
+    """Take a screenshot of an address, once what it draws is there, and close the tab.
 
     Args:
         page: the tab.
@@ -144,6 +144,7 @@ def shoot(page: Page, url: str, drawn: str, name: str) -> None:
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(1000)
     page.screenshot(path=IMAGES / name)
+    page.close()
 
 
 def replaced(text: str, name: str, output: str) -> str:
