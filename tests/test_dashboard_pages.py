@@ -503,7 +503,7 @@ def test_the_models_page_tells_of_each_version_what_its_service_does(keyed: Hous
 
 @contextmanager
 def overtaken(page: Page, output: str, called_by: str) -> Iterator[None]:
-    """Hold back what a page asks for an output because of an input; meanwhile a tick asks, and is answered."""
+    """Hold back what a page asks for an output because of an input, and let a tick be answered before."""
     held: list[Route] = []
 
     def hold(route: Route) -> None:
