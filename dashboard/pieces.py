@@ -16,7 +16,8 @@ from traffic.clients import HELD_OUT
 STRIP_REACH = 0.15
 # A number, an interval, both, or none.
 _NUMBER = r"[−-]?[\d.,]+(?:e[−-]?\d+)?%?"
-FIGURE = re.compile(rf"–|{_NUMBER}(?: (?:to|of) {_NUMBER}| or more| or less| \({_NUMBER} to {_NUMBER}\))?")
+_RANGE = rf"{_NUMBER} (?:to {_NUMBER}|or more|or less)"
+FIGURE = re.compile(rf"–|{_RANGE}|{_NUMBER}(?: of {_NUMBER}| \({_RANGE}\))?")
 # Of a variant that has answered nothing.
 NO_ANSWERS: Stats = {
     "requests": 0,
