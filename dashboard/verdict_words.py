@@ -91,15 +91,15 @@ def checks(told: Stats) -> list[tuple[str, str, str]]:
     ]
 
 
-def less(told: Stats, each: Stats) -> str:
-    """Of which difference the figures are: what is positive depends on the metric."""
-    return f"{told['champion']} − {each['challenger']}"
-
-
 def figures(told: Stats, each: Stats) -> Table:
     """The table of metrics; the interval for one look alone is the last but one."""
     level = f"{100 * (1 - told['alpha']):g}%"
-    head: tuple[str, ...] = ("Metric", told["champion"], each["challenger"], less(told, each))
+    head: tuple[str, ...] = (
+        "Metric",
+        told["champion"],
+        each["challenger"],
+        report.less(told["champion"], each["challenger"]),
+    )
     head = (*head, f"{level}, whenever one looks", "for one look alone", "e-value")
     rows: list[tuple[str, ...]] = [
         (
@@ -130,7 +130,12 @@ def guardrails(each: Stats) -> Table:
 
 def segments(told: Stats, each: Stats) -> Table:
     """The difference in parts of the traffic."""
-    head = ("Part", "Outcomes", less(told, each), "Interval, all parts together")
+    head = (
+        "Part",
+        "Outcomes",
+        report.less(told["champion"], each["challenger"]),
+        "Interval, all parts together",
+    )
     return head, [
         (
             *(f"{part['field']} {part['value']}", f"{part['n']:,}"),
@@ -175,7 +180,7 @@ def funnel_summary(told: Stats, each: Stats) -> str:
 
 def funnel_table(told: Stats, each: Stats) -> Table:
     """The funnel's newest points."""
-    head = ("Outcomes", less(told, each), "Interval", "e-value")
+    head = ("Outcomes", report.less(told["champion"], each["challenger"]), "Interval", "e-value")
     return head, [
         (
             f"{point['n']:,}",

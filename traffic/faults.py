@@ -268,7 +268,7 @@ async def _told(response: aiohttp.ClientResponse) -> dict[str, Any]:
     try:
         told = await response.json()
     except (aiohttp.ContentTypeError, ValueError):
-        raise _no_router(response) from None
+        told = None
     if not isinstance(told, dict):
         raise _no_router(response)
     if response.status != OK:

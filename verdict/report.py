@@ -45,15 +45,21 @@ def checks(verdict: Verdict) -> str:
     return "\n".join(f"- {check.name}: {check.state}. {sentence(check.seen)}" for check in all_checks)
 
 
-def less(champion: str, compared: Comparison) -> str:
-    """Of which difference the figures are: what is positive depends on the metric."""
-    return f"{champion} − {compared.challenger}"
+def less(champion: str, challenger: str) -> str:
+    """Of which difference figures are: what is positive depends on the metric."""
+    return f"{champion} − {challenger}"
 
 
 def figures(champion: str, compared: Comparison, level: str) -> str:
     """The table."""
     header = (
-        *("", champion, compared.challenger, less(champion, compared), f"{level}, whenever one looks"),
+        *(
+            "",
+            champion,
+            compared.challenger,
+            less(champion, compared.challenger),
+            f"{level}, whenever one looks",
+        ),
         *("for one look alone", "e-value"),
     )
     return table(header, [_figures(row) for row in compared.rows])
@@ -79,7 +85,7 @@ def over_time(champion: str, compared: Comparison, level: str) -> str:
         for each in points
     ]
     header = (
-        *("asked until (UTC)", "outcomes", less(champion, compared)),
+        *("asked until (UTC)", "outcomes", less(champion, compared.challenger)),
         *(f"{level}, whenever one looks", "e-value"),
     )
     return f"### Over time\n\n{table(header, lines)}"
@@ -113,7 +119,7 @@ def segments(champion: str, compared: Comparison, level: str) -> str:
         )
         for each in compared.segments
     ]
-    header = ("part", "outcomes", less(champion, compared), f"{level}, all parts together")
+    header = ("part", "outcomes", less(champion, compared.challenger), f"{level}, all parts together")
     return f"### Parts of the traffic\n\n{table(header, lines)}"
 
 
