@@ -52,10 +52,10 @@ validate: .develops ## simulate what the verdict promises, and write docs/valida
 	@exec $(VENV) -m verdict.validate --write docs/validation.md $(ARGS)
 
 chaos: .develops ## kill, stop and slow everything under load, for some minutes; no answer may be lost
-	@RUNOFF_CHAOS_SECONDS=180 exec $(VENV) -m pytest tests/test_chaos.py $(ARGS)
+	@RUNOFF_CHAOS_SECONDS=180 exec $(VENV) -m pytest tests/chaos/test_chaos.py $(ARGS)
 
 soak: .develops ## ten tabs on the dashboard for ten minutes under load: memory must not grow (needs Chromium)
-	@RUNOFF_SOAK_SECONDS=$${RUNOFF_SOAK_SECONDS:-600} exec $(VENV) -m pytest tests/test_soak.py -s $(ARGS)
+	@RUNOFF_SOAK_SECONDS=$${RUNOFF_SOAK_SECONDS:-600} exec $(VENV) -m pytest tests/chaos/test_soak.py -s $(ARGS)
 
 lock: ## compile the locks anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) pyproject.toml -o requirements.txt

@@ -20,7 +20,7 @@ from scipy.stats import chi2_contingency, chisquare
 from router.assignment import ASSIGN, SHADOW, assign, shadowed, uniform
 from router.experiment import Experiment, read
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "assignment.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "assignment.md").read_text(encoding="utf-8")
 # A test of chance that is right fails once in a million runs.
 RARELY = 1e-6
 

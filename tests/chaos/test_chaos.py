@@ -28,8 +28,8 @@ from router import database, tables
 from router.fold import Fold
 from tests.conftest import House, Visitor, running, until
 from tests.databases import Cluster, fresh, made
-from tests.test_ledger import recounted, sums_of
-from tests.test_upstream import Line, Service, response
+from tests.integration.test_ledger import recounted, sums_of
+from tests.integration.test_upstream import Line, Service, response
 
 SECONDS = float(os.environ.get("RUNOFF_CHAOS_SECONDS", "12"))
 CALLERS = 6

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import House, Reply, running, until
 from tests.databases import fresh
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30.0
 NUMBERS = count()
 TWO = """

@@ -32,8 +32,8 @@ from router.retention import prune
 from router.verdicts import Verdicts, rules
 from tests.conftest import House, Reply
 from tests.databases import fresh
-from tests.test_ledger import aside, record
-from tests.test_routing import a_house
+from tests.integration.test_ledger import aside, record
+from tests.integration.test_routing import a_house
 from verdict.evidence import Arm, Evidence
 from verdict.moments import ClusteredMoments, Moments
 from verdict.results import Verdict

@@ -30,7 +30,7 @@ from router.dialects import (
 )
 from runoff.binary_tensors import HEADER
 from tests.conftest import House, Reply, running
-from tests.test_dialects import ASKED, REFUSED, each_column, flat, tensor
+from tests.integration.test_dialects import ASKED, REFUSED, each_column, flat, tensor
 
 Clients = list[dict[str, int]]
 

@@ -213,14 +213,14 @@ def test_a_document_is_not_changed() -> None:
 
 
 def test_the_examples_of_the_page_on_the_verdict_are_what_they_say() -> None:
-    page = (Path(__file__).resolve().parent.parent / "docs" / "verdict.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "verdict.md").read_text(encoding="utf-8")
     decided, guarded = (tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:])
     assert read(document() | decided) == read(document()), "they are the defaults"
     assert read(document("canary") | guarded).guardrails[0].metric == "error-rate"
 
 
 def test_the_examples_of_the_page_are_what_they_say() -> None:
-    page = (Path(__file__).resolve().parent.parent / "docs" / "experiment.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "experiment.md").read_text(encoding="utf-8")
     examples = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:]]
     modes = [each for each in examples if "mode" in each]
     [more] = [each for each in examples if "mode" not in each]

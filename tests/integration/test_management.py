@@ -29,7 +29,7 @@ from runoff.releases import Releases, Served
 from runoff.store import Store
 from tests.conftest import House, Reply, Visitor, free_ports, running
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
 
 

@@ -20,7 +20,7 @@ from traffic.faults import Break
 from traffic.plan import Plan
 from traffic.simulation import Late, Order, Simulation
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def simulates(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

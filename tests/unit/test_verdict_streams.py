@@ -13,7 +13,7 @@ import pytest
 from router.controllers import Gate, Judgement, Sums, next_step
 from router.experiment import read
 from router.experiments import Current
-from tests.test_verdict import shadowed
+from tests.unit.test_verdict import shadowed
 from verdict import bandit as weighting
 from verdict import canary, guardrails, plan, rates, sequence
 from verdict.bandit import thompson

@@ -29,7 +29,7 @@ from runoff import web
 from tests.conftest import Reply, running, served
 from tests.databases import fresh
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = {
     "name": "credit",
     "variants": [

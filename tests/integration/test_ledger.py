@@ -33,7 +33,7 @@ from router.writers import APPENDING
 from tests.conftest import until
 from tests.databases import fresh
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = count()
 
 
@@ -194,7 +194,7 @@ import sys, threading
 from router import database
 from router.entries import Entry
 from router.ledger import Ledger
-from tests.test_ledger import record
+from tests.integration.test_ledger import record
 url, name, threads, each = sys.argv[1:]
 ledger = Ledger(database.connect(url))
 def append(thread):

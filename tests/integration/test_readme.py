@@ -15,7 +15,7 @@ import pytest
 from runoff.store import Store
 from tests.conftest import House
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- run -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 SHELL = [code for language, code in BLOCKS if language == "sh"]

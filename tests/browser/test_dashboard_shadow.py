@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.test_dashboard import opens
 from tests.conftest import House, running, until
-from tests.test_dashboard import opens
 
 SHADOW = """
 name = "ours"

@@ -9,7 +9,7 @@ from pathlib import Path
 from runoff.releases import Releases, Served
 from runoff.store import Store
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WRITERS, EACH = 4, 10
 
 WRITE = """

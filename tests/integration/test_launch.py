@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import free_ports
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

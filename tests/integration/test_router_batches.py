@@ -20,8 +20,8 @@ from router.dialects import SPOKEN
 from router.upstream import Answer
 from runoff.batches import FORMS as FORMS_OF_OURS
 from tests.conftest import House, Reply, Visitor, running, served, until
-from tests.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
-from tests.test_routing import a_house
+from tests.integration.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
+from tests.integration.test_routing import a_house
 
 Clients = list[dict[str, int]]
 

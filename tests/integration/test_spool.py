@@ -22,7 +22,7 @@ from router.spool import Spool
 from router.store import DuplicateRequest
 from tests.conftest import until
 from tests.databases import Cluster, made
-from tests.test_ledger import ROOT, aside, record
+from tests.integration.test_ledger import ROOT, aside, record
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ SPOOL = """
 import sys
 from router import database
 from router.ledger import Ledger
-from tests.test_spool import waiting
+from tests.integration.test_spool import waiting
 ledger = Ledger(database.connect(sys.argv[1]))
 for number in range(100_000):
     ledger.append(waiting(f"n{number:06}"))

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from router.planning import Asked, Planned, Plans, plans
-from tests.test_verdicts import TWO, Book, engine
+from tests.integration.test_verdicts import TWO, Book, engine
 from verdict import plan
 
 __all__ = ["engine"]

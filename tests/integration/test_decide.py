@@ -22,9 +22,9 @@ from router.database import stamp
 from router.entries import Entry
 from router.verdicts import Verdicts
 from tests.conftest import House, until
-from tests.test_ledger import aside, record
-from tests.test_routing import a_house
-from tests.test_verdicts import NOW, Book, _document, engine, reports
+from tests.integration.test_ledger import aside, record
+from tests.integration.test_routing import a_house
+from tests.integration.test_verdicts import NOW, Book, _document, engine, reports
 from verdict import report
 from verdict.decision import judge
 from verdict.evidence import Evidence

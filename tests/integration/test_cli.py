@@ -20,7 +20,7 @@ from runoff.releases import Releases
 from runoff.store import ModelVersion, Store
 from tests.conftest import running
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 X = pd.DataFrame({"age": [23, 45, 31, 60], "income": [1.5, 4.0, 2.2, 3.1]})
 WHY = ("--reason", "so", "--by", "ada")
 

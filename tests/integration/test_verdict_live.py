@@ -17,8 +17,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from data import credit
 from tests.conftest import House, running, served
-from tests.test_routing import TWO, a_house
-from tests.test_verdicts import reports
+from tests.integration.test_routing import TWO, a_house
+from tests.integration.test_verdicts import reports
 
 # A challenger that learnt nothing is sent back within so many requests of both.
 BOUND = 2_000

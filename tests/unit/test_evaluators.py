@@ -34,7 +34,7 @@ from runoff.evaluators import TOLERANCE, to_matrix
 from runoff.prototype import Prototype
 from runoff.store import CorruptVersion, ModelVersion, Store, UnfaithfulVersion
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CODES = {"kind": (1, 2, 3, 4)}
 
 
