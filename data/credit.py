@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
-from sklearn.model_selection import train_test_split
 
 SAMPLE = Path(__file__).resolve().parent / "credit_default_sample.csv"
 
@@ -93,6 +92,9 @@ def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     The same frame is always split alike, and the traffic that the services see comes from the held out.
     """
+    # Imported where it is needed: whoever only sends traffic need not wait for scikit-learn.
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+
     training, held_out = train_test_split(
         frame, test_size=HELD_OUT_SHARE, stratify=frame[TARGET], random_state=SPLIT_SEED
     )

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from verdict.moments import ROUNDING, WeightedMoments
 from verdict.sequence import Floats
@@ -51,4 +51,4 @@ def thompson(ahead: ArrayLike, error: ArrayLike, floor: float) -> Floats:
     known = np.isfinite(error) & (error > 0)
     z = np.divide(value, error, out=np.zeros(value.shape), where=known)
     # Liang & Bojinov (arXiv 2311.05794), section 3: floor + (1 − K·floor) · P(it is the best)
-    return np.asarray(floor + (1 - 2 * floor) * norm.cdf(z))
+    return np.asarray(floor + (1 - 2 * floor) * ndtr(z))

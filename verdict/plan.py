@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from verdict import sequence, sequential
 from verdict.evidence import Design
@@ -73,7 +73,7 @@ def fixed_sample_size(variance: float, effect: float, alpha: float = 0.05, power
         power: the probability to find it.
     """
     # Lachin (Controlled Clinical Trials 1981), the basic equation relating sample size and power.
-    return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) ** 2 * variance / effect**2)
+    return float((ndtri(1 - alpha / 2) + ndtri(power)) ** 2 * variance / effect**2)
 
 
 @lru_cache
@@ -87,7 +87,7 @@ def stopping(alpha: float = 0.05, power: float = 0.8) -> Stopping:
         power: for which the fixed sample size was found.
     """
     times = np.linspace(FURTHEST / LOOKS, FURTHEST, LOOKS)
-    drift = norm.ppf(1 - alpha / 2) + norm.ppf(power)
+    drift = ndtri(1 - alpha / 2) + ndtri(power)
     # In information, one fixed sample is 1. The interval's n is any number that is great.
     great = 1e9
     bounds = sequence.radius(1.0, times * great, great, alpha)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import betaincc, betaln, xlog1py, xlogy
-from scipy.stats import beta
+from scipy.special import betaincc, betaincinv, betaln, xlog1py, xlogy
 
 from verdict.sequence import Floats
 
@@ -145,6 +143,8 @@ def difference_interval(
         and of at least that come to 1/alpha together. Where periods differ in their difference, the greatest
         is above the lower end, and the least below the upper one.
     """
+    # Imported where it is needed: a router need not wait for it to start.
+    from scipy.optimize import brentq  # noqa: PLC0415
 
     def least(one: Count, other: Count) -> float:
         """What the other's rate is above the one's at least."""
@@ -168,8 +168,8 @@ def proportion_interval(k: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> tupl
     """
     hits, total = np.asarray(k, float), np.asarray(n, float)
     with np.errstate(invalid="ignore"):
-        lower = np.where(hits > 0, beta.ppf(alpha / 2, hits, total - hits + 1), 0.0)
-        upper = np.where(hits < total, beta.ppf(1 - alpha / 2, hits + 1, total - hits), 1.0)
+        lower = np.where(hits > 0, betaincinv(hits, total - hits + 1, alpha / 2), 0.0)
+        upper = np.where(hits < total, betaincinv(hits + 1, total - hits, 1 - alpha / 2), 1.0)
     return lower, upper
 
 

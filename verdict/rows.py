@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from verdict import discrimination, quantiles, rates
 from verdict.contrast import (
@@ -91,7 +91,7 @@ def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alp
         challenger=other,
         difference=now.value if now.n else None,
         interval=around(now, radius),
-        fixed=around(now, float(norm.ppf(1 - alpha / 2)) * now.error),
+        fixed=around(now, float(ndtri(1 - alpha / 2)) * now.error),
         e_value=finite_exp(float(log_e[-1])) if now.n else None,
         # Johari et al. (Operations Research 2022): the anytime p-value is 1 / max e.
         p=min(1.0, math.exp(-max(float(np.max(log_e)), 0.0))) if now.n else None,
@@ -203,7 +203,7 @@ def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float
         values,
         own,
         interval=interval,
-        fixed=around(now, float(norm.ppf(1 - alpha / 2)) * now.error),
+        fixed=around(now, float(ndtri(1 - alpha / 2)) * now.error),
         log_e=float(measured.log_e_values([now])[0]),
     )
 
@@ -259,7 +259,7 @@ def _area(evidence: Evidence, challenger: str, alpha: float) -> Row:
         discrimination.blur(*each) <= discrimination.BLUR for each in discrimination.sides(joint)
     ):
         now = Contrast(paired.one - paired.other, paired.error, 1)
-        fixed = around(now, float(norm.ppf(1 - alpha / 2)) * paired.error)
+        fixed = around(now, float(ndtri(1 - alpha / 2)) * paired.error)
         return _row("auc", "higher", [paired.one, paired.other], fixed=fixed, note=note)
     arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
     # Variants' own bins are narrower. Of pairs they serve where these are all rows.

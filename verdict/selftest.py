@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import logit
-from scipy.stats import norm
+from scipy.special import logit, ndtri
 
 from verdict import bandit, guardrails, money, plan, sequence, sequential
 from verdict.contrast import FIELDS
@@ -233,7 +232,7 @@ class Experiment:
         great = 1e9
         n_star = self.rules.n_star / better.outcomes * great
         bounds = sequence.radius(1.0, times * great, n_star, self.rules.alpha)
-        drift = float(norm.ppf(1 - self.rules.alpha / 2) + norm.ppf(POWER))
+        drift = float(ndtri(1 - self.rules.alpha / 2) + ndtri(POWER))
         return float(sequential.crossing(times, bounds, drift)[0].sum())
 
     def decided(self, evidence: Evidence) -> Decided:
@@ -302,7 +301,7 @@ class Experiment:
 
     def _score(self, name: str, auc: float, shift: float = 0.0) -> tuple[float, float]:
         """The mean and the variance of a variant's score."""
-        seen = norm.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES)
+        seen = ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES)
         mean = square = 0.0
         for outcome, share in ((0.0, 1 - SAME.rate), (1.0, SAME.rate)):
             y = np.full(QUANTILES, outcome)

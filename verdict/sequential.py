@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from verdict.sequence import Floats
 
@@ -32,8 +31,8 @@ def crossing(times: ArrayLike, bounds: ArrayLike, drift: float = 0.0) -> tuple[F
     for look, (t, bound) in enumerate(zip(times, bounds, strict=True)):
         step, edge = np.sqrt(t - before), bound * np.sqrt(t)
         middle = grid + drift * (t - before)
-        upper[look] = mass @ norm.sf((edge - middle) / step)
-        lower[look] = mass @ norm.cdf((-edge - middle) / step)
+        upper[look] = mass @ ndtr((middle - edge) / step)
+        lower[look] = mass @ ndtr((-edge - middle) / step)
         # Beyond eight standard deviations there is nothing; a finer grid serves shorter steps.
         low, high = max(-edge, drift * t - 8 * np.sqrt(t)), min(edge, drift * t + 8 * np.sqrt(t))
         if high <= low:
@@ -62,5 +61,8 @@ def obrien_fleming(looks: int, alpha: float = 0.05) -> Floats:
 def _constant(looks: int, alpha: float, shape: Floats) -> float:
     def excess(c: float) -> float:
         return float(sum(side.sum() for side in crossing(np.arange(1, looks + 1), c * shape)) - alpha)
+
+    # Imported where it is needed: a router need not wait for it to start.
+    from scipy.optimize import brentq  # noqa: PLC0415
 
     return float(brentq(excess, 1.0, 6.0, xtol=1e-7))

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.special import expit, logit, ndtri
 
 from verdict.sequence import Floats
 
@@ -85,7 +84,7 @@ class Credit:
 def separation(area: float) -> float:
     """How far apart the means of two normal distributions of variance 1 are, for an area under the curve."""
     # Green & Swets (1966): AUC = Φ(d / √2)
-    return float(np.sqrt(2) * norm.ppf(area))
+    return float(np.sqrt(2) * ndtri(area))
 
 
 class Delays(NamedTuple):
