@@ -1,9 +1,12 @@
 # `make` alone lists the targets.
 PYTHON ?= python3
+# How many tests run at a time: a test starts processes of its own, so more than cores gain nothing.
+WORKERS ?= auto
+PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help run smoke train decide test check format docs bench bench-router bench-dashboard validate chaos soak
+.PHONY: help run smoke train decide test test-all check format docs bench bench-router bench-dashboard validate chaos soak
 .PHONY: lock fetch manifests publish-notebooks clean
 
 help: ## list the targets
@@ -21,8 +24,11 @@ train: .runs ## execute the notebooks whose data or code is newer than what the 
 decide: .runs ## make the page of the decision from a running router, var/decide.html (ARGS=--help)
 	@exec $(VENV) -m notebooks.decide $(ARGS)
 
-test: .develops ## set up, and run the tests (ARGS='-k split' for some)
-	@exec $(VENV) -m pytest $(ARGS)
+test: .develops ## set up, and run the tests but for the slow ones (ARGS='-k split' for some)
+	@exec $(VENV) -m pytest -m "not slow" $(PARALLEL) $(ARGS)
+
+test-all: .develops ## set up, and run all tests
+	@exec $(VENV) -m pytest $(PARALLEL) $(ARGS)
 
 check: .develops ## lint, formatting, types
 	$(VENV) -m ruff check .

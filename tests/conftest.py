@@ -1,174 +1,89 @@
-"""The house as tests see it: real processes on free ports, on models trained by the real notebooks."""
+"""What tests share, and how a run of them is prepared: on models that the real notebooks trained."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-import socket
-import sqlite3
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import urllib3
-from flask import Flask
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from werkzeug.serving import make_server
 
 from data import credit
-from launch.services import SERVICES, Services
 from notebooks import train
 from runoff.store import Store
+from tests import artifacts, databases, sharing
+from tests.house import CHROMIUM, CI, PATIENCE, QUIET, House, running
 from traffic.clients import held_out
 
-CI = os.environ.get("CI") == "true"
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-PATIENCE_SECONDS = 30.0
-PATIENCE = 1000 * PATIENCE_SECONDS
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a visitor got."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def prediction(self) -> float:
-        return float(self.json["prediction"])
-
-    @property
-    def errors(self) -> list[dict[str, Any]]:
-        return list(self.json.get("errors", []))
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the run, in the process that starts the workers."""
+    # Services start faster when they find their modules compiled, whoever asks Python to compile nothing.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    if not is_worker(config):
+        os.environ[sharing.RUN] = tempfile.mkdtemp(prefix="runoff-tests-")
+        artifacts.begin()
 
 
-# A service closes connections that nobody has used for two seconds, maybe just when one asks again.
-IDLE_SECONDS = 1.0
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the workers shared."""
+    if not is_worker(config) and sharing.RUN in os.environ:
+        databases.end()
+        shutil.rmtree(os.environ.pop(sharing.RUN))
 
 
-class Visitor:
-    """Somebody who talks to a service over HTTP."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._http = urllib3.PoolManager(retries=False, timeout=30.0, maxsize=16)
-        self._asked = time.monotonic()
-
-    def asks(self, record: Any, **headers: str) -> Reply:
-        """POST a record, or what the test says instead, to /predict."""
-        return self.sends(json.dumps(record).encode(), **headers)
-
-    def sends(
-        self, body: bytes | Iterable[bytes], path: str = "/predict", method: str = "POST", **headers: str
-    ) -> Reply:
-        """Send bytes as they are; header names are written with underscores."""
-        sent = {"Content-Type": "application/json"} | {
-            name.replace("_", "-"): value for name, value in headers.items()
-        }
-        return self._request(method, path, body=body, headers=sent)
-
-    def gets(self, path: str, method: str = "GET") -> Reply:
-        return self._request(method, path)
-
-    def fetches(self, path: str, accept: str) -> Reply:
-        """GET what is at a path in a form."""
-        return self._request("GET", path, headers={"Accept": accept})
-
-    def _request(self, method: str, path: str, **sent: Any) -> Reply:
-        if time.monotonic() - self._asked > IDLE_SECONDS:
-            self._http.clear()
-        response = self._http.request(method, self.url + path, **sent)
-        self._asked = time.monotonic()
-        return Reply(response.status, response.headers, response.data)
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of pytest-xdist's workers."""
+    return hasattr(config, "workerinput")
 
 
-@dataclass
-class House:
-    """The four services, running."""
-
-    services: Services
-    var: Path
-    router: Visitor = field(init=False)
-    model_a: Visitor = field(init=False)
-    model_b: Visitor = field(init=False)
-    dashboard: Visitor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.router = Visitor(self.router_url)
-        self.model_a = Visitor(self.services.urls["model_a"])
-        self.model_b = Visitor(self.services.urls["model_b"])
-        self.dashboard = Visitor(self.dashboard_url)
-
-    @property
-    def router_url(self) -> str:
-        return self.services.urls["router"]
-
-    @property
-    def dashboard_url(self) -> str:
-        return self.services.urls["dashboard"]
-
-    def stats(self, tag: str | None = None) -> dict[str, Any]:
-        """What `/stats` says, its variants by name."""
-        told: dict[str, Any] = self.router.gets("/v1/stats" + (f"?tag={tag}" if tag else "")).json
-        return {**told, "variants": {each["name"]: each for each in told["variants"]}}
-
-    def record(self, since: int = 0) -> list[dict[str, Any]]:
-        """The whole record after a cursor, paged through as a client would."""
-        found: list[dict[str, Any]] = []
-        while True:
-            page = self.router.gets(f"/v1/predictions?since={since}&limit=1000").json
-            found += page["predictions"]
-            since = page["next"]
-            if not page["more"]:
-                return found
-
-    def on_disk(self) -> list[sqlite3.Row]:
-        """The ledger's rows as they lie in the database, asking no service."""
-        with sqlite3.connect(self.var / "ledger.sqlite") as connection:
-            connection.row_factory = sqlite3.Row
-            return connection.execute("SELECT * FROM predictions ORDER BY cursor").fetchall()
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by what it needs, so that one can choose with `-m`."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+        if "postgresql" in given or "cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.postgres)
 
 
-def free_ports() -> dict[str, int]:
-    """A free port for each service."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in SERVICES]
-    chosen = {service.name: probe.getsockname()[1] for service, probe in zip(SERVICES, probes, strict=True)}
-    for probe in probes:
-        probe.close()
-    return chosen
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let each failure name the folder in which there is what was seen of it."""
+    report = yield
+    if report.failed:
+        report.sections.append(("Kept of this failure", f"{artifacts.keep(item)}/"))
+    return report
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait until something holds; `what` says what never came, where it does not."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.05)
+@pytest.fixture(autouse=True)
+def _nothing_of_other_tests() -> None:
+    artifacts.forget()
 
 
 @pytest.fixture(scope="session")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with both models, trained on the sample by the notebooks."""
-    folder = tmp_path_factory.mktemp("board")
-    train.train(str(folder), lambda *_: None)
-    return folder
+def board(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A store with both models, trained on the sample by the notebooks.
+
+    They are trained once for the data and code as they are, and kept for the next run.
+    """
+    digests = (credit.digest(credit.load()), *(train.code_digest(name) for name in train.NOTEBOOKS))
+    name = f"board-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:12]}"
+    within = pytestconfig.rootpath / "var" / "tests"
+    within.mkdir(parents=True, exist_ok=True)
+    trained = sharing.once(name, lambda folder: train.train(str(folder), lambda *_: None), within)
+    own: Path = shutil.copytree(trained, tmp_path_factory.mktemp("trained") / "board")
+    return own
 
 
 @pytest.fixture(scope="session")
@@ -190,36 +105,6 @@ def own_house(board: Path, tmp_path: Path) -> Iterator[House]:
         yield own
 
 
-def answers(house: Services, name: str) -> bool:
-    """Whether a service answers at all, ready or not."""
-    assert name not in house.dead(), house.log_tail(name)
-    try:
-        reply = urllib3.request("GET", f"{house.urls[name]}/livez", retries=False, timeout=2.0)
-    except urllib3.exceptions.HTTPError:
-        return False
-    return reply.status == 200
-
-
-@contextmanager
-def running(var: Path, board: Path, *services: str, **environment: str) -> Iterator[House]:
-    """The services, or the named ones, for the length of a `with`; with variables of their environment.
-
-    All of them are waited for until ready; named ones only until they answer at all.
-    """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
-    house = Services(free_ports(), var, {**inherited, "RUNOFF_BOARD": str(board), **environment})
-    try:
-        if services:
-            for name in services:
-                house.start_one(name)
-                until(partial(answers, house, name), f"{name} answers")
-        else:
-            house.start()
-        yield House(house, var)
-    finally:
-        house.stop()
-
-
 @pytest.fixture(scope="session")
 def clients() -> list[dict[str, int]]:
     """Three hundred held-out clients."""
@@ -238,6 +123,7 @@ def features() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium, for the tests of a module: while it is there, asyncio runs nothing else in this thread."""
     if not CHROMIUM.exists():
         # CI installs it, and must not pass without.
         assert not CI, f"{CHROMIUM} is not there"
@@ -264,43 +150,3 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
     assert hosts - {None} <= {"127.0.0.1"}
     assert errors == []
-
-
-def run_in(python: Path, script: str, *arguments: object, given: Any = None) -> Any:
-    """Run a script by another environment's interpreter, away from this checkout.
-
-    Args:
-        python: the interpreter.
-        script: what it runs; what that prints last is the answer, as JSON.
-        arguments: its arguments.
-        given: what it reads as JSON from its input.
-    """
-    done = subprocess.run(
-        [python, "-W", "ignore", "-c", script, *map(str, arguments)],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@contextmanager
-def served(app: Flask, prefix: str = "") -> Iterator[str]:
-    """An app behind a proxy that takes a prefix from each address, and says nothing of it."""
-
-    def proxied(environ: dict[str, Any], start_response: Any) -> Any:
-        assert environ["PATH_INFO"].startswith(prefix)
-        return app(environ | {"PATH_INFO": environ["PATH_INFO"].removeprefix(prefix)}, start_response)
-
-    server = make_server("127.0.0.1", 0, proxied, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}{prefix}"
-    finally:
-        server.shutdown()
-        thread.join()

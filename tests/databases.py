@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import count
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from tests import sharing
 from tests.ports import free_port
 
 CI = os.environ.get("CI") == "true"
 NUMBERS = count()
+SHARED = "postgresql"
+# No test takes the power from a machine: what the system has, it writes.
+SETTINGS = """
+port = {port}
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 400
+fsync = off
+"""
 
 
 class Cluster:
-    """A PostgreSQL server of one's own, with nothing in it."""
+    """A PostgreSQL server of one's own."""
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self._programs = programs
+    def __init__(self, folder: Path) -> None:
+        """Take up the server whose files lie in a folder; with none there, make them and start it.
+
+        The test is skipped where PostgreSQL is not installed, which CI is not allowed to be.
+        """
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not found:
+            assert not CI, "PostgreSQL is not installed"
+            pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        self._programs = found[-1].parent
         self._folder = folder
-        self.port = free_port()
         # PostgreSQL refuses to be run by root.
         self._as = (
             ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
         )
+        port = folder / "port"
+        if port.exists():
+            self.port = int(port.read_text(encoding="utf-8"))
+            return
+        self.port = free_port()
         if self._as:
             shutil.chown(folder, "postgres", "postgres")
         self._run("initdb", "--username=runoff", "--auth=trust", "--encoding=UTF8", "--no-sync")
         with (folder / "postgresql.conf").open("a", encoding="utf-8") as settings:
-            settings.write(
-                f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n"
-            )
+            settings.write(SETTINGS.format(port=self.port))
         self.start()
+        port.write_text(str(self.port), encoding="utf-8")
 
     def start(self) -> None:
         self._run("pg_ctl", "--wait", f"--log={self._folder / 'log'}", "start")
@@ -51,7 +70,7 @@ class Cluster:
 
     def new(self) -> str:
         """The URL of a new database."""
-        name = f"test{next(NUMBERS)}"
+        name = f"{os.environ.get('PYTEST_XDIST_WORKER', 'test')}_{next(NUMBERS)}"
         server = sa.create_engine(
             sa.make_url(self.url("postgres")).set(drivername="postgresql+psycopg"),
             isolation_level="AUTOCOMMIT",
@@ -74,20 +93,26 @@ class Cluster:
 
 
 def made() -> Cluster:
-    """A cluster; the test is skipped where PostgreSQL is not installed, which CI is not allowed to be."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        assert not CI, "PostgreSQL is not installed"
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    return Cluster(found[-1].parent, Path(tempfile.mkdtemp(prefix="runoff-postgresql-")))
+    """A cluster that a test may stop."""
+    return Cluster(Path(tempfile.mkdtemp(prefix="runoff-postgresql-")))
 
 
-@cache
 def shared() -> Cluster:
-    """A cluster for all tests that do not stop it."""
-    cluster = made()
-    atexit.register(cluster.stop)
-    return cluster
+    """The cluster of all tests that do not stop it, of all workers."""
+    return Cluster(sharing.once(SHARED, _made_open))
+
+
+def end() -> None:
+    """Stop the shared cluster, where this run has started it."""
+    folder = sharing.folder() / SHARED
+    if (folder / "port").exists():
+        Cluster(folder).stop()
+
+
+def _made_open(folder: Path) -> None:
+    # The user postgres goes through the folder of the run.
+    sharing.folder().chmod(0o755)
+    Cluster(folder)
 
 
 @contextmanager

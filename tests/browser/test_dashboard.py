@@ -16,7 +16,7 @@ from data.credit import PAYMENTS
 from router.database import stamp
 from router.fold import SUMS
 from router.tables import folds
-from tests.conftest import PATIENCE, House, until
+from tests.house import PATIENCE, House, until
 from traffic.clients import PROFILES
 
 # All bars of the request chart as [request id, probability], and the crosses of what was not answered.

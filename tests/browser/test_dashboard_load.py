@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.test_dashboard_pages import KEY, barriers, opens, types_in
-from tests.conftest import House, running, until
+from tests.house import House, running, until
 from traffic.load import Load, Run
 from traffic.load_process import Loader
 from traffic.runs import Runs

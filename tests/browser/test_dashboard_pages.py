@@ -26,7 +26,7 @@ from dashboard.app import create_app
 from dashboard.verdict_words import latencies
 from router.keys import Keys
 from runoff.store import Store
-from tests.conftest import CI, PATIENCE, House, Reply, running, served, until
+from tests.house import CI, PATIENCE, House, Reply, running, served, until
 from traffic.clients import population
 from verdict.drift import psi
 

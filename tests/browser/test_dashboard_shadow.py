@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.test_dashboard import opens
-from tests.conftest import House, running, until
+from tests.house import House, running, until
 
 SHADOW = """
 name = "ours"

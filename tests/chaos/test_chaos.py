@@ -26,8 +26,8 @@ import urllib3
 
 from router import database, tables
 from router.fold import Fold
-from tests.conftest import House, Visitor, running, until
 from tests.databases import Cluster, fresh, made
+from tests.house import House, Visitor, running, until
 from tests.integration.test_ledger import recounted, sums_of
 from tests.integration.test_upstream import Line, Service, response
 

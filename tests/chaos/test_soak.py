@@ -14,7 +14,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from tests.conftest import CHROMIUM, QUIET, House
+from tests.house import CHROMIUM, QUIET, House
 
 SECONDS = float(os.environ.get("RUNOFF_SOAK_SECONDS", "0"))
 TABS = ("", "", "", "?theme=dark", "?range=15m", "verdict", "drift", "models", "load", "experiment")

@@ -23,7 +23,7 @@ from launch import environment
 from runoff.prediction import create_app
 from runoff.prototype import Prototype
 from runoff.store import Store
-from tests.conftest import House, run_in, running, served
+from tests.house import House, run_in, running, served
 
 LOCK = Path(__file__).with_name("requirements-clients.txt")
 

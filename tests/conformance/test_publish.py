@@ -37,7 +37,7 @@ from publish.__main__ import publish
 from publish.bundles import BUNDLES, REQUIREMENTS, ROOT
 from runoff.management import Management
 from runoff.store import Store
-from tests.conftest import Visitor, served
+from tests.house import Visitor, served
 
 PREFIX = "/model-management-python"
 

@@ -13,7 +13,7 @@ from launch import environment
 from runoff.evaluators import TOLERANCE
 from runoff.prediction import create_app
 from runoff.store import Store
-from tests.conftest import House, run_in
+from tests.house import House, run_in
 
 LOCK = Path(__file__).with_name("requirements-vetiver.txt")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import House, Visitor
+from tests.house import House, Visitor
 
 MEGABYTE = 1_000_000
 

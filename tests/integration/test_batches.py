@@ -17,7 +17,7 @@ import pytest
 import urllib3
 
 from runoff.store import Store
-from tests.conftest import House, Reply, Visitor, running
+from tests.house import House, Reply, Visitor, running
 
 NDJSON = "application/x-ndjson"
 CSV = "text/csv"

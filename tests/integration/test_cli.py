@@ -18,7 +18,7 @@ from router import experiment
 from runoff.prototype import Prototype
 from runoff.releases import Releases
 from runoff.store import ModelVersion, Store
-from tests.conftest import running
+from tests.house import running
 
 ROOT = Path(__file__).resolve().parents[2]
 X = pd.DataFrame({"age": [23, 45, 31, 60], "income": [1.5, 4.0, 2.2, 3.1]})

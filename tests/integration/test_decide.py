@@ -21,7 +21,7 @@ from router import exports
 from router.database import stamp
 from router.entries import Entry
 from router.verdicts import Verdicts
-from tests.conftest import House, until
+from tests.house import House, until
 from tests.integration.test_ledger import aside, record
 from tests.integration.test_routing import a_house
 from tests.integration.test_verdicts import NOW, Book, _document, engine, reports

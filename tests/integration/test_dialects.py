@@ -11,7 +11,7 @@ import pytest
 
 from data.credit import FEATURES
 from runoff.store import Store
-from tests.conftest import House, Reply
+from tests.house import House, Reply
 
 Clients = list[dict[str, int]]
 

@@ -26,8 +26,8 @@ from router.experiments import Experiments, Following
 from router.keys import Guard, Key, Keys, Scope
 from router.once import Once
 from runoff import web
-from tests.conftest import Reply, running, served
 from tests.databases import fresh
+from tests.house import Reply, running, served
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = {

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.conftest import House, Reply, Visitor, running, until
+from tests.house import House, Reply, Visitor, running, until
 
 PATIENCE_SECONDS = 30.0
 

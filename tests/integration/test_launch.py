@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_ports
+from tests.house import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -30,8 +30,8 @@ from router.outcomes import Outcomes
 from router.retention import prune
 from router.store import DuplicateRequest, Repeated
 from router.writers import APPENDING
-from tests.conftest import until
 from tests.databases import fresh
+from tests.house import until
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = count()

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from router.ledger_cli import keys, prune, recount, replay
 from router.tables import metadata
 from runoff.store import Store
-from tests.conftest import House, Visitor, running, until
+from tests.house import House, Visitor, running, until
 
 
 def says(command: click.Command, *arguments: object, ledger: Path) -> str:

@@ -24,7 +24,7 @@ from runoff.live import KEPT
 from runoff.management import Management
 from runoff.releases import Releases, Served
 from runoff.store import ModelVersion, Store
-from tests.conftest import House, Reply, Visitor, running, until
+from tests.house import House, Reply, Visitor, running, until
 
 RELEASES = 50
 CALLERS = 3

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from tests.conftest import House, free_ports, until
+from tests.house import House, free_ports, until
 from tests.integration.test_cli import ROOT, runoff
 from tests.integration.test_traffic import stalling
 from traffic.load import MAX_RATE, MAX_SECONDS, MAX_USERS, Load, Recorder, Run, measure

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binomtest
 
 from runoff.store import Store
-from tests.conftest import House, Reply, until
+from tests.house import House, Reply, until
 
 REFUSED_OR_FAILED = {502, 503, 504}
 

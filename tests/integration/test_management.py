@@ -27,7 +27,7 @@ from runoff.management import Management
 from runoff.prototype import Prototype
 from runoff.releases import Releases, Served
 from runoff.store import Store
-from tests.conftest import House, Reply, Visitor, free_ports, running
+from tests.house import House, Reply, Visitor, free_ports, running
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"

@@ -16,7 +16,7 @@ from notebooks.executed import OnCell
 from runoff import evaluation
 from runoff.evaluators import TOLERANCE
 from runoff.store import Store
-from tests.conftest import running
+from tests.house import running
 
 NAMES = list(train.NOTEBOOKS)
 

@@ -20,7 +20,7 @@ from runoff.prediction import create_app
 from runoff.prototype import Prototype
 from runoff.store import Store
 from runoff.web import MAX_BODY_BYTES
-from tests.conftest import served
+from tests.house import served
 
 PREFIX = "/model-management-python/model-a-predict"
 METHODS = ("get", "post", "put", "patch", "delete")

@@ -18,7 +18,7 @@ from sklearn.preprocessing import OneHotEncoder
 from runoff.prediction import create_app
 from runoff.prototype import Prototype
 from runoff.store import Store
-from tests.conftest import House, running
+from tests.house import House, running
 
 
 def comma_separated(client: dict[str, int], features: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runoff.store import Store
-from tests.conftest import House
+from tests.house import House
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from router import experiment
-from tests.conftest import House, running
+from tests.house import House, running
 
 # An answer is awaited for this long in these tests; anything beyond a few times that is a hang.
 TIMEOUT_SECONDS = 0.5

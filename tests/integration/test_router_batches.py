@@ -19,7 +19,7 @@ from router.batches import Asking
 from router.dialects import SPOKEN
 from router.upstream import Answer
 from runoff.batches import FORMS as FORMS_OF_OURS
-from tests.conftest import House, Reply, Visitor, running, served, until
+from tests.house import House, Reply, Visitor, running, served, until
 from tests.integration.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
 from tests.integration.test_routing import a_house
 

@@ -29,7 +29,7 @@ from router.dialects import (
     said_as_ours,
 )
 from runoff.binary_tensors import HEADER
-from tests.conftest import House, Reply, running
+from tests.house import House, Reply, running
 from tests.integration.test_dialects import ASKED, REFUSED, each_column, flat, tensor
 
 Clients = list[dict[str, int]]

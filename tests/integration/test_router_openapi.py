@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from router.dialects import ABOUT, DIALECTS
 from router.keys import OPERATOR_KEY
 from runoff.web import MAX_BODY_BYTES
-from tests.conftest import House, Reply, running, until
+from tests.house import House, Reply, running, until
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

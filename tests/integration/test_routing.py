@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import House, Reply, running, until
 from tests.databases import fresh
+from tests.house import House, Reply, running, until
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30.0

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import House, running, until
+from tests.house import House, running, until
 from traffic.faults import Break
 from traffic.plan import Plan
 from traffic.simulation import Late, Order, Simulation

@@ -20,8 +20,8 @@ from router.entries import Entry
 from router.ledger import Ledger
 from router.spool import Spool
 from router.store import DuplicateRequest
-from tests.conftest import until
 from tests.databases import Cluster, made
+from tests.house import until
 from tests.integration.test_ledger import ROOT, aside, record
 
 

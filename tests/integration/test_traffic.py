@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from data.credit import PAYMENTS
-from tests.conftest import House, until
+from tests.house import House, until
 from traffic.clients import HELD_OUT, population
 from traffic.outcomes import Outcomes
 from traffic.plan import Plan

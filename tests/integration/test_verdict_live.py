@@ -16,7 +16,7 @@ from flask import Flask, request
 from sklearn.tree import DecisionTreeClassifier
 
 from data import credit
-from tests.conftest import House, running, served
+from tests.house import House, running, served
 from tests.integration.test_routing import TWO, a_house
 from tests.integration.test_verdicts import reports
 

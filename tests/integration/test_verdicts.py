@@ -30,8 +30,8 @@ from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
 from router.verdicts import Verdicts, rules
-from tests.conftest import House, Reply
 from tests.databases import fresh
+from tests.house import House, Reply
 from tests.integration.test_ledger import aside, record
 from tests.integration.test_routing import a_house
 from verdict.evidence import Arm, Evidence

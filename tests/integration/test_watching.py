@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dashboard.drift import moved
-from tests.conftest import House, until
+from tests.house import House, until
 from verdict.drift import psi, psi_limit
 
 
