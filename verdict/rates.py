@@ -17,8 +17,10 @@ PRIOR = 0.5
 # The logarithm of an e-value that is as good as infinite: roots are sought among finite numbers.
 UNBELIEVABLE = 1e6
 
-# Around its least value a convex function is flat: what the last digits of the place add is nothing.
-HALVINGS = 30
+# Around its least value a convex function is flat: to know its place to a millionth of it changes the
+# logarithm of an e-value by less than n · p · 10⁻¹². Where the place is 0 that needs a bound of its own.
+CLOSE = 1e-6
+HALVINGS = 40
 
 # How often it happened, of how many.
 Count = tuple[ArrayLike, ArrayLike]
@@ -49,10 +51,7 @@ def log_e_value(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
         rate: in [0, 1].
     """
     k, n, rate = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, rate)))
-    # Robbins (Annals of Mathematical Statistics 1970), the Beta-binomial mixture:
-    # B(a + k, b + n − k) / (B(a, b) pᵏ (1 − p)ⁿ⁻ᵏ)
-    mixture = betaln(PRIOR + k, PRIOR + n - k) - betaln(PRIOR, PRIOR)
-    return np.asarray(mixture - xlogy(k, rate) - xlog1py(n - k, -rate))
+    return np.asarray(_log_mixture(k, n) - _log_likelihood(k, n - k, rate))
 
 
 def log_e_value_above(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
@@ -89,21 +88,24 @@ def log_e_value_of_difference(
     # The least is between the rates that contradict either least.
     ends = [np.clip(each, *possible) for each in (k / np.maximum(n, 1), m / np.maximum(total, 1) - d)]
     low, high = np.minimum(*ends), np.maximum(*ends)
+    misses, its_misses = n - k, total - m
+    mixture, its_mixture = _log_mixture(k, n), _log_mixture(m, total)
 
     def falls(p: Floats) -> NDArray[np.bool_]:
         """Whether the combination, which is convex, falls at p."""
-        q = np.clip(p + d, 0, 1)
-        mine, its = _slope(k, n, p), _slope(m, total, q)
-        # Where no rates are possible both are infinite, and it does not matter where one looks.
-        with np.errstate(invalid="ignore"):
-            ahead = log_e_value(k, n, p) - log_e_value(m, total, q)
-            mine, its = mine * np.exp(np.minimum(ahead, 0)), its * np.exp(np.minimum(-ahead, 0))
-            return np.asarray(mine + its < 0)
+        q = np.minimum(np.maximum(p + d, 0), 1)
+        ahead = mixture - _log_likelihood(k, misses, p) - its_mixture + _log_likelihood(m, its_misses, q)
+        mine = _slope(k, misses, p) * np.exp(np.minimum(ahead, 0))
+        return np.asarray(mine + _slope(m, its_misses, q) * np.exp(np.minimum(-ahead, 0)) < 0)
 
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        left = falls(middle)
-        low, high = np.where(left, middle, low), np.where(left, high, middle)
+    # Where no rates are possible both are infinite, and it does not matter where one looks.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(HALVINGS):
+            if (high - low <= CLOSE * high).all():
+                break
+            middle = (low + high) / 2
+            left = falls(middle)
+            low, high = np.where(left, middle, low), np.where(left, high, middle)
     p = (low + high) / 2
     both = log_e_value(k, n, p), log_e_value(m, total, np.clip(p + d, 0, 1))
     return np.asarray(np.logaddexp(*both) - np.log(2))
@@ -187,7 +189,18 @@ def _most_likely(k: Floats, n: Floats, m: Floats, total: Floats, d: Floats) -> F
     return np.asarray(np.clip(p, np.maximum(0, -d), np.minimum(1, 1 - d)))
 
 
-def _slope(k: Floats, n: Floats, rate: Floats) -> Floats:
-    """Of `log_e_value` in the rate."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(n > k, (n - k) / (1 - rate), 0.0) - np.where(k > 0, k / rate, 0.0)
+def _log_mixture(k: Floats, n: Floats) -> Floats:
+    """The logarithm of the chance of k of n where the rate is drawn from the prior."""
+    # Robbins (Annals of Mathematical Statistics 1970), the Beta-binomial mixture:
+    # B(a + k, b + n − k) / (B(a, b) pᵏ (1 − p)ⁿ⁻ᵏ), whose denominator is `_log_likelihood`.
+    return np.asarray(betaln(PRIOR + k, PRIOR + n - k) - betaln(PRIOR, PRIOR))
+
+
+def _log_likelihood(k: Floats, misses: Floats, rate: Floats) -> Floats:
+    """The logarithm of the chance that it happens k times, and otherwise does not, in a given order."""
+    return np.asarray(xlogy(k, rate) + xlog1py(misses, -rate))
+
+
+def _slope(k: Floats, misses: Floats, rate: Floats) -> Floats:
+    """The slope of `log_e_value` in the rate."""
+    return np.where(misses > 0, misses / (1 - rate), 0.0) - np.where(k > 0, k / rate, 0.0)

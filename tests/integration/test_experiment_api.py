@@ -27,7 +27,7 @@ from router.keys import Guard, Key, Keys, Scope
 from router.once import Once
 from runoff import web
 from tests.databases import fresh
-from tests.house import Reply, running, served
+from tests.house import Reply, running_without_dashboard, served
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = {
@@ -198,7 +198,7 @@ def test_a_release_by_way_of_the_router_is_made_once_and_not_again_where_nobody_
     board: Path, tmp_path: Path
 ) -> None:
     own = shutil.copytree(board, tmp_path / "models")
-    with running(tmp_path, own, RUNOFF_OPERATOR_KEY="secret") as house:
+    with running_without_dashboard(tmp_path, own, RUNOFF_OPERATOR_KEY="secret") as house:
         key = {"Authorization": "Bearer secret"}
 
         def releases(name: str, **headers: str) -> Reply:

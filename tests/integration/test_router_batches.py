@@ -19,7 +19,7 @@ from router.batches import Asking
 from router.dialects import SPOKEN
 from router.upstream import Answer
 from runoff.batches import FORMS as FORMS_OF_OURS
-from tests.house import House, Reply, Visitor, running, served, until
+from tests.house import House, Reply, Visitor, running, running_without_dashboard, served, until
 from tests.integration.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
 from tests.integration.test_routing import a_house
 
@@ -473,7 +473,7 @@ def test_a_client_may_send_everything_before_it_reads_in_the_memory_of_a_few_pie
         assert reply.status == 200
         return sum(block.count(b'"prediction"') for block in reply.stream(1_000_000))
 
-    with running(tmp_path, board, WEB_CONCURRENCY="1") as house:
+    with running_without_dashboard(tmp_path, board, WEB_CONCURRENCY="1") as house:
         assert answered(house.router, 5) == 5_000
         before = peak_megabytes(house.router)
         assert answered(house.router, 60) == 60_000

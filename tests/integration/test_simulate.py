@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.house import House, running, until
+from tests.house import House, running_without_dashboard, until
 from traffic.faults import Break
 from traffic.plan import Plan
 from traffic.simulation import Late, Order, Simulation
@@ -51,7 +51,7 @@ def sets(house: House, **changed: Any) -> None:
 @pytest.fixture(scope="module")
 def breakable(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A house in which variants may be broken; each test says which experiment it is about."""
-    with running(tmp_path_factory.mktemp("breakable"), board) as house:
+    with running_without_dashboard(tmp_path_factory.mktemp("breakable"), board) as house:
         yield house
 
 

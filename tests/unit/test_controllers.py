@@ -6,6 +6,7 @@ import contextlib
 import math
 import random
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,7 +59,7 @@ class World:
         self.errors = errors or {}
         self.latency_ms = latency_ms or {}
         self.successes = successes or {}
-        self.rows: list[tuple[int, int, str, Sums]] = []
+        self.sums: dict[tuple[int, int, str], Counter[str]] = defaultdict(Counter)
         self.rng = random.Random(1)
 
     def sends(self, current: Current, requests: int) -> None:
@@ -66,30 +67,27 @@ class World:
             variant = current.assign(str(self.rng.random())).variant.name
             failed = self.rng.random() < self.errors.get(variant, 0.01)
             log = self.rng.gauss(math.log(self.latency_ms.get(variant, 10)), 0.5)
-            one = Sums(
-                requests=1,
-                errors=int(failed),
-                assigned=1,
-                apart=1,
-                apart_failed=int(failed),
-                timed=int(not failed),
-                log_latency=0 if failed else log,
-                log_latency_squares=0 if failed else log * log,
-                labelled=1,
-                positives=int(self.rng.random() < self.successes.get(variant, 0.1)),
-            )
-            self.rows.append((*current.place, variant, one))
+            mine = self.sums[*current.place, variant]
+            mine["errors"] += failed
+            mine["log_latency"] += 0 if failed else log  # type: ignore[assignment]
+            mine["log_latency_squares"] += 0 if failed else log * log  # type: ignore[assignment]
+            mine["positives"] += self.rng.random() < self.successes.get(variant, 0.1)
+            mine["requests"] += 1
 
     def counted(self, _: Current, versions: tuple[int, int], begun: int = 0) -> dict[str, Sums]:
         first, last = versions
-        found: dict[str, Sums] = {}
-        for version, allocation, variant, one in self.rows:
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for (version, allocation, variant), mine in self.sums.items():
             if first <= version <= last and allocation >= begun:
-                before = found.get(variant, Sums())
-                found[variant] = Sums(
-                    **{name: value + vars(one)[name] for name, value in vars(before).items()}
-                )
-        return found
+                found[variant].update(mine)
+        return {variant: _sums(mine) for variant, mine in found.items()}
+
+
+def _sums(counts: Mapping[str, int]) -> Sums:
+    """What is counted of requests that are alone: each its own unit and no batch."""
+    n, errors = counts["requests"], counts["errors"]
+    each = {"assigned": n, "apart": n, "apart_failed": errors, "timed": n - errors, "labelled": n}
+    return Sums(**{**counts, **each})
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ def test_the_metrics_compared_are_those_that_evaluation_measures() -> None:
         assert difference.lower < difference.value < difference.upper
 
 
+@pytest.mark.slow
 def test_equally_good_candidates_are_told_apart_in_one_comparison_of_twenty_at_most() -> None:
     rng = np.random.default_rng(2026)
     told_apart = 0

@@ -114,6 +114,7 @@ def test_the_true_difference_is_the_one_that_many_simulated_outcomes_show(
     assert seen.advantage == pytest.approx(better.difference, abs=better.difference / 2.8 / 10 * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiple", "at_least", "at_most"), [(1, 0.25, 0.7), (4, 0.9, 1)])
 def test_the_planned_difference_is_found_about_as_often_as_the_planner_says(
     multiple: int, at_least: float, at_most: float
@@ -166,7 +167,14 @@ def test_no_trust_is_hoped_for_only_where_a_broken_challengers_outcomes_are_miss
     assert not broken.hopes(Decided("promote"))
 
 
-@pytest.mark.parametrize(("design", "outcomes"), [("shadow", 2400), ("split", 20_000), ("bandit", 20_000)])
+@pytest.mark.parametrize(
+    ("design", "outcomes"),
+    [
+        ("shadow", 2400),
+        pytest.param("split", 20_000, marks=pytest.mark.slow),
+        pytest.param("bandit", 20_000, marks=pytest.mark.slow),
+    ],
+)
 def test_late_outcomes_name_a_winner_where_there_is_none_unless_the_maturity_waits_for_them(
     design: Design, outcomes: int
 ) -> None:

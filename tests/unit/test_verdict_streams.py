@@ -75,6 +75,7 @@ def test_all_outcomes_so_far_keep_the_worse_model_and_matured_ones_do_not() -> N
     assert patient.seen[120] == pytest.approx(truth, abs=0.0002)
 
 
+@pytest.mark.slow
 def test_with_late_outcomes_only_the_maturity_rule_keeps_alpha() -> None:
     for hasty, patient in delayed_type_one(100):
         assert hasty.ends[0] > 2 * ALPHA
@@ -82,6 +83,7 @@ def test_with_late_outcomes_only_the_maturity_rule_keeps_alpha() -> None:
         assert patient.share <= ALPHA
 
 
+@pytest.mark.slow
 def test_a_guardrail_hardly_ever_trips_without_harm_and_finds_what_is_broken() -> None:
     assert [each.name for each in canaries(300, 100) if each.ends[1] > ALPHA] == []
     found = {name: (median, share) for name, median, share in broken(200)}
@@ -155,6 +157,7 @@ def clients() -> tuple[Rows, Rows]:
     return held_out()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [None, 0.08, 0.01])
 def test_a_challenger_that_is_the_same_is_hardly_ever_sent_back(
     clients: tuple[Rows, Rows], rate: float | None
@@ -165,6 +168,7 @@ def test_a_challenger_that_is_the_same_is_hardly_ever_sent_back(
         assert Rate("", int(np.isfinite(sent.requests).sum()), 300).ends[1] <= ALPHA
 
 
+@pytest.mark.slow
 def test_a_challenger_that_learnt_nothing_is_sent_back_within_what_validation_states(
     clients: tuple[Rows, Rows],
 ) -> None:
@@ -198,6 +202,7 @@ def saying(says: Literal["advance", "hold", "regress"]) -> Gate:
     return lambda _: Judgement(says, "so")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "margin"), [((0.4, 0.5, 1.0), 0.0), ((0.4, 1.0), 0.02)], ids=["a step on", "to all"]
 )
@@ -232,6 +237,7 @@ def test_a_simulated_canary_is_moved_as_the_router_moves_one(
     assert seen == {"regress", "step", None}
 
 
+@pytest.mark.slow
 def test_pairs_take_a_fraction_of_the_outcomes_and_a_split_what_the_theory_says() -> None:
     found = {each.name: each for each in power(200, 0, None)}
     peers = [

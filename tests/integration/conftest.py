@@ -1,0 +1,17 @@
+"""What the integration tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.house import House, running_without_dashboard
+
+
+@pytest.fixture
+def own_house(board: Path, tmp_path: Path) -> Iterator[House]:
+    """Models and a router for one test alone, which may break them."""
+    with running_without_dashboard(tmp_path, board) as own:
+        yield own
