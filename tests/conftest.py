@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from data import credit
@@ -25,6 +26,9 @@ from traffic.clients import held_out
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the run, in the process that starts the workers."""
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("calm")
     # Services start faster when they find their modules compiled, whoever asks Python to compile nothing.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

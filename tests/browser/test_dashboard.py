@@ -84,6 +84,7 @@ def test_clients_of_a_payment_profile_come_to_the_record_with_that_payment_histo
     assert codes <= set(PROFILES["7-9 months late"])
 
 
+@pytest.mark.slow
 def test_a_stream_whose_outcomes_come_late_is_seen_to_come_true_on_the_verdict_page(
     own_house: House, page: Page
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_challenger_that_is_to_break_breaks_when_that_is_confirmed_and_is_mend
     expect(page.locator("#troubles")).to_be_empty()
 
 
+@pytest.mark.slow
 def test_a_fault_that_is_not_confirmed_changes_and_sends_nothing(own_house: House, page: Page) -> None:
     opens(page, own_house)
     page.get_by_text("Outcomes, drift, faults, seed").click()
@@ -164,6 +166,7 @@ def test_a_fault_that_is_not_confirmed_changes_and_sends_nothing(own_house: Hous
     assert len(own_house.router.gets("/v1/audit").json["entries"]) == 1
 
 
+@pytest.mark.slow
 def test_what_a_simulation_broke_is_mended_when_the_dashboard_ends_and_when_it_comes_back_from_a_crash(
     own_house: House, page: Page
 ) -> None:
@@ -341,6 +344,7 @@ def test_what_is_down_is_named_with_its_reason_and_the_page_goes_on(own_house: H
     expect(page.locator("#troubles")).to_be_empty()
 
 
+@pytest.mark.slow
 def test_after_a_change_of_weights_the_share_is_that_of_what_they_assigned(
     own_house: House, page: Page, clients: list[dict[str, int]]
 ) -> None:
@@ -366,6 +370,7 @@ def test_after_a_change_of_weights_the_share_is_that_of_what_they_assigned(
     expect(page.locator("#summary")).to_contain_text("of the last 30")
 
 
+@pytest.mark.slow
 def test_what_came_long_ago_is_not_shown_as_if_it_were_new(
     own_house: House, page: Page, clients: list[dict[str, int]]
 ) -> None:
@@ -396,6 +401,7 @@ def test_what_came_long_ago_is_not_shown_as_if_it_were_new(
     expect(page.locator(f"#grid [row-id='{row['id']}']")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_while_an_experiment_is_paused_no_split_is_drawn(
     own_house: House, page: Page, clients: list[dict[str, int]]
 ) -> None:
@@ -451,6 +457,7 @@ def is_dark(page: Page) -> bool:
     return bool(red + green + blue < 3 * 128)
 
 
+@pytest.mark.slow
 def test_before_anything_is_known_one_sees_that_it_loads(own_house: House, page: Page) -> None:
     router = own_house.services.pid("router")
     os.killpg(router, signal.SIGSTOP)

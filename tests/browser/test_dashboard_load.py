@@ -127,6 +127,7 @@ def test_what_cannot_be_offered_is_refused_with_the_field(quiet: House, page: Pa
     expect(page.locator("#load-trouble")).to_contain_text("seconds")
 
 
+@pytest.mark.slow
 def test_failures_are_drawn_by_kind(own_house: House, page: Page) -> None:
     own_house.services.kill("model_b")
     opens(page, own_house, "load")
@@ -144,6 +145,7 @@ def test_failures_are_drawn_by_kind(own_house: House, page: Page) -> None:
     assert barriers(page) == []
 
 
+@pytest.mark.slow
 def test_with_a_router_that_has_keys_only_an_operator_offers_load(
     board: Path, tmp_path: Path, page: Page
 ) -> None:

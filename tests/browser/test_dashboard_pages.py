@@ -143,22 +143,30 @@ def barriers(page: Page) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        ("desktop", "light"),
+        ("phone", "dark"),
+        pytest.param("desktop", "dark", marks=pytest.mark.slow),
+        pytest.param("phone", "light", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "live")
-def test_a_page_is_free_of_barriers_and_fits_in_both_themes_on_desktop_and_phone(
-    keyed: House, page: Page, path: str
+def test_a_page_is_free_of_barriers_and_fits(
+    keyed: House, page: Page, path: str, width: str, theme: str
 ) -> None:
-    for width, height in WIDTHS.values():
-        page.set_viewport_size({"width": width, "height": height})
-        for theme in ("light", "dark"):
-            opens(page, keyed, f"{path}?theme={theme}")
-            expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", theme)
-            expect(page.locator("main .mantine-Skeleton-root")).to_have_count(0)
-            if not path:
-                # The grid is not drawn before somebody may see it.
-                page.locator("#grid").scroll_into_view_if_needed()
-                expect(page.locator("#grid .ag-cell").first).to_be_visible()
-            assert barriers(page) == [], (width, theme)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+    pixels, height = WIDTHS[width]
+    page.set_viewport_size({"width": pixels, "height": height})
+    opens(page, keyed, f"{path}?theme={theme}")
+    expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", theme)
+    expect(page.locator("main .mantine-Skeleton-root")).to_have_count(0)
+    if not path:
+        # The grid is not drawn before somebody may see it.
+        page.locator("#grid").scroll_into_view_if_needed()
+        expect(page.locator("#grid .ag-cell").first).to_be_visible()
+    assert barriers(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= pixels
 
 
 def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps_it_too(
@@ -208,6 +216,7 @@ def test_what_is_looked_at_on_a_page_is_in_its_address_and_outlives_a_reload(
     assert page.url.endswith(f"?models={chosen}")
 
 
+@pytest.mark.slow
 def test_the_way_out_of_an_empty_page_keeps_what_was_chosen(keyed: House, page: Page) -> None:
     for path in ("drift", "verdict"):
         opens(page, keyed, f"{path}?traffic=simulation&theme=dark")
@@ -396,6 +405,7 @@ def elsewhere(house: House, **changed: Any) -> None:
     assert reply.status == 200, reply.body
 
 
+@pytest.mark.slow
 def test_what_somebody_types_stays_when_another_one_changes_the_experiment(keyed: House, page: Page) -> None:
     opens(page, keyed, "experiment")
     types_in(page, KEY)
@@ -423,6 +433,7 @@ def test_what_somebody_types_stays_when_another_one_changes_the_experiment(keyed
     assert rest(keyed, "/v1/experiment") == before
 
 
+@pytest.mark.slow
 def test_what_is_added_to_a_list_is_a_line_and_what_is_too_much_is_counted(keyed: House, page: Page) -> None:
     opens(page, keyed, "experiment")
     types_in(page, KEY)
@@ -449,6 +460,7 @@ def test_what_is_added_to_a_list_is_a_line_and_what_is_too_much_is_counted(keyed
     until(lambda: rest(keyed, "/v1/experiment") == before, "the document of before is in force")
 
 
+@pytest.mark.slow
 def test_what_was_decided_by_the_look_of_another_version_is_refused_with_what_to_do(
     keyed: House, page: Page
 ) -> None:
@@ -711,6 +723,7 @@ def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_netw
     assert corner(page, Path(picture.value.path())) == [255, 255, 255, 255]
 
 
+@pytest.mark.slow
 def test_a_chart_is_saved_as_a_picture_that_can_be_read_on_any_ground(keyed: House, page: Page) -> None:
     opens(page, keyed, "?theme=dark")
     expect(page.locator("#latency-chart .scatterlayer")).to_be_attached()
@@ -728,6 +741,7 @@ def corner(page: Page, picture: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: House, page: Page) -> None:
     # After those who look at the verdict: with another champion evidence begins anew.
     opens(page, keyed, "experiment")
@@ -753,6 +767,7 @@ def test_what_the_evidence_has_doubts_of_is_promoted_by_typing_its_name(keyed: H
     assert roles == {"A": "champion", "B": "challenger"}
 
 
+@pytest.mark.slow
 def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Page) -> None:
     # After those who look at the verdict: with another split, too, evidence begins anew.
     opens(page, keyed, "experiment")
@@ -790,6 +805,7 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     elsewhere(keyed, **before)
 
 
+@pytest.mark.slow
 def test_what_the_router_would_refuse_is_not_offered_and_the_page_says_why(keyed: House, page: Page) -> None:
     # After those who look at the verdict, as the one before.
     opens(page, keyed, "experiment")
@@ -812,6 +828,7 @@ def test_what_the_router_would_refuse_is_not_offered_and_the_page_says_why(keyed
     expect(page.get_by_role("button", name="Ramp …")).to_be_enabled()
 
 
+@pytest.mark.slow
 def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed: House, page: Page) -> None:
     keyed.services.kill("model_b")
     try:
@@ -823,6 +840,7 @@ def test_a_service_that_is_down_is_named_and_what_the_others_tell_is_shown(keyed
         keyed.services.wait_ready("model_b")
 
 
+@pytest.mark.slow
 def test_while_the_router_is_away_a_page_shows_what_was_known_and_comes_back(
     keyed: House, page: Page
 ) -> None:
@@ -840,6 +858,7 @@ def test_while_the_router_is_away_a_page_shows_what_was_known_and_comes_back(
     expect(page.locator("#status")).to_contain_text("Running")
 
 
+@pytest.mark.slow
 def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
     keyed: House, page: Page
 ) -> None:
@@ -868,6 +887,7 @@ def test_where_the_router_asks_for_keys_simulated_traffic_takes_the_operators(
     assert (newest["cursor"], newest["tag"]) == (start + 11, "simulation")
 
 
+@pytest.mark.slow
 def test_while_the_dashboards_own_server_is_away_the_page_says_so_and_comes_back(
     keyed: House, browser: Browser
 ) -> None:

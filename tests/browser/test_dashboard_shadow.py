@@ -12,6 +12,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.test_dashboard import opens
 from tests.house import House, running, until
 
+pytestmark = pytest.mark.slow
+
 SHADOW = """
 name = "ours"
 mode = "shadow"

@@ -30,7 +30,7 @@ HEAP = "() => { gc(); return performance.memory.usedJSHeapSize; }"
 POINTS = """() => Math.max(0, ...Array.from(document.querySelectorAll(".js-plotly-plot"), plot =>
     (plot.data || []).filter(each => each.type === "bar").reduce((sum, each) => sum + each.x.length, 0)))"""
 
-pytestmark = pytest.mark.skipif(not SECONDS, reason="takes ten minutes: make soak")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SECONDS, reason="takes ten minutes: make soak")]
 
 
 def test_ten_tabs_under_load_hold_no_more_in_the_end_than_at_the_beginning(

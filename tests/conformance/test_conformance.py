@@ -25,6 +25,8 @@ from runoff.prototype import Prototype
 from runoff.store import Store
 from tests.house import House, run_in, running, served
 
+pytestmark = pytest.mark.slow
+
 LOCK = Path(__file__).with_name("requirements-clients.txt")
 
 Clients = list[dict[str, int]]

@@ -302,6 +302,7 @@ def run(folder: Path, prefix: str, variables: Mapping[str, str]) -> Iterator[Vis
             process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model-a", "model-b"])
 def test_a_published_model_answers_below_its_prefix(
     online: dict[str, Visitor], store: Store, clients: list[dict[str, int]], name: str
@@ -317,6 +318,7 @@ def test_a_published_model_answers_below_its_prefix(
     assert service.gets("/readyz").status == 200
 
 
+@pytest.mark.slow
 def test_a_published_model_shows_its_document_and_its_card(
     online: dict[str, Visitor], store: Store, page: Page
 ) -> None:
@@ -327,6 +329,7 @@ def test_a_published_model_shows_its_document_and_its_card(
     expect(page.get_by_role("heading", name="model-a").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_published_model_serves_by_scikit_learn_what_is_not_translated(
     published: dict[str, Path], store: Store, client: dict[str, int], tmp_path: Path
 ) -> None:
@@ -338,6 +341,7 @@ def test_a_published_model_serves_by_scikit_learn_what_is_not_translated(
         assert service.asks(client).prediction == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_published_router_asks_the_published_models_and_records(
     online: dict[str, Visitor], clients: list[dict[str, int]]
 ) -> None:
@@ -352,12 +356,14 @@ def test_a_published_router_asks_the_published_models_and_records(
     assert router.gets("/stats").json["variants"][0]["share_interval"]
 
 
+@pytest.mark.slow
 def test_a_published_dashboard_works_in_a_browser_below_its_prefix(
     online: dict[str, Visitor], page: Page
 ) -> None:
     works_below(f"{PREFIX}/dashboard/", page, online["dashboard"], online["router"])
 
 
+@pytest.mark.slow
 def test_a_dashboard_works_behind_a_proxy_that_takes_a_prefix_away_and_says_nothing_of_it(
     online: dict[str, Visitor], page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +388,7 @@ def works_below(prefix: str, page: Page, dashboard: Visitor, router: Visitor) ->
     assert [path for path in asked if not path.startswith(prefix)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model"), [("notebook-a", "model-a"), ("notebook-b", "model-b")])
 def test_a_published_notebook_run_again_stores_a_candidate_judges_it_and_releases_nothing(
     published: dict[str, Path], board: Path, tmp_path: Path, name: str, model: str
@@ -404,6 +411,7 @@ def test_a_published_notebook_run_again_stores_a_candidate_judges_it_and_release
     assert f"runoff release {model} {candidate.id} --reason" in told
 
 
+@pytest.mark.slow
 def test_a_published_notebook_of_the_decision_judges_what_the_published_router_has_on_record(
     published: dict[str, Path], online: dict[str, Visitor], clients: list[dict[str, int]], tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from runoff.prediction import create_app
 from runoff.store import Store
 from tests.house import House, run_in
 
+pytestmark = pytest.mark.slow
+
 LOCK = Path(__file__).with_name("requirements-vetiver.txt")
 
 LOAD = """

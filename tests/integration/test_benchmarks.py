@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_benchmark_checks_and_measures_our_service_and_writes_its_page(
     board: Path, tmp_path: Path

@@ -18,9 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.house import House, Reply, Visitor, running, until
-
-PATIENCE_SECONDS = 30.0
+from tests.house import PATIENCE_SECONDS, House, Reply, Visitor, running, until
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,7 @@ def test_it_stays_up_until_ctrl_c_and_its_curl_works_as_pasted(surroundings: dic
     assert all(is_free(port) for name, port in surroundings.items() if name.endswith("_PORT"))
 
 
+@pytest.mark.slow
 def test_somebody_at_a_terminal_sees_bars(surroundings: dict[str, str]) -> None:
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -168,6 +169,7 @@ def test_a_bad_data_file_is_named_before_anything_starts(
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_training_stops_it_without_a_traceback(
     surroundings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_ctrl_c_while_training_stops_it_without_a_traceback(
     assert said.strip() == "Stopping …"
 
 
+@pytest.mark.slow
 def test_with_an_operators_key_the_router_asks_for_keys_and_the_burst_has_one(
     surroundings: dict[str, str],
 ) -> None:

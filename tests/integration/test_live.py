@@ -28,7 +28,6 @@ from tests.house import House, Reply, Visitor, running, until
 
 RELEASES = 50
 CALLERS = 3
-PATIENCE_SECONDS = 30.0
 WHY = {"by": "a test", "reason": "so"}
 
 

@@ -225,6 +225,7 @@ def test_a_process_that_dies_is_told_of(loader: Loader) -> None:
     assert (run.state, run.problem) == ("broken off", "its process ended with exit code -9")
 
 
+@pytest.mark.slow
 def test_a_test_outlives_nobody_who_started_it(house: House, tmp_path: Path) -> None:
     starts = (
         "import sys\nfrom pathlib import Path\nfrom traffic.load import Load\n"
@@ -255,6 +256,7 @@ def test_a_run_that_fell_silent_was_broken_off_and_no_name_leads_elsewhere(tmp_p
     assert [each.id for each in runs.newest(5)] == [run.id]
 
 
+@pytest.mark.slow
 def test_locust_sends_the_same_clients_tagged_as_simulated(house: House) -> None:
     since = house.stats()["cursor"]
     command = [sys.executable, "-m", "locust", "-f", "traffic/locustfile.py", "--host", house.router_url]

@@ -27,7 +27,7 @@ from runoff.management import Management
 from runoff.prototype import Prototype
 from runoff.releases import Releases, Served
 from runoff.store import Store
-from tests.house import House, Reply, Visitor, free_ports, running
+from tests.house import House, Reply, Visitor, free_ports, running, until
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
@@ -157,8 +157,8 @@ def test_a_swap_is_one_record_and_both_services_follow_it(
     with running(tmp_path / "var", shell.board, "model_a", "model_b") as house:
         before = house.model_a.asks(client).prediction, house.model_b.asks(client).prediction
         shell.says("swap", "model-a", "model-b", "--reason", "B won")
-        assert waits_for(house.model_a, "model-b")
-        assert waits_for(house.model_b, "model-a")
+        until(lambda: serves(house.model_a, "model-b"), "A answers from model-b")
+        until(lambda: serves(house.model_b, "model-a"), "B answers from model-a")
         after = house.model_a.asks(client), house.model_b.asks(client)
         assert (after[1].prediction, after[0].prediction) == before
         assert after[0].headers["X-Model-Name"] == "model-b", "what answers is named as what it is"
@@ -167,14 +167,10 @@ def test_a_swap_is_one_record_and_both_services_follow_it(
     assert len(shell.told("history")) == 3
 
 
-def waits_for(service: Visitor, model: str, seconds: float = 10.0) -> bool:
-    """Whether the service answers from the model before the time is over; asked often, for each worker."""
-    deadline = time.monotonic() + seconds
-    in_a_row = 0
-    while time.monotonic() < deadline and in_a_row < 20:
-        serving = service.gets("/metadata").json["user"]["release"]["serving"]
-        in_a_row = in_a_row + 1 if serving["model"] == model else 0
-    return in_a_row == 20
+def serves(service: Visitor, model: str) -> bool:
+    """Whether the service answers from the model; asked often, for each worker."""
+    told = (service.gets("/metadata").json["user"]["release"]["serving"] for _ in range(20))
+    return all(serving["model"] == model for serving in told)
 
 
 @pytest.mark.parametrize("damage", ["another file", "another schema"])

@@ -21,7 +21,6 @@ from tests.databases import fresh
 from tests.house import House, Reply, running, until
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 30.0
 NUMBERS = count()
 TWO = """
 [[variants]]

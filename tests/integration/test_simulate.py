@@ -130,6 +130,7 @@ def test_a_variant_breaks_on_purpose_when_it_is_told_to_and_is_mended_at_the_end
     assert breakable.router.gets("/v1/experiment").json["variants"][1]["url"] == own["url"]
 
 
+@pytest.mark.slow
 def test_a_canary_that_is_broken_on_purpose_is_sent_back(breakable: House) -> None:
     guardrail = {"name": "errors", "metric": "error-rate", "margin": 0.01}
     canary = {"steps": [0.5, 1.0], "traffic": "simulation"}
@@ -162,6 +163,7 @@ def test_what_cannot_be_simulated_is_said_and_exits_with_an_error(house: House) 
     assert "is elsewhere" in elsewhere.stderr
 
 
+@pytest.mark.slow
 def test_a_variant_that_is_broken_on_purpose_answers_real_traffic_as_ever(
     breakable: House, client: dict[str, int]
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_variant_that_is_broken_on_purpose_answers_real_traffic_as_ever(
     assert {real for real, _ in statuses} == {200}
 
 
+@pytest.mark.slow
 def test_what_a_run_broke_is_mended_when_it_is_told_to_end_and_by_the_next_one_when_it_was_killed(
     breakable: House,
 ) -> None:

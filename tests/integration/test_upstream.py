@@ -30,8 +30,8 @@ from router.upstream import (
 from runoff.problems import Unavailable
 
 # An answer is awaited for this long in these tests; anything beyond a few times that is a hang.
-LIMITS = Limits(connect=0.5, first_byte=0.5, total=0.5, failures=1000)
-PATIENCE_SECONDS = 10.0
+LIMITS = Limits(connect=1.5, first_byte=1.5, total=1.5, failures=1000)
+PATIENCE_SECONDS = 60.0
 LARGE = 9_000_000
 
 Behave = Callable[["Line"], None]
@@ -286,8 +286,8 @@ def hang_up(line: Line) -> None:
 
 
 NO_ANSWERS: list[tuple[str, Behave, type[Exception], str]] = [
-    ("never answers", dawdle, GatewayTimeout, "did not answer within 0.5 seconds"),
-    ("drips", drip, GatewayTimeout, "did not answer within 0.5 seconds"),
+    ("never answers", dawdle, GatewayTimeout, "did not answer within 1.5 seconds"),
+    ("drips", drip, GatewayTimeout, "did not answer within 1.5 seconds"),
     ("hangs up", hang_up, BadGateway, "hung up"),
     ("resets", reset, BadGateway, "hung up"),
     ("resets midway", reset_midway, BadGateway, "broke off"),

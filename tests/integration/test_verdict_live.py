@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from flask import Flask, request
 from sklearn.tree import DecisionTreeClassifier
 
 from data import credit
-from tests.house import House, running, served
+from tests.house import House, running, served, until
 from tests.integration.test_routing import TWO, a_house
 from tests.integration.test_verdicts import reports
 
@@ -60,6 +59,11 @@ def verdict(house: House) -> dict[str, Any]:
     return told
 
 
+def state_of(house: House) -> Any:
+    """The experiment as it stands."""
+    return house.router.gets("/v1/experiment/state").json
+
+
 def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
     board: Path, tmp_path: Path, held_out: list[tuple[dict[str, int], int]]
 ) -> None:
@@ -76,9 +80,8 @@ def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
         for start in range(0, len(late), 200):
             reports(house, dict(late[start : start + 200]))
             seen.append(verdict(house))
-        deadline = time.monotonic() + 30
-        while (last := verdict(house))["comparisons"][0]["n"] < len(late) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        until(lambda: verdict(house)["comparisons"][0]["n"] == len(late), "all outcomes are counted")
+        last = verdict(house)
 
         scores = {"A": [], "B": []}  # type: dict[str, list[float]]
         for id_, outcome in late:
@@ -101,6 +104,7 @@ def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
     assert last["decision"] == right or len(late) < WHOLE
 
 
+@pytest.mark.slow
 def test_a_challenger_that_learnt_nothing_is_sent_back_by_its_guardrail(
     board: Path, tmp_path: Path, held_out: list[tuple[dict[str, int], int]], learnt_nothing: str
 ) -> None:
@@ -123,7 +127,7 @@ hold = "1h"
     with running(tmp_path, board, "model_a", "router", **settings) as house:
         asked = 0
         pending: dict[str, int] = {}
-        while asked < BOUND and house.router.gets("/v1/experiment/state").json["action"] != "regress":
+        while asked < BOUND and state_of(house)["action"] != "regress":
             for client, outcome in held_out[asked % len(held_out) :][:100]:
                 pending[house.router.asks(client).headers["X-Request-ID"]] = outcome
                 asked += 1
@@ -131,10 +135,8 @@ hold = "1h"
             known, pending = (pending, {}) if len(pending) > 100 else ({}, pending)
             if known:
                 reports(house, known)
-        deadline = time.monotonic() + 30
-        while (state := house.router.gets("/v1/experiment/state").json)["action"] != "regress":
-            assert time.monotonic() < deadline, "it was not sent back"
-            time.sleep(0.2)
+        until(lambda: state_of(house)["action"] == "regress", "it is sent back")
+        state = state_of(house)
         assert state["weights"] == {"A": 1, "B": 0}
         print(f"sent back after {asked} requests")
         assert "the guardrail scores is broken" in state["reason"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from router.database import DatabaseDown
 from router.experiment import Experiment, read
 from router.experiments import Current, Experiments, Following, NotPossible, Place, Stale
 from runoff.problems import Unavailable
+from tests.house import until
 
 WHO: dict[str, Any] = {"by": "ada", "reason": "so"}
 
@@ -293,13 +293,6 @@ def test_the_audit_holds_versions_and_allocations_in_the_order_in_which_they_cam
     assert times == sorted(times)
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 def test_a_worker_takes_the_file_in_and_follows_what_others_change(
     experiments: Experiments, url: str
 ) -> None:
@@ -308,7 +301,7 @@ def test_a_worker_takes_the_file_in_and_follows_what_others_change(
     assert kept.version == 1
     assert others.now() == kept
     experiments.ramp(0.5, expected=1, **WHO)
-    assert until(lambda: others.now().place == mine.now().place == (1, 1))
+    until(lambda: others.now().place == mine.now().place == (1, 1), "what was changed is followed")
     assert others.now().weights == {"A": 0.5, "B": 0.5}
     assert kept.weights == {"A": 0.8, "B": 0.2}, "a request that has begun sees one state"
 
@@ -320,14 +313,14 @@ def test_while_the_database_is_away_what_is_known_stays_in_force(experiments: Ex
     experiments._engine.dispose()
     away = path.rename(path.with_suffix(".away"))
     path.mkdir()
-    assert until(lambda: following.trouble is not None)
+    until(lambda: following.trouble is not None, "the trouble is told")
     assert following.now() is known
     path.rmdir()
     for leftover in path.parent.glob("ledger.sqlite-*"):
         leftover.unlink()
     away.rename(path)
     experiments.ramp(0.5, expected=1, **WHO)
-    assert until(lambda: following.now().place == (1, 1))
+    until(lambda: following.now().place == (1, 1), "what was changed is followed")
     assert following.trouble is None
 
 
@@ -343,7 +336,7 @@ def test_a_database_that_is_away_at_the_start_is_said_to_be_and_followed_when_it
             ask()
     path.rmdir()
     database.migrate(engine)
-    assert until(lambda: following.trouble is None)
+    until(lambda: following.trouble is None, "the trouble is over")
     assert following.now().version == 1
 
 
