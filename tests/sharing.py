@@ -25,7 +25,7 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def once(name: str, make: Callable[[Path], None], within: Path | None = None) -> Path:
+def once(name: str, make: Callable[[Path], object], within: Path | None = None) -> Path:
     """A folder that is made once; a worker that comes second waits until it is there.
 
     Args:

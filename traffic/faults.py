@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runoff.problems import PROBLEM_JSON
 from traffic.plan import TAG
+from traffic.send import IDLE_SECONDS
 
 Fault = Literal["errors", "slow", "upside-down"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -283,7 +284,9 @@ def _no_router(response: aiohttp.ClientResponse) -> CannotBreak:
 def _spoiling(own: str, fault: Fault, since: asyncio.Event, rng: random.Random) -> web.Application:
     """A service that answers as the one at `own` does, and spoils simulated traffic once `since` is set."""
     session = aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
+        connector=aiohttp.TCPConnector(keepalive_timeout=IDLE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
     )
 
     async def answer(request: web.Request) -> web.Response:

@@ -36,6 +36,9 @@ STILL_WAITING = "its user still waited"
 TIMED_OUT = "no answer in time"
 UNCONNECTED = "no connection"
 BROKEN = "the connection broke"
+# A connection that was idle for longer is not used again: gunicorn, for one, closes it after two seconds, and a
+# request that comes just then would be counted as failed.
+IDLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Sender:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=self.timeout, connect=CONNECT_SECONDS),
             headers=headers,
             # Nothing of one answer may change the next request, nor may it lead to another address.

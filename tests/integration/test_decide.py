@@ -166,6 +166,7 @@ def test_a_replay_in_rows_is_that_in_sums(engine: sa.Engine, tmp_path: Path) -> 
     assert_same(book, from_rows(book, tmp_path, "parquet", replay="later"), replay="later")
 
 
+@pytest.mark.slow
 def test_where_the_router_counts_less_of_a_unit_than_the_notebook_that_is_said(
     engine: sa.Engine, tmp_path: Path
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_split_is_decided_from_the_router_as_the_router_decides_it(
     assert_agrees(executed, told, tmp_path / "decide.html")
 
 
+@pytest.mark.slow
 def test_shadows_are_decided_from_kept_files_without_a_router(
     board: Path, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_notebook_in_the_repository_carries_no_output_and_has_parameters() -> 
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text('{"sentence": "Keep A."}')
     with pytest.raises(ledger.NotReadable, match=r"verdict.json is no verdict with what was declared"):
@@ -284,6 +287,7 @@ def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
         decide(tmp_path / "decide.html", verdict_file=str(tmp_path / "nothing.json"))
 
 
+@pytest.mark.slow
 def test_an_export_that_lacks_a_column_is_told_so(engine: sa.Engine, tmp_path: Path) -> None:
     book = Book(engine)
     fill(book, 20, shadow=False)
