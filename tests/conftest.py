@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from data import credit
 from notebooks import train
@@ -29,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # How long an example takes says how busy the machine is.
     settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("calm")
+    # As services have it: threads that wait for others at work on the same cores turn round and round.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    threadpool_limits(1)
     # Services start faster when they find their modules compiled, whoever asks Python to compile nothing.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

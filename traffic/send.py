@@ -36,8 +36,8 @@ STILL_WAITING = "its user still waited"
 TIMED_OUT = "no answer in time"
 UNCONNECTED = "no connection"
 BROKEN = "the connection broke"
-# A connection that was idle for longer is not used again: gunicorn, for one, closes it after two seconds, and a
-# request that comes just then would be counted as failed.
+# A connection that was idle for longer is not used again: gunicorn, for one, closes it after two seconds,
+# and a request that comes just then would be counted as failed.
 IDLE_SECONDS = 1.0
 
 

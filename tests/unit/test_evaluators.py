@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from runoff.evaluators import TOLERANCE, to_matrix
 from runoff.prototype import Prototype
@@ -36,13 +34,6 @@ from runoff.store import CorruptVersion, ModelVersion, Store, UnfaithfulVersion
 
 ROOT = Path(__file__).resolve().parents[2]
 CODES = {"kind": (1, 2, 3, 4)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a service has it: waking others costs more than a row does, and most where others are at work."""
-    with threadpool_limits(1):
-        yield
 
 
 def some_rows(n: int, seed: int, *, missing: bool = False) -> pd.DataFrame:
