@@ -135,7 +135,7 @@ def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         # CI installs it, and must not pass without.
         assert not CI, f"{CHROMIUM} is not there"
-        pytest.skip(f"{CHROMIUM} is not there: install Debian's chromium to run the browser tests")
+        pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium-headless-shell")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield chromium

@@ -79,7 +79,7 @@ def resident(processes: Sequence[psutil.Process]) -> float:
 
 def chromium() -> list[psutil.Process]:
     """The processes of the browser that this test started."""
-    return [each for each in psutil.Process().children(recursive=True) if CHROMIUM.name in each.name()]
+    return [each for each in psutil.Process().children(recursive=True) if "chromium" in each.name()]
 
 
 def heap(page: Page) -> float:
