@@ -25,7 +25,7 @@ from tests.ports import free_port
 
 CI = os.environ.get("CI") == "true"
 
-# The same browser twice: the shell without windows starts with a sixth of the CPU.
+# The same browser twice: the shell without windows takes a small part of the CPU to start.
 CHROMIUMS = (Path("/usr/bin/chromium-headless-shell"), Path("/usr/bin/chromium"))
 CHROMIUM = next((each for each in CHROMIUMS if each.exists()), CHROMIUMS[-1])
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
