@@ -35,7 +35,7 @@ def markdown(verdict: Verdict) -> str:
         parts += [
             f"## {verdict.champion} and {each.challenger}",
             each.sentence if len(verdict.comparisons) > 1 else "",
-            figures(verdict.champion, each, level),
+            figures(verdict.champion, each, level) if each.rows else "",
             fewer(each),
             over_time(verdict.champion, each, level),
             guardrails(each),
