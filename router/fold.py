@@ -145,17 +145,20 @@ class Fold:
         """
         try:
             while True:
-                marked = self.phases.mark()
                 with database.snapshot(self._engine) as connection:
                     at = cursors.of(connection, READER)
-                    to = _within(cursors.reached(connection, at), cursors.of(connection, phases.READER))
+                    to = cursors.reached(connection, at)
                     if to == at:
-                        if marked:
-                            continue
                         return at.predictions
-                    added = _added(connection, at, to, self._declared)
-                    stand = _standings(connection, at, to)
-                self._add(at, to, added, stand)
+                    # What is counted has a phase.
+                    known = _is_marked(connection, to)
+                    if known:
+                        added = _added(connection, at, to, self._declared)
+                        stand = _standings(connection, at, to)
+                if known:
+                    self._add(at, to, added, stand)
+                else:
+                    self.phases.mark()
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(error) from error
 
@@ -668,13 +671,10 @@ def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declar
     return added
 
 
-def _within(reached: Cursors, marked: Cursors) -> Cursors:
-    """As far as phases are known; outcomes have none."""
-    return Cursors(
-        min(reached.predictions, marked.predictions),
-        min(reached.side_answers, marked.side_answers),
-        reached.outcomes,
-    )
+def _is_marked(connection: sa.Connection, to: Cursors) -> bool:
+    """Whether the phases of all rows up to some cursors are known."""
+    marked = cursors.of(connection, phases.READER)
+    return to.predictions <= marked.predictions and to.side_answers <= marked.side_answers
 
 
 def _of_failed(

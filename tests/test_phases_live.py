@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from sklearn.tree import DecisionTreeClassifier
 
+from runoff.releases import Action, Releases, Served
 from runoff.store import Store
 from tests.conftest import House, until
 from tests.test_routing import a_house
@@ -40,15 +42,10 @@ def two_versions(board: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return own, [each.id for each in store.versions("model-b")]
 
 
-def release(house: House, variant: str, action: str = "releases", **body: str) -> None:
-    """Let a variant's service serve another version, and wait until its workers do."""
-    etag = house.router.gets(f"/v1/variants/{variant}/releases").headers["ETag"]
-    told = house.router.sends(
-        json.dumps({"reason": "a test", **body}).encode(),
-        f"/v1/variants/{variant}/{action}",
-        If_Match=etag,
-    )
-    assert told.status in (200, 201), told.body
+def release(board: Path, service: str, model: str, version: str, action: Action = "release") -> None:
+    """Let a service serve a version of a model; its workers follow by themselves."""
+    served = {service: Served(model, version, None)}
+    Releases(Store.open(board)).record(served, by="a test", reason="so", action=action)
 
 
 def phases(house: House) -> dict[int, dict[str, Any]]:
@@ -80,7 +77,7 @@ def test_a_release_and_a_rollback_in_mid_experiment_are_phases_and_nothing_is_lo
     board, (older, newer) = two_versions
     # Two workers, who learn of it one after the other.
     with a_house(tmp_path, board, "", RUNOFF_WORKERS="2") as house:
-        release(house, "B", version=older)
+        release(board, "model-b", "model-b", older)
         served(house, "B", older, clients[0])
         asked: dict[str, str] = {}
 
@@ -102,7 +99,7 @@ def test_a_release_and_a_rollback_in_mid_experiment_are_phases_and_nothing_is_lo
         told = house.router.sends(question, "/v1/phases/next").json
         assert told["says"] == "60 outcomes stay with phase 1, and a new phase begins."
 
-        release(house, "B", version=newer)
+        release(board, "model-b", "model-b", newer)
         served(house, "B", newer, clients[0])
         ask(50)
         second = verdict(house)
@@ -119,7 +116,7 @@ def test_a_release_and_a_rollback_in_mid_experiment_are_phases_and_nothing_is_lo
             "50 outcomes stay with phase 2, and phase 1 goes on, with its 60 outcomes."
         )
 
-        release(house, "B", "rollback")
+        release(board, "model-b", "model-b", older, "rollback")
         served(house, "B", older, clients[0])
         ask(10)
         third = verdict(house)
@@ -192,29 +189,20 @@ def test_what_a_change_ends_is_said_before_it_is_made_and_is_there_again_when_it
 
 
 def _environment() -> dict[str, str]:
-    import os  # noqa: PLC0415
-
     return {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
 
 
 def test_variants_that_are_swapped_to_one_model_are_said_to_be_the_same(
-    board: Path, tmp_path: Path, clients: list[dict[str, int]]
+    two_versions: tuple[Path, list[str]], tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
-    with a_house(tmp_path, board, "") as house:
+    own, _ = two_versions
+    with a_house(tmp_path, own, "") as house:
         ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients[:30]]
         reports(house, {id_: number % 2 for number, id_ in enumerate(ids)})
         assert verdict(house)["phase"] == 1
-        # B's service serves A's model, as by a swap and a rollback.
-        document = house.router.gets("/v1/experiment")
-        changed = document.json
-        changed["variants"][1]["url"] = changed["variants"][0]["url"]
-        told = house.router.sends(
-            json.dumps(changed).encode(),
-            "/v1/experiment?reason=swap",
-            "PUT",
-            If_Match=document.headers["ETag"],
-        )
-        assert told.json["phases"]["says"] == "30 outcomes stay with phase 1, and a new phase begins."
+        version = house.model_a.asks(clients[0]).json["version"]
+        release(own, "model-b", "model-a", version, "swap")
+        served(house, "B", version, clients[0])
         ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients[:60]]
         reports(house, {id_: number % 2 for number, id_ in enumerate(ids)})
         same = verdict(house)
