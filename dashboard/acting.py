@@ -65,6 +65,23 @@ def proposal(
     }
 
 
+def with_phases(proposed: Proposal, change: dict[str, Any] | None, router: RouterClient) -> Proposal:
+    """The same, and what it would end: the outcomes that stay with the phase that is in force.
+
+    Args:
+        proposed: the change.
+        change: what the router is asked; None where nothing ends.
+        router: which knows. What it refuses it will say by itself when the change is made.
+    """
+    if change is None:
+        return proposed
+    try:
+        says = router.foreseen(change)["says"]
+    except RouterDown:
+        return proposed
+    return proposed | {"differences": [*proposed["differences"], says]}
+
+
 def simulation(title: str, differences: Sequence[str], order: Order) -> Proposal:
     """A simulation to be confirmed, since it changes something while it runs; otherwise as `proposal`."""
     told = _proposal(title, differences, "the audit", "is taken back at the end")

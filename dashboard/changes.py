@@ -21,7 +21,6 @@ MODES = {
     "canary": "a challenger is ramped up by steps while its guardrails agree",
     "bandit": "each variant gets the probability that it is the best",
 }
-ANEW = "Evidence begins anew, since traffic is split otherwise."
 # A list that is empty says as much as one that is not there.
 NOTHING: tuple[Any, ...] = (None, [], {})
 
@@ -152,6 +151,17 @@ def replace(state: Answer, old: Answer, new: Answer, per_hour: int, title: str |
     )
 
 
+def ends(proposed: Any) -> Answer | None:
+    """What the router is to be asked of a change that may end a phase; None of what ends none."""
+    if not isinstance(proposed, dict):
+        return None
+    if proposed["method"] == "PUT":
+        return {"document": proposed["body"]}
+    if proposed["path"] == f"{EXPERIMENT}/promote":
+        return {"promote": proposed["body"]["variant"]}
+    return None
+
+
 def switch(state: Answer, document: Answer, mode: str, per_hour: int) -> Proposal:
     """Put the experiment into another mode, with what the document holds for that; all else stays.
 
@@ -167,7 +177,7 @@ def switch(state: Answer, document: Answer, mode: str, per_hour: int) -> Proposa
     after = _first_shares(new)
     moved = told(state["weights"], after, per_hour) if after and mode != "split" else []
     means = f"{mode.capitalize()}: {MODES[mode]}."
-    differences = [means, *moved, *proposed["differences"], ANEW]
+    differences = [means, *moved, *proposed["differences"]]
     return proposed | {"differences": differences}
 
 

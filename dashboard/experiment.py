@@ -341,7 +341,7 @@ def _propose(app: Dash, router: RouterClient) -> None:
                     edited = [proposed["key"], text]
             case "undo":
                 proposed, trouble = _undone(state, entries, per_hour)
-        return proposed, trouble, edited
+        return acting.with_phases(proposed, changes.ends(proposed), router), trouble, edited
 
 
 def _ramped(state: Answer, variant: str, share: Any, per_hour: int) -> tuple[Any, Any]:

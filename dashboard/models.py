@@ -235,6 +235,13 @@ class Known:
                 past.append(release["changes"][service])
         return past[-2]["version"] if len(past) > 1 else None
 
+    def version(self, variant: str, version: str | None) -> dict[str, Any] | None:
+        """A version of a variant's model, as a phase knows it; None where its service tells no such one."""
+        for each in self.versions[variant]:
+            if each["version"] == version:
+                return {name: each[name] for name in ("model", "version", "digest")}
+        return None
+
     def looked(self, variant: str) -> str:
         """The newest release of a variant's service, as its ETag has it."""
         return next((each["id"] for each in self.releases[variant]["releases"][-1:]), "none")
@@ -535,7 +542,8 @@ def _propose(app: Dash, router: RouterClient) -> None:
         if proposed is None:
             text = f"Nothing was released to {variant} before what it serves now."
             return no_update, pieces.notice("Nothing can be rolled back", text)
-        return proposed, []
+        serves = known.version(variant, version or known.before(variant))
+        return acting.with_phases(proposed, {"models": {variant: serves}} if serves else None, router), []
 
 
 def release_of(known: Known, variant: str, version: str) -> acting.Proposal:

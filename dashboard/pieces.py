@@ -265,13 +265,11 @@ def summary(stats: Stats, tag: str | None) -> str:
     failed = sum(each["failed"] for each in stats["variants"])
     errors = f"{failed:,} without an answer" if failed else "no errors"
     # Of all that is on record alone it is told of which kind it is.
-    real = stats["tags"].get("real", 0)
-    on_record = sum(stats["tags"].values())
-    kind = tag or ("real" if real == on_record else "simulation" if real == 0 else None)
+    tags = [tag] if tag else sorted(stats["tags"], key=_order) or ["real"]
     noun = "request" if total == 1 else "requests"
-    what = (
-        f"{total:,} {_kind(kind)} {noun}{begin}" if kind else f"{total:,} {noun}{begin}, real and simulated"
-    )
+    *first_kinds, last_kind = map(_kind, tags)
+    kinds = f"{', '.join(first_kinds)} and {last_kind}"
+    what = f"{total:,} {noun}{begin}, {kinds}" if first_kinds else f"{total:,} {last_kind} {noun}{begin}"
     if stats["mode"] == "shadow":
         others = [each["name"] for each in stats["variants"] if is_unseen(stats, each)]
         verb = "scores" if len(others) == 1 else "score"
@@ -415,7 +413,7 @@ def why_empty(stats: Stats, tag: str | None, length: str) -> str:
         )
     on_record = sum(stats["tags"].values())
     if on_record:
-        return f"The router has {on_record:,} requests on record, none of them {_kind(tag)}."
+        return f"The router has {on_record:,} requests on record, none of them {_kind(tag or 'real')}."
     return "The router has nothing on record. Send some traffic, and it will show here."
 
 
@@ -544,8 +542,13 @@ def _on_record(stats: Stats) -> str:
     return f"{begin}on record: {real:,} real, {simulated:,} simulated{others}"
 
 
-def _kind(tag: str | None) -> str:
-    return "real" if tag == "real" else "simulated"
+def _kind(tag: str) -> str:
+    return {"simulation": "simulated"}.get(tag, tag)
+
+
+def _order(tag: str) -> tuple[bool, bool, str]:
+    """Real traffic first, then that of simulations."""
+    return tag != "real", tag != "simulation", tag
 
 
 def _of(variant: Stats, total: int) -> str:

@@ -49,12 +49,14 @@ aria-label="PNG: {{ shown.title }}">PNG</button>{% endif %}</div>
 <details><summary>As a table</summary>{{ table(shown.table) }}</details>{% endif %}</section>{% endmacro %}
 <h1>{{ told.sentence }}</h1>
 <p>{{ told.estimand }}</p>
+<p class="note">{{ words.models(told) }} {{ told.risk }}</p>
 <p class="note">{{ words.basis(told, mixed=mixed) }} Experiment {{ told.experiment }},
 version {{ told.version }}, as of {{ told.as_of }}.</p>
 <h2>Can this be trusted?</h2>
 {{ table((("Check", "State", "What was seen"), words.checks(told))) }}
 {% for each in told.comparisons %}
 <h2>{{ told.champion }} and {{ each.challenger }}</h2>
+{% if not each.rows %}<p>{{ each.sentence }}</p>{% else %}
 {% if each.fewer %}<p>{{ words.fewer(told, each) }}</p>{% endif %}
 <p class="note">{{ words.E_VALUE }}</p>
 {{ table(words.figures(told, each)) }}
@@ -63,7 +65,7 @@ version {{ told.version }}, as of {{ told.as_of }}.</p>
 {{ table(words.guardrails(each)) }}{% endif %}
 {% if each.segments %}<h2>Parts of the traffic</h2>{{ table(words.segments(told, each)) }}{% endif %}
 {% for shown in compared[loop.index0][1:] %}{{ chart(shown) }}{% endfor %}
-{% endfor %}
+{% endif %}{% endfor %}
 {% if told.gaps %}<h2>Between groups</h2>{{ table(words.gaps(told)) }}{% endif %}
 {% for shown in rest %}{{ chart(shown) }}{% endfor %}
 </body></html>

@@ -101,9 +101,18 @@ class RouterClient:
         """Counts of what a variant is asked now, and of what its model was trained on."""
         return self._get("/v1/drift", variant=variant, rows=rows, tag=tag, **{"from": start})
 
-    def verdict(self, tag: str | None) -> Answer:
-        """Which model stays, and what that rests on."""
-        return self._get("/v1/verdict", tag=tag or "all")
+    def verdict(self, tag: str | None, phase: int | None = None) -> Answer:
+        """Which model stays, and what that rests on; in the present phase, or in another one."""
+        return self._get("/v1/verdict", tag=tag or "all", phase=phase)
+
+    def phases(self, tag: str | None) -> Answer:
+        """Which models answered since when, by which split and rules, and what was recorded."""
+        return self._get("/v1/phases", tag=tag)
+
+    def foreseen(self, change: Answer) -> Answer:
+        """What a change would end, and what it would go on with; raises RouterDown."""
+        headers = {**self._headers, "Content-Type": "application/json"}
+        return _told(self._request("POST", "/v1/phases/next", headers, json.dumps(change).encode()))
 
     def versions(self, variant: str) -> list[Answer]:
         """The versions of the model behind a variant, oldest first."""

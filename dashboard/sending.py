@@ -122,7 +122,7 @@ def _more(usual: Wish) -> html.Details:
                         FAULTS,
                         usual.fault,
                         "For simulated requests alone. A change of the experiment, to be confirmed, and "
-                        "taken back at the end: the evidence begins anew.",
+                        "taken back at the end: meanwhile is a phase of its own.",
                     ),
                     html.P(
                         "A stream drifts and breaks at half time, a number of requests from the first.",
@@ -225,8 +225,8 @@ def _breaking(router: RouterClient, wish: Wish) -> tuple[Any, Any]:
         f"{_does(order.broken)}: simulated requests alone, from {since} on",
         f"{name} at {found['url']} → at a service of this dashboard, which passes on all other requests as "
         "they are",
-        "This is a change of the experiment, as is taking it back at the end: each lets its evidence begin "
-        "anew",
+        "This is a change of the experiment, which is taken back at the end: meanwhile is a phase of its "
+        "own, and then the present one goes on",
     ]
     return acting.simulation(f"Simulate with {name} broken", lines, order), []
 

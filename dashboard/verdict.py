@@ -6,6 +6,7 @@ import json
 import zlib
 from typing import Any
 
+import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 from flask import Response, request
@@ -39,6 +40,19 @@ def layout() -> html.Div:
         [
             dcc.Store(id="verdict-seen"),
             html.H1("Verdict", id="verdict-sentence", className="spoken", **{"aria-live": "polite"}),  # type: ignore[arg-type]
+            html.Div(
+                dmc.Select(
+                    id="verdict-phase",
+                    label="Phase",
+                    description="Another model, split or rule begins one; those before stay.",
+                    placeholder="The present one",
+                    data=[],
+                    clearable=True,
+                    mb="sm",
+                ),
+                id="verdict-phases",
+                hidden=True,
+            ),
             html.Div(pieces.skeletons(60, 120, 300), id="verdict"),
         ]
     )
@@ -51,39 +65,52 @@ def register(app: Dash, router: RouterClient) -> None:
         Output("verdict-sentence", "children"),
         Output("verdict", "children"),
         Output("verdict-seen", "data"),
+        Output("verdict-phase", "data"),
+        Output("verdict-phases", "hidden"),
         Input("tick", "data"),
         *VIEW,
+        Input("verdict-phase", "value"),
         State("verdict-seen", "data"),
         State("url", "search"),
     )
     def refresh(
-        _tick: Any, look: Any, traffic: str, range_: str, seen: Any, search: str | None
-    ) -> tuple[Any, Any, Any]:
-        waits, now = pieces.waits(seen, [look, traffic, range_], SELDOM)
+        _tick: Any,
+        look: Any,
+        traffic: str,
+        range_: str,
+        chosen: str | None,
+        seen: Any,
+        search: str | None,
+    ) -> tuple[Any, ...]:
+        waits, now = pieces.waits(seen, [look, traffic, range_, chosen], SELDOM)
         if seen and waits:
-            return no_update, no_update, seen | now
+            return no_update, no_update, seen | now, no_update, no_update
         view = View.of(look, traffic, range_)
         try:
-            told, mixed = router.verdict(view.tag), _mixed(router, view.tag)
+            told, mixed = router.verdict(view.tag, _phase(chosen)), _mixed(router, view.tag)
+            listed = router.phases(view.tag)["phases"]
         except RouterDown as error:
             if error.status is None and seen:
-                return no_update, no_update, no_update
+                return (no_update,) * 5
             # Where it does not answer at all the frame says so, and when it is asked again.
             reason = f"The router says: {error}." if error.status else f"The router cannot be asked: {error}."
-            return "No verdict yet", pieces.empty("There is no verdict", reason), now | {"shown": None}
+            empty = pieces.empty("There is no verdict", reason)
+            return "No verdict yet", empty, now | {"shown": None}, no_update, no_update
         # What stands is left alone where nothing is new: somebody may be reading it.
         live = link("", search)
-        now["shown"] = zlib.crc32(json.dumps([{**told, "as_of": None}, view.theme, mixed, live]).encode())
+        shown = [{**told, "as_of": None}, view.theme, mixed, live, listed]
+        now["shown"] = zlib.crc32(json.dumps(shown).encode())
         if seen and seen["shown"] == now["shown"]:
-            return no_update, no_update, now
-        return told["sentence"], _told(told, view, live, mixed=mixed), now
+            return no_update, no_update, now, no_update, no_update
+        options = [{"value": f"{each['phase']}", "label": words.phase(each)} for each in listed[::-1]]
+        return told["sentence"], _told(told, view, live, mixed=mixed), now, options, len(options) < 2  # noqa: PLR2004
 
     def exported() -> Response:
         """The verdict as one HTML file."""
         traffic = request.args.get("traffic", "all")
         try:
             tag = None if traffic not in TRAFFIC or traffic == "all" else traffic
-            told, mixed = router.verdict(tag), _mixed(router, tag)
+            told, mixed = router.verdict(tag, _phase(request.args.get("phase"))), _mixed(router, tag)
         except RouterDown as error:
             problem = NotFound if error.status == NotFound.status else Unavailable
             return web.answer_problem(problem(str(error)))
@@ -92,6 +119,11 @@ def register(app: Dash, router: RouterClient) -> None:
         return Response(report.render(told, mixed=mixed), mimetype="text/html", headers=disposition)
 
     app.server.add_url_rule("/verdict-report", "verdict-report", exported)
+
+
+def _phase(text: str | None) -> int | None:
+    """The number of a phase; None for the present one."""
+    return int(text) if text and text.isdecimal() else None
 
 
 def _mixed(router: RouterClient, tag: str | None) -> bool:
@@ -108,11 +140,14 @@ def _told(told: Stats, view: View, live: str, *, mixed: bool) -> list[Component]
         return [basis, pieces.empty("There is nothing to judge yet", words.nothing(told), action)]
     return [
         basis,
+        html.P(words.models(told), className="note", id="verdict-models"),
         html.P(told["estimand"], className="note"),
+        html.P(told["risk"], className="note"),
         html.P(
             html.A(
                 "Export as one HTML file",
-                href=f"./verdict-report?traffic={view.tag or 'all'}",
+                href=f"./verdict-report?traffic={view.tag or 'all'}"
+                + (f"&phase={told['phase']}" if told["phase"] else ""),
                 className="more",
                 download="",
             )
@@ -139,6 +174,10 @@ def _told(told: Stats, view: View, live: str, *, mixed: bool) -> list[Component]
 
 def _compared(told: Stats, number: int, view: View) -> list[Component]:
     each = told["comparisons"][number]
+    if not each["rows"]:
+        # The same model: nothing is compared.
+        title = f"{told['champion']} and {each['challenger']}"
+        return [html.Section([html.H2(title), html.P(each["sentence"])], className="card")]
     funnel, latency = verdict_charts.compared(told, number, view.theme)
     return [
         _card(

@@ -24,7 +24,12 @@ NAMES = {
 }
 STATES = {"passed": "✓ passed", "failed": "▲ failed", "not yet": "… not yet"}
 RAILS = {"clear": "✓ clear", "watching": "… watching", "breached": "▲ breached"}
-KINDS = {"real": "real traffic", "simulation": "simulated traffic", "all": "all traffic"}
+KINDS = {
+    "real": "real traffic",
+    "simulation": "simulated traffic",
+    "load-test": "load tests",
+    "all": "all traffic",
+}
 # Those that begin with a name.
 CAPITALS = ("brier", "auc")
 LATENCY = "latency-"
@@ -72,10 +77,32 @@ def basis(told: Stats, *, mixed: bool) -> str:
     return rest
 
 
+def models(told: Stats) -> str:
+    """Which models are judged, and in which phase."""
+    if told["phase"] is None:
+        return "By this split and these rules nothing was recorded yet, so no phase has begun."
+    serving = ", ".join(f"{name} serves {served(each)}" for name, each in told["models"].items())
+    return f"Phase {told['phase']}: {serving or 'nobody has answered yet'}."
+
+
+def served(model: Stats) -> str:
+    """A model by its version, or what else its service tells."""
+    told = model["version"] or (model["digest"] or "")[:12] or model["model"]
+    return str(told or "what tells no version")
+
+
+def phase(told: Stats) -> str:
+    """A phase, to be chosen from a list."""
+    now = ", now" if told["in_force"] else ""
+    count = told["outcomes"]
+    outcomes = f"{count:,} outcome{'' if count == 1 else 's'}"
+    return f"{told['phase']}{now}: {', '.join(told['because'])}; {outcomes}"
+
+
 def nothing(told: Stats) -> str:
     """Why there is nothing to judge."""
     kind = KINDS.get(told["tag"], told["tag"])
-    return f"Of {kind} nothing was recorded since it is split as it is now."
+    return f"Of {kind} nothing was recorded in this phase."
 
 
 def checks(told: Stats) -> list[tuple[str, str, str]]:

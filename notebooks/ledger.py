@@ -33,7 +33,7 @@ ALL, REAL = "all", "real"
 
 TEXTS = ("time", "experiment", "variant", "answered_by", "tag", "unit", "features", "side_answers")
 NUMBERS = (
-    *("experiment_version", "allocation", "row", "propensity"),
+    *("experiment_version", "allocation", "phase", "row", "propensity"),
     *("prediction", "latency_ms", "status", "outcome"),
 )
 # The columns that live and side answers have.
@@ -91,7 +91,7 @@ def rows(file: str | None, url: str | None, told: Said) -> pd.DataFrame:
     Args:
         file: an export as CSV, NDJSON or Parquet, by its ending; None asks the router.
         url: as in `said`.
-        told: the verdict. Rows of other experiments, versions and tags do not count, nor what was not
+        told: the verdict. Rows of other experiments, phases and tags do not count, nor what was not
             assigned by chance, nor what was asked after its moment.
 
     Raises:
@@ -109,7 +109,7 @@ def rows(file: str | None, url: str | None, told: Said) -> pd.DataFrame:
     declared, tag = told.declared, told.verdict["tag"]
     counts = (
         (found["experiment"] == declared.experiment)
-        & found["experiment_version"].between(*declared.versions)
+        & (found["phase"] == declared.phase)
         & found["propensity"].notna()
         & (found["time"] <= told.as_of)
     )
@@ -124,8 +124,9 @@ def answers(found: pd.DataFrame) -> Answers:
         (request, each)
         for request, told in enumerate(found["side_answers"])
         for each in _nested(told) or ()
-        # One that failed before another answered is told by the row itself.
-        if each["kind"] != "failed"
+        # One that failed before another answered is told by the row itself, and what a shadow said that is
+        # another model by now is of another phase.
+        if each["kind"] != "failed" and each["phase"] == found["phase"][request]
     ]
     of = np.array([request for request, _ in beside], np.int64)
     side = pd.DataFrame([each for _, each in beside], columns=["name", "kind", *_ANSWERED])

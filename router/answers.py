@@ -15,8 +15,8 @@ Index = TypedDict(
 class RoutedPrediction(TypedDict):
     """A row that was routed; what it would not count with has no propensity.
 
-    `variant` is the one it was assigned to; `answered_by` is another one, where that failed. `outcome` is the
-    one that holds.
+    `phase` is 0 until the row was counted. `variant` is the one it was assigned to; `answered_by` is another
+    one, where that failed. `outcome` is the one that holds.
     """
 
     cursor: int
@@ -27,6 +27,7 @@ class RoutedPrediction(TypedDict):
     experiment: str
     experiment_version: int
     allocation: int
+    phase: int
     variant: str
     answered_by: str | None
     propensity: float | None
@@ -44,10 +45,14 @@ class RoutedPrediction(TypedDict):
 
 
 class SideAnswer(TypedDict):
-    """What a shadow said of a row, a variant that failed before another answered, or a replay."""
+    """What a shadow said of a row, a variant that failed before another answered, or a replay.
+
+    `phase` is the row's, or where a shadow's model is another one than that knows, its own.
+    """
 
     cursor: int
     prediction_id: str
+    phase: int
     kind: str
     name: str
     time: str
@@ -165,3 +170,25 @@ class Stats(TypedDict):
     cursor: int
     variants: list[VariantStats]
     tags: dict[str, int]
+
+
+class ModelDetails(TypedDict):
+    """Who answers for a variant, as far as its service tells."""
+
+    model: str | None
+    version: str | None
+    digest: str | None
+
+
+class Next(TypedDict):
+    """What a change leaves, and what it goes on with: numbers of phases, and the outcomes in them.
+
+    `leaves` is null where there is nothing to leave, or the phase stays the same; `enters` is the phase that
+    goes on then, null where a new one begins. `says` is that in a sentence.
+    """
+
+    leaves: int | None
+    outcomes: int
+    enters: int | None
+    enters_outcomes: int
+    says: str

@@ -16,6 +16,7 @@ Those of the ledger are found under `/v1` as well. The others stand in pages of 
 | --- | --- |
 | `router/experiment_api.py` | the experiment: seen, changed, and who did so |
 | `router/verdict_api.py`, `router/planning.py` | which variant stays, and how long it takes to know |
+| `router/phases_api.py` | which models answered since when, and what a change would end |
 | `router/inspection.py`, `router/drift.py` | what those ask who watch |
 | `router/services_api.py` | what the services tell of their models, and releases |
 | `router/about.py` | what clients ask of a model besides predictions |
@@ -51,6 +52,7 @@ from router import (
     inspection,
     openapi,
     outcomes,
+    phases_api,
     planning,
     privacy,
     query,
@@ -73,7 +75,7 @@ from router.outcomes import Outcomes, Report
 from router.periodic import Periodic
 from router.routing import Router
 from router.tables import predictions as recorded
-from router.verdicts import Verdicts
+from router.verdicts import NOTHING_YET, Verdicts
 from runoff import logs, metrics, web
 from runoff import openapi as documents
 from runoff.operations import JSON, Schema, describe
@@ -129,6 +131,7 @@ class Parts:
         self.verdicts = Verdicts(engine, self.fold)
         self.outcomes = Outcomes(engine)
         self.experiments = Experiments(engine)
+        self.history = phases_api.History(self.experiments, self.fold)
         self.following = Following(self.experiments, configured)
         self.router = Router(self.following, self.ledger, privacy.secret(engine))
         self._looking = Periodic("keys", LOOK_SECONDS, self._look)
@@ -145,7 +148,11 @@ class Parts:
     def _counted(self, current: Current, versions: tuple[int, int], allocation: int) -> dict[str, Sums]:
         document = current.document
         matured = datetime.now(UTC) - document.matures_after
-        return self.fold.counted(document.name, versions, allocation, matured, document.moving)
+        phase = self.verdicts.in_force(current)
+        number = phase.number if phase else NOTHING_YET
+        return self.fold.counted(
+            *(document.name, versions, allocation, matured, document.moving), phase=number
+        )
 
     def _look(self) -> None:
         # A database that is away is told by whoever needs it.
@@ -189,6 +196,7 @@ def create_app() -> Flask:
         *(parts.experiments, _admit, parts.following.look),
         doubts=parts.guards.doubts,
         judged=parts.controllers.judged,
+        foreseen=parts.history.foreseen,
     )
     services = services_api.blueprint(parts.following, parts.router.upstream, _admit)
     once = Once(parts.engine, _admit)
@@ -197,6 +205,7 @@ def create_app() -> Flask:
     app.register_blueprint(about.blueprint(parts.router, _admit))
     app.register_blueprint(planning.blueprint(parts.following, parts.verdicts, _admit))
     app.register_blueprint(verdict_api.blueprint(parts.following, parts.verdicts, parts.fold.tags, _admit))
+    app.register_blueprint(phases_api.blueprint(parts.following, parts.history, _admit))
     app.register_blueprint(documents.blueprint(openapi.service(parts.router)))
     app.register_blueprint(inspection.blueprint(parts.following, parts.fold, parts.guard, _admit))
     app.register_blueprint(drift.blueprint(parts.router, parts.ledger, parts.fold, _admit))
@@ -449,7 +458,7 @@ def _stands(
     period = {key[2]: each.requests for key, each in counts.items() if key[:2] == tuple(current.place)}
     k, n = period.get(variant.name, 0), sum(period.values())
     # What its service failed at before it was another one says nothing of this one.
-    asked = any(key[2] == variant.name and key[0] >= current.series for key in counts)
+    asked = any(key[2] == variant.name and key[0] in current.versions for key in counts)
     configured = current.weights[variant.name]
     lower, upper = share_interval(k, n, configured)
     return {

@@ -34,6 +34,10 @@ class Router:
         """What an address under `/v1/` answers."""
         return self._ask("GET", path)[0]
 
+    def ask(self, method: str, path: str, body: Any) -> Any:
+        """What an address under `/v1/` answers to what is sent, which changes nothing."""
+        return self._ask(method, path, body)[0]
+
     def page(self, path: str) -> str:
         """The page of Markdown at an address under `/v1/`."""
         response = self._answer("GET", path, None, {"Accept": "text/markdown"})
@@ -96,6 +100,11 @@ def changes(command: Command) -> Command:
         help="Refuse if another version than N is in force: somebody has changed it since you looked.",
     )
     return reason(by(version(as_json(click.pass_obj(command)))))  # type: ignore[return-value]
+
+
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Only say what would become of the outcomes that are known."
+)
 
 
 @click.group(cls=Commands)
@@ -162,15 +171,21 @@ def show(router: Router, *, only_document: bool, wants_json: bool) -> None:
     ),
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@DRY_RUN
 @changes
-def set_(router: Router, *, file: Path, version: int | None, wants_json: bool, **why: str) -> None:
+def set_(
+    router: Router, *, file: Path, dry_run: bool, version: int | None, wants_json: bool, **why: str
+) -> None:
     """Make the document in FILE, TOML or JSON, the next version.
 
     It is the whole document. Where it leaves the split as it is, the shares in force stay, else the
-    experiment begins with the document's shares. A pause or a hold goes on.
+    experiment begins with the document's shares. A pause or a hold goes on. What becomes of the outcomes is
+    said before.
     """
     document = _read(file).model_dump(mode="json")
-    _say(router.change(f"experiment?{urlencode(why, quote_via=quote)}", document, version, "PUT"), wants_json)
+    if _foreseen(router, {"document": document}, wants_json=wants_json, dry_run=dry_run):
+        path = f"experiment?{urlencode(why, quote_via=quote)}"
+        _say(router.change(path, document, version, "PUT"), wants_json)
 
 
 @experiment.command(epilog=examples('runoff experiment pause --reason "B answers nonsense"'))
@@ -231,22 +246,72 @@ def ramp(
 @experiment.command(epilog=examples('runoff experiment promote B --reason "B is better by 0.4 points"'))
 @click.argument("variant")
 @click.option("--override", metavar="VARIANT", help="Its name again, to promote it against the evidence.")
+@DRY_RUN
 @changes
 def promote(
     router: Router,
     *,
     variant: str,
     override: str | None,
+    dry_run: bool,
     version: int | None,
     wants_json: bool,
     **why: str,
 ) -> None:
     """Make VARIANT the champion, with all of the traffic.
 
-    Refused where a trust check or a guardrail of the verdict is not met, and the reason said.
+    Refused where a trust check or a guardrail of the verdict is not met, and the reason said. What becomes of
+    the outcomes is said before.
     """
     asked = {**why, "variant": variant} | ({"override": override} if override else {})
-    _say(router.change("experiment/promote", asked, version), wants_json)
+    if _foreseen(router, {"promote": variant}, wants_json=wants_json, dry_run=dry_run):
+        _say(router.change("experiment/promote", asked, version), wants_json)
+
+
+@experiment.command(epilog=examples("runoff experiment phases", "runoff verdict --phase 2"))
+@click.option("--tag", default="real", show_default=True, help="The traffic to count: real, a tag, or all.")
+@as_json
+@click.pass_obj
+def phases(router: Router, *, tag: str, wants_json: bool) -> None:
+    """List the phases: which models answered since when, and how many outcomes are known of each.
+
+    Another model, another split or other rules of decision begin one, and who takes that back goes on with
+    the one before. What was recorded in one stays with it.
+    """
+    told = router.get("phases" + ("" if tag == "all" else f"?{urlencode({'tag': tag})}"))
+    if wants_json:
+        return say_json(told)
+    return say_table(
+        ("phase", "begun (UTC)", "since", "models", "decided by", "requests", "outcomes"),
+        [
+            (
+                f"{each['phase']}" + (" (now)" if each["in_force"] else ""),
+                each["begun"][:19].replace("T", " "),
+                ", ".join(each["because"]),
+                ", ".join(f"{name} {_model(model)}" for name, model in each["models"].items()),
+                f"{each['metric'] or '?'}, {each['mode'] or '?'}",
+                f"{each['requests']:,}",
+                f"{each['outcomes']:,}",
+            )
+            for each in told["phases"]
+        ],
+        empty="nothing was recorded yet",
+    )
+
+
+def _model(told: Mapping[str, str | None]) -> str:
+    """A model by its version, or what else its service tells."""
+    return told["version"] or (told["digest"] or "")[:12] or told["model"] or "(tells no version)"
+
+
+def _foreseen(router: Router, change: Any, *, wants_json: bool, dry_run: bool) -> bool:
+    """Say what a change would end, before it is made; whether it is to be made."""
+    told = router.ask("POST", "phases/next", change)
+    if wants_json and dry_run:
+        say_json(told)
+    else:
+        click.echo(told["says"], err=wants_json)
+    return not dry_run
 
 
 @experiment.command(epilog=examples("runoff experiment history --last 5"))

@@ -377,12 +377,32 @@ class Experiment(Part):
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 
+    @property
+    def services(self) -> dict[str, list[str | None]]:
+        """By variant what answers for it: another one there is another model, whatever it says."""
+        return {each.name: [each.url, each.dialect, each.model] for each in self.variants}
+
     def splits_like(self, other: Experiment) -> bool:
         """Whether it splits traffic between the same services in the same way.
 
         What was recorded under the one may be pooled with what is recorded under the other.
         """
         return all(getattr(self, each) == getattr(other, each) for each in SPLITTING)
+
+    def decides_like(self, other: Experiment) -> bool:
+        """Whether it is decided by the same rules; segments are shown, and decide nothing.
+
+        A maturity that one of both does not declare makes no difference: without it no verdict is trusted.
+        """
+        undeclared = self.maturity is None or other.maturity is None
+        return self._deciding == other._deciding and (undeclared or self.maturity == other.maturity)
+
+    @property
+    def _deciding(self) -> tuple[Any, ...]:
+        shown: dict[str, Any] = {"segments": (), "sensitive": (), "thresholds": {}}
+        thresholds = {each.name: self.decision.threshold(each.name) for each in self.variants}
+        guardrails = sorted((each.metric, each.margin) for each in self.guardrails)
+        return self.decision.model_copy(update=shown), thresholds, guardrails
 
     def promoting(self, name: str) -> Experiment:
         """The document in which a variant is the champion, and has all the traffic.

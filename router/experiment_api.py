@@ -25,10 +25,11 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import Field, StringConstraints, ValidationError
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
+from router.answers import Next
 from router.controllers import Judgement
 from router.database import DatabaseDown
 from router.experiment import Experiment, ExperimentError, Name, Part, field_errors, read, told
-from router.experiments import Current, Entry, Experiments, NotPossible, Place, Stale
+from router.experiments import Current, Entry, Experiments, NotPossible, Place, Stale, promoting
 from router.keys import Scope
 from router.openapi import CALLERS, IDEMPOTENCY_KEY, REPLAYED
 from runoff import web
@@ -114,7 +115,8 @@ class State(TypedDict):
     """What is in force: weights, by the version of the document and the allocation within it (0 for none).
 
     `judged` is what a canary would do by its guardrails, also while it is held or in a dry run; it is null in
-    other modes, and for some seconds after a change.
+    other modes, and for some seconds after a change. `phases` is what a change of the document, as the answer
+    to it, has left and goes on with.
     """
 
     experiment: str
@@ -131,6 +133,7 @@ class State(TypedDict):
     reason: str
     evidence: Any
     judged: Judged | None
+    phases: Next | None
 
 
 class AuditEntry(TypedDict):
@@ -191,8 +194,10 @@ def blueprint(
     experiments: Experiments,
     authorize: Authorize,
     changed: Callable[[], None] = lambda: None,
+    *,
     doubts: Callable[[Current, str], Sequence[str]] = lambda _current, _variant: (),
     judged: Callable[[Current], Judgement | None] = lambda _current: None,
+    foreseen: Callable[[Current, Experiment], Next | None] = lambda _current, _document: None,
 ) -> Blueprint:
     """The addresses under which the experiment is seen and changed.
 
@@ -202,6 +207,7 @@ def blueprint(
         changed: is called after each change, so that this worker need not wait to see it.
         doubts: says what speaks against promoting a variant of the experiment in force.
         judged: what the gate of a canary last said.
+        foreseen: says what another document ends, and what it goes on with.
     """
     api = Blueprint("experiment", __name__)
     api.register_error_handler(NotPossible, lambda error: web.answer_problem(Conflict(str(error))))
@@ -238,7 +244,7 @@ def blueprint(
             document = read(web.json_body())
         except ExperimentError as error:
             raise Invalid(str(error), errors=error.errors) from None
-        return change(why, caller, lambda who: experiments.set(document, **who))
+        return change(why, caller, lambda who: experiments.set(document, **who), document)
 
     @api.get("/v1/experiment/state")
     @describe(*CALLERS, NotFound, Unavailable, tag="experiment", answer=State, headers=TAGGED)
@@ -284,13 +290,11 @@ def blueprint(
         caller = authorize("operator")
         asked = valid(Promotion, web.json_body(), Invalid)
         current = _expected(experiments)
-        against = [] if asked.override == asked.variant else doubts(current, asked.variant)
-        if against:
-            raise Conflict(
-                f"the evidence has doubts: {'; '.join(against)}. To promote it all the same send its name"
-                f" again, as override: {asked.variant}"
-            )
-        return change(asked, caller, lambda who: experiments.promote(asked.variant, **who))
+        _check(asked, () if asked.override == asked.variant else doubts(current, asked.variant))
+        return change(
+            *(asked, caller, lambda who: experiments.promote(asked.variant, **who)),
+            promoting(current.document, asked.variant),
+        )
 
     @api.get("/v1/audit")
     @describe(
@@ -312,13 +316,28 @@ def blueprint(
         caller = authorize("operator")
         return change(valid(Why, web.json_body(), Invalid), caller, lambda who: make(**who))
 
-    def change(why: Why, caller: Caller, make: Callable[[dict[str, Any]], Current]) -> Response:
-        expected = _expected(experiments).version
-        made = make({"expected": expected, "by": signed(why, caller), "reason": why.reason})
+    def change(
+        why: Why,
+        caller: Caller,
+        make: Callable[[dict[str, Any]], Current],
+        document: Experiment | None = None,
+    ) -> Response:
+        current = _expected(experiments)
+        phases = foreseen(current, document) if document else None
+        made = make({"expected": current.version, "by": signed(why, caller), "reason": why.reason})
         changed()
-        return _state(made)
+        return _state(made, phases=phases)
 
     return api
+
+
+def _check(asked: Promotion, against: Sequence[str]) -> None:
+    """Raise Conflict where anything speaks against a promotion."""
+    if against:
+        raise Conflict(
+            f"the evidence has doubts: {'; '.join(against)}. To promote it all the same send its name"
+            f" again, as override: {asked.variant}"
+        )
 
 
 def signed(why: Why, caller: Caller) -> str:
@@ -363,7 +382,11 @@ def _tagged(response: Response, current: Current) -> Response:
     return response
 
 
-def _state(current: Current, judged: Callable[[Current], Judgement | None] = lambda _: None) -> Response:
+def _state(
+    current: Current,
+    judged: Callable[[Current], Judgement | None] = lambda _: None,
+    phases: Next | None = None,
+) -> Response:
     last = current.allocation or current
     judgement = judged(current)
     state: State = {
@@ -383,6 +406,7 @@ def _state(current: Current, judged: Callable[[Current], Judgement | None] = lam
         "judged": {"says": judgement.says, "reason": judgement.reason, "evidence": judgement.evidence}
         if judgement
         else None,
+        "phases": phases,
     }
     return _tagged(jsonify(state), current)
 

@@ -5,6 +5,11 @@ another when that has changed since it was last taken in; all others are set ove
 change of the weights within a version: by an operator's ramp, a canary, a bandit, a hold, or a pause. Both
 are added and never changed, and together they are the audit.
 
+A **series** are all versions that split traffic and decide alike, whatever came in between: who takes a
+change back is in the series of before again, and what was recorded in it counts on. Rules of decision that
+are declared for a split which had others before are a further **attempt**, and judged at half of the risk of
+the one before (`router/verdicts.py`).
+
 The weights in force are those of the version's last allocation, or where there is none those with which the
 document begins. A version that splits traffic as the one before it carries its allocation on.
 
@@ -112,6 +117,9 @@ class Current:
     reason: str
     document: Experiment
     allocation: Allocation | None
+    # The how many-th rules of decision these are for this split, and all versions of the series.
+    attempt: int = 1
+    versions: tuple[int, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -184,10 +192,55 @@ class Experiments:
             DatabaseDown: the database cannot be read.
             ExperimentError: this release cannot read the document.
         """
-        found = self._read(sa.select(experiments).order_by(experiments.c.version.desc()).limit(1))
+        return self._last(sa.select(experiments))
+
+    def of_series(self, series: int) -> Current | None:
+        """The last version of a series as if it were in force, None where there is none; see `current`."""
+        return self._last(sa.select(experiments).where(experiments.c.series == series))
+
+    def series_of(self, document: Experiment) -> tuple[int | None, int]:
+        """The series that a document would be of, None for another one; and which attempt its rules are.
+
+        Raises:
+            DatabaseDown: the database cannot be read.
+        """
+        attempt = 0
+        # By series its last document, of which the first that declares no maturity is no other one.
+        last: dict[int, tuple[Experiment, int]] = {}
+        for row in self._read(sa.select(experiments).order_by(experiments.c.version)):
+            try:
+                known = read(json.loads(row.document))
+            except ExperimentError:
+                continue
+            if known.maturity is None and row.series in last:
+                known = known.model_copy(update={"maturity": last[row.series][0].maturity})
+            last.pop(row.series, None)
+            last[row.series] = known, row.attempt
+        for series, (known, its) in reversed(last.items()):
+            if document.splits_like(known):
+                if document.decides_like(known):
+                    return series, its
+                attempt = max(attempt, its)
+        return None, attempt + 1
+
+    def by_series(self) -> dict[int, tuple[Experiment | None, list[int]]]:
+        """Of each series its last document, None where this release cannot read it, and its versions."""
+        found: dict[int, tuple[Experiment | None, list[int]]] = {}
+        for row in self._read(sa.select(experiments).order_by(experiments.c.version)):
+            _, versions = found.get(row.series, (None, []))
+            try:
+                document = read(json.loads(row.document))
+            except ExperimentError:
+                document = None
+            found[row.series] = document, [*versions, row.version]
+        return found
+
+    def _last(self, query: sa.Select[Any]) -> Current | None:
+        found = self._read(query.order_by(experiments.c.version.desc()).limit(1))
         if not found:
             return None
         row = found[0]
+        alike = sa.select(experiments.c.version).where(experiments.c.series == row.series)
         return Current(
             version=row.version,
             series=row.series,
@@ -197,6 +250,8 @@ class Experiments:
             reason=row.reason,
             document=read(json.loads(row.document)),
             allocation=self._allocation(row.version),
+            attempt=row.attempt,
+            versions=tuple(each.version for each in self._read(alike)),
         )
 
     def take_in(self, document: Experiment) -> None:
@@ -242,11 +297,7 @@ class Experiments:
             NotPossible: there is no such variant.
         """
         current = self._expected(expected)
-        try:
-            document = current.document.promoting(variant)
-        except KeyError:
-            raise NotPossible(f"the experiment has no variant named {variant[:40]}") from None
-        return self._set(document, current.place, "promote", by, reason)
+        return self._set(promoting(current.document, variant), current.place, "promote", by, reason)
 
     def pause(self, *, expected: int, by: str, reason: str) -> Current:
         """Send everything to the champion, and let nothing count; the arguments are those of `set`.
@@ -377,13 +428,15 @@ class Experiments:
             current = None
         version = after.version + 1 if after else 1
         alike = current is not None and document.splits_like(current.document)
+        series, attempt = self.series_of(document)
         row = {
             "version": version,
             "time": stamp(datetime.now(UTC)),
             "action": action,
             "by": by,
             "reason": reason,
-            "series": current.series if current and alike else version,
+            "series": series or version,
+            "attempt": attempt,
             "document": document.model_dump_json(),
         }
         carried: list[tuple[Mapping[str, float], AllocationAction]] = []
@@ -535,6 +588,14 @@ class Following:
         if trouble != self.trouble:
             log.warning("the experiment cannot be followed: %s", error)
         self.trouble = trouble
+
+
+def promoting(document: Experiment, variant: str) -> Experiment:
+    """The document in which a variant is the champion; raises NotPossible where there is no such variant."""
+    try:
+        return document.promoting(variant)
+    except KeyError:
+        raise NotPossible(f"the experiment has no variant named {variant[:40]}") from None
 
 
 def _at_rest(document: Experiment) -> dict[str, float]:

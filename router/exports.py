@@ -17,12 +17,13 @@ Rows = Iterator[Sequence[Mapping[str, Any]]]
 # does what others said of the row, since there may be any number of them.
 COLUMNS = (
     *("cursor", "id", "request_id", "row", "time", "experiment", "experiment_version", "allocation"),
+    "phase",
     *("variant", "answered_by", "propensity", "unit", "model", "version", "digest", "features"),
     *("prediction", "latency_ms", "status", "problem", "tag", "outcome", "side_answers"),
 )
 NESTED = ("features", "side_answers")
 NUMBERS = {"propensity", "prediction", "latency_ms", "outcome"}
-WHOLE = {"cursor", "row", "experiment_version", "allocation", "status"}
+WHOLE = {"cursor", "row", "experiment_version", "allocation", "phase", "status"}
 
 
 def ndjson(pages: Rows) -> Iterator[bytes]:

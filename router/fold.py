@@ -20,16 +20,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from router import database
+from router import cursors, database, phases
+from router.assignment import SHADOW
 from router.controllers import Sums
+from router.cursors import Cursors, bounds, new_rows
 from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
-from router.labelling import ALL, Beside, Known, Rules, adds, adds_of_unit
+from router.labelling import ALL, Beside, Known, adds, adds_of_unit
+from router.phases import NONE, Book, Model, Phases, phase_of
 from router.tables import (
     NO_ANSWER,
     experiments,
@@ -53,7 +56,6 @@ from verdict.counted import LEAST_MS, ROWS_OF_A_UNIT
 from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
 
-ROWS_AT_ONCE = 10_000
 # Less is a difference in rounding.
 NOISE = 1e-6
 # Neighbouring bins of latencies differ by one per cent.
@@ -65,23 +67,16 @@ SUMS = (
 )
 BINNED = (latencies, scores)
 # The kinds of side answers that make a pair with the live one.
-BESIDE = ("shadow", "replay")
+BESIDE = (SHADOW, "replay")
 # The hour of what is summed over all hours.
 TOTAL = ""
+READER = "ledger"
 
 Key = tuple[Any, ...]
-# What a version of the experiment declares of decisions, and its series.
-Declared = Callable[[sa.Connection, int], Rules]
+# What a version of the experiment declares of decisions.
+Declared = Callable[[sa.Connection, int], Decision]
 # What is added, by table and key.
 Added = dict[tuple[sa.Table, Key], list[float]]
-
-
-class Cursors(NamedTuple):
-    """Up to where the ledger's tables are in the sums."""
-
-    predictions: int = 0
-    side_answers: int = 0
-    outcomes: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,11 +130,12 @@ class Fold:
         self._engine = engine
         insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
         # Made once: to build a statement costs more than to execute it.
-        begin = {"name": "ledger", **Cursors()._asdict(), "recounts": 0, "pruned": ""}
+        begin = {"name": READER, **Cursors()._asdict(), "recounts": 0, "pruned": ""}
         self._begin_at_0 = insert(folds).values(begin).on_conflict_do_nothing()
         self._upserts = {table: _upsert(insert(table), table, _plus) for table in SUMS}
         self._stand = _upsert(insert(standings), standings, _newer)
-        self._rules: dict[int, Rules] = {}
+        self._rules: dict[int, Decision] = {}
+        self.phases = Phases(engine)
 
     def catch_up(self) -> int:
         """Fold what is not folded yet; returns the cursor up to which predictions are in the sums.
@@ -150,13 +146,19 @@ class Fold:
         try:
             while True:
                 with database.snapshot(self._engine) as connection:
-                    at = _cursors(connection)
-                    to = _reached(connection, at)
+                    at = cursors.of(connection, READER)
+                    to = cursors.reached(connection, at)
                     if to == at:
                         return at.predictions
-                    added = _added(connection, at, to, self._declared)
-                    stand = _standings(connection, at, to)
-                self._add(at, to, added, stand)
+                    # What is counted has a phase.
+                    known = _is_marked(connection, to)
+                    if known:
+                        added = _added(connection, at, to, self._declared)
+                        stand = _standings(connection, at, to)
+                if known:
+                    self._add(at, to, added, stand)
+                else:
+                    self.phases.mark()
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(error) from error
 
@@ -180,11 +182,11 @@ class Fold:
         self.catch_up()
         try:
             with database.snapshot(self._engine) as connection:
-                at, recounts, pruned = _cursors(connection), *_history(connection)
+                at, recounts, pruned = cursors.of(connection, READER), *_history(connection)
                 added: Added = defaultdict(list)
                 done = Cursors(0, at.side_answers, at.outcomes)
                 while done.predictions < at.predictions:
-                    to = _reached(connection, done)._replace(
+                    to = cursors.reached(connection, done)._replace(
                         side_answers=at.side_answers, outcomes=at.outcomes
                     )
                     to = to._replace(predictions=min(to.predictions, at.predictions))
@@ -215,7 +217,7 @@ class Fold:
         with database.writing(self._engine) as connection:
             if at == Cursors():
                 connection.execute(self._begin_at_0)
-            if connection.execute(_MOVE, _bounds(at, to)).rowcount != 1:
+            if not cursors.moved(connection, READER, at, to):
                 return
             self._upsert(connection, added | _totals(added))
             if stand:
@@ -229,18 +231,19 @@ class Fold:
         for table, rows in by_table.items():
             connection.execute(self._upserts[table], rows)
 
-    def _declared(self, connection: sa.Connection, version: int) -> Rules:
-        """What a version of the experiment declares of decisions, and its series; versions never change."""
+    def _declared(self, connection: sa.Connection, version: int) -> Decision:
+        """What a version of the experiment declares of decisions; versions never change."""
         known = self._rules.get(version)
         if known is None:
-            query = sa.select(experiments.c.document, experiments.c.series)
-            found = connection.execute(query.where(experiments.c.version == version)).one_or_none()
+            found = connection.scalar(
+                sa.select(experiments.c.document).where(experiments.c.version == version)
+            )
             try:
-                decision = read(json.loads(found.document if found else "{}")).decision
+                known = read(json.loads(found or "{}")).decision
             # Rows of an older ledger have no document, and one of a later release cannot be read.
             except ExperimentError:
-                decision = Decision()
-            known = self._rules[version] = Rules(decision, found.series if found else version)
+                known = Decision()
+            self._rules[version] = known
         return known
 
     def counts(
@@ -318,6 +321,17 @@ class Fold:
         mine = query.where(_over(labels, experiment, since), _of(labels, tag)).group_by(labels.c.variant)
         return {variant: int(count) for variant, count in map(tuple, database.read(self._engine, mine))}
 
+    def by_phase(self, tag: str | None = None) -> dict[int, tuple[int, int]]:
+        """How many requests count in each phase, and of how many of these the outcome is known."""
+        found: dict[int, tuple[int, int]] = {}
+        for place, (table, column) in enumerate(((sums, sums.c.requests), (labels, labels.c.labelled))):
+            query = sa.select(table.c.phase, sa.func.sum(column)).group_by(table.c.phase)
+            mine = query.where(table.c.hour == TOTAL, _whole_of(table), _of(table, tag))
+            for phase, count in map(tuple, database.read(self._engine, mine)):
+                requests, known = found.get(phase, (0, 0))
+                found[phase] = (int(count), known) if place == 0 else (requests, int(count))
+        return found
+
     def tags(self, experiment: str) -> dict[str, int]:
         """How many requests there are of each tag; "real" is the traffic without one."""
         query = sa.select(sums.c.tag, sa.func.sum(sums.c.requests)).where(_over(sums, experiment))
@@ -336,6 +350,8 @@ class Fold:
         allocation: int,
         matured: datetime,
         tag: str | None,
+        *,
+        phase: int | None = None,
     ) -> dict[str, Sums]:
         """The sums by variant, for those who move weights.
 
@@ -345,6 +361,7 @@ class Fold:
             allocation: of each version the first that counts; with 0 all do.
             matured: outcomes count of what was asked before.
             tag: only traffic of this tag; "real" is the traffic without one. None counts all.
+            phase: whose rows count; None counts those of all.
         """
 
         def mine(table: sa.Table, hours: sa.ColumnElement[bool], columns: Sequence[str]) -> sa.Select[Any]:
@@ -352,6 +369,7 @@ class Fold:
                 *(table.c.experiment == experiment, hours, _whole_of(table), _of(table, tag)),
                 table.c.experiment_version.between(*versions),
                 table.c.allocation >= allocation,
+                sa.true() if phase is None else table.c.phase == phase,
             ]
             added = [sa.func.sum(table.c[name]).label(name) for name in columns]
             return sa.select(table.c.variant, *added).where(*chosen).group_by(table.c.variant)
@@ -393,45 +411,19 @@ class Fold:
         }
 
 
-def _cursors(connection: sa.Connection) -> Cursors:
-    columns = [folds.c[name] for name in Cursors._fields]
-    found = connection.execute(sa.select(*columns).where(folds.c.name == "ledger")).one_or_none()
-    return Cursors._make(found) if found else Cursors()
-
-
 def _history(connection: sa.Connection) -> tuple[int, str]:
     """How often was recounted, and the hour before which was pruned."""
-    found = connection.execute(sa.select(folds.c.recounts, folds.c.pruned)).one_or_none()
+    found = connection.execute(_HISTORY).one_or_none()
     return (found.recounts, found.pruned) if found else (0, "")
 
 
 # The statements are made once: to build one costs more than to execute it.
-_MOVE = (
-    folds.update()
-    .where(*(folds.c[name] == sa.bindparam(f"at_{name}") for name in Cursors._fields))
-    .values({name: sa.bindparam(f"to_{name}") for name in Cursors._fields})
-)
+_HISTORY = sa.select(folds.c.recounts, folds.c.pruned).where(folds.c.name == READER)
 _RECOUNTED = (
     folds.update()
-    .where(folds.c.recounts == sa.bindparam("at_recounts"))
+    .where(folds.c.name == READER, folds.c.recounts == sa.bindparam("at_recounts"))
     .values(recounts=folds.c.recounts + 1)
 )
-_REACHED: Mapping[str, sa.Select[Any]] = {
-    table.name: sa.select(sa.func.max(sa.column("cursor"))).select_from(
-        sa.select(table.c.cursor)
-        .where(table.c.cursor > sa.bindparam("at"))
-        .order_by(table.c.cursor)
-        .limit(ROWS_AT_ONCE)
-        .subquery()
-    )
-    for table in (predictions, side_answers, outcomes)
-}
-
-
-def _between(table: sa.Table) -> sa.ColumnElement[bool]:
-    """The rows of a table that are new."""
-    name = table.name
-    return sa.and_(table.c.cursor > sa.bindparam(f"at_{name}"), table.c.cursor <= sa.bindparam(f"to_{name}"))
 
 
 def _sum(of: sa.ColumnElement[Any], where: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[Any]:
@@ -446,12 +438,11 @@ _P = predictions.c
 _S = side_answers.c
 
 
-def _of_row_before(what: Callable[[Any, Any], Any]) -> sa.ColumnElement[Any]:
+def _of_row_before(what: Callable[[Any], Any]) -> sa.ColumnElement[Any]:
     """Something of the row of the same unit that came before; NULL where there is none."""
-    before, its = predictions.alias(), experiments.alias()
+    before = predictions.alias()
     return (
-        sa.select(what(before.c, its.c))
-        .select_from(before.outerjoin(its, its.c.version == before.c.experiment_version))
+        sa.select(what(before.c))
         .where(
             before.c.unit == _P.unit,
             before.c.cursor < _P.cursor,
@@ -472,37 +463,29 @@ def _ten_minutes(of: Any) -> Any:
     return version + "/" + allocation + "/" + sa.func.substr(of.time, 1, 15)
 
 
-_SERIES = (
-    sa.select(experiments.c.series)
-    .where(experiments.c.version == _P.experiment_version)
-    .correlate(predictions)
-    .scalar_subquery()
-)
-# Whoever has a unit stays with its variant: of a series the first row was assigned by chance.
+_PHASE = phase_of(_P)
+# Whoever has a unit stays with its variant: of a phase the first row was assigned by chance.
 _FIRST = sa.case(
     (_P.unit.is_(None), _P.row == 0),
-    else_=sa.func.coalesce(
-        _of_row_before(lambda row, its: sa.func.coalesce(its.series, row.experiment_version)), -1
-    )
-    != sa.func.coalesce(_SERIES, _P.experiment_version),
+    else_=sa.func.coalesce(_of_row_before(phase_of), -1) != _PHASE,
 )
 _APART = sa.and_(
     _P.row == 0,
     sa.or_(
         _P.unit.is_(None),
-        sa.func.coalesce(_of_row_before(lambda row, _: _ten_minutes(row)), "") != _ten_minutes(_P),
+        sa.func.coalesce(_of_row_before(_ten_minutes), "") != _ten_minutes(_P),
     ),
 )
 # What was forced, or asked during a pause, says nothing of the experiment.
-_COUNTS = sa.and_(_between(predictions), _P.propensity.is_not(None))
+_COUNTS = sa.and_(new_rows(predictions), _P.propensity.is_not(None))
 
 
 # What another said of a row counts when both are there: where it is new, and where the row is.
 _NEW_BESIDE, _BESIDE_NEW = (
     sa.and_(_S.kind.in_(BESIDE), _P.propensity.is_not(None), *which)
     for which in (
-        (_between(side_answers), _P.cursor <= sa.bindparam("to_predictions")),
-        (_between(predictions), _S.cursor <= sa.bindparam("at_side_answers")),
+        (new_rows(side_answers), _P.cursor <= sa.bindparam("to_predictions")),
+        (new_rows(predictions), _S.cursor <= sa.bindparam("at_side_answers")),
     )
 )
 
@@ -527,12 +510,14 @@ def _counting(
     unanswered = NO_ANSWER if live else failed
     log_ms = sa.func.ln(sa.case((answers.latency_ms > LEAST_MS, answers.latency_ms), else_=LEAST_MS))
     period = (
-        *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, variant),
-        *(kind, sa.func.coalesce(_P.tag, "")),
+        *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _PHASE),
+        *(variant, kind, sa.func.coalesce(_P.tag, "")),
     )
+    # Of side answers who gave them: a row's phase may not be theirs.
+    who = () if live else (answers.model, answers.version, answers.digest)
 
     def counting(key: Sequence[Any], added: Sequence[Any], where: Any = None) -> sa.Select[Any]:
-        named = [column.label(f"key{number}") for number, column in enumerate((*period, *key))]
+        named = [column.label(f"key{number}") for number, column in enumerate((*who, *period, *key))]
         which = chosen if where is None else sa.and_(chosen, where)
         selected = sa.select(*named, *added).where(which).group_by(*(column.name for column in named))
         if live:
@@ -571,8 +556,8 @@ def _counting(
 # Whoever of a unit got no answer, with the key of its sums.
 _FAILED = (
     sa.select(
-        *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _P.variant),
-        *(sa.literal(LIVE), sa.func.coalesce(_P.tag, ""), sa.func.coalesce(_P.model, "")),
+        *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _PHASE),
+        *(_P.variant, sa.literal(LIVE), sa.func.coalesce(_P.tag, ""), sa.func.coalesce(_P.model, "")),
         *(sa.func.coalesce(_P.version, ""), _P.unit, _ten_minutes(_P).label("minutes")),
         sa.case((_APART, 1), else_=0).label("apart"),
     )
@@ -588,6 +573,9 @@ _FAILED_BEFORE = (
     .distinct()
 )
 TOGETHER_AT = list(sums.columns).index(sums.c.together)
+PHASE_AT, VARIANT_AT, KIND_AT = (
+    list(sums.columns).index(sums.c[each]) for each in ("phase", "variant", "kind")
+)
 
 _SAVED = sa.and_(_P.status < 400, _P.answered_by.is_not(None))  # noqa: PLR2004
 _COUNTED = (
@@ -599,17 +587,18 @@ _COUNTED = (
 # The predictions whose labels and pairs change: those that have an outcome and are new, or of which an
 # outcome or a shadow's answer is new.
 _known_outcome = outcomes.c.cursor <= sa.bindparam("to_outcomes")
-_told = sa.select(outcomes.c.prediction_id).where(_between(outcomes))
+_told = sa.select(outcomes.c.prediction_id).where(new_rows(outcomes))
 _shadowed = (
     sa.select(side_answers.c.prediction_id)
     .join(outcomes, outcomes.c.prediction_id == side_answers.c.prediction_id)
-    .where(_between(side_answers), side_answers.c.kind.in_(BESIDE), _known_outcome)
+    .where(new_rows(side_answers), side_answers.c.kind.in_(BESIDE), _known_outcome)
 )
 _predicted = sa.select(_P.id).join(outcomes, outcomes.c.prediction_id == _P.id).where(_COUNTS, _known_outcome)
 _LABELLABLE = sa.select(
     *(_P.cursor, _P.id, _P.experiment, _P.experiment_version, _P.allocation, _P.variant, _P.tag, _P.time),
     *(_P.prediction, _P.features, _P.propensity, _P.unit),
     sa.case((_FIRST, 1), else_=0).label("first"),
+    _PHASE.label("phase"),
 ).where(
     _P.cursor <= sa.bindparam("to_predictions"),
     _P.propensity.is_not(None),
@@ -636,7 +625,9 @@ _OUTCOMES = (
     .order_by(outcomes.c.cursor)
 )
 _BESIDE = (
-    sa.select(_S.cursor, _S.prediction_id, _S.kind, _S.name, _S.prediction)
+    sa.select(
+        *(_S.cursor, _S.prediction_id, _S.kind, _S.name, _S.prediction, _S.model, _S.version, _S.digest)
+    )
     .where(_S.prediction_id.in_(_IDS), _S.kind.in_(BESIDE), _S.prediction.is_not(None))
     .order_by(_S.cursor)
 )
@@ -648,7 +639,7 @@ _NEWEST = (
         sa.func.max(_P.cursor).label("last"),
         sa.func.max(sa.case((_P.version.is_not(None), _P.cursor))).label("answered"),
     )
-    .where(_between(predictions))
+    .where(new_rows(predictions))
     .group_by(_P.experiment, _P.variant)
 )
 _BY_CURSOR = sa.select(_P.cursor, _P.model, _P.version, _P.status, _P.problem).where(
@@ -656,35 +647,41 @@ _BY_CURSOR = sa.select(_P.cursor, _P.model, _P.version, _P.status, _P.problem).w
 )
 
 
-def _reached(connection: sa.Connection, at: Cursors) -> Cursors:
-    """How far what is new goes, at most so many rows of each table."""
-    found = (
-        connection.scalar(_REACHED[name], {"at": place}) or place for name, place in at._asdict().items()
-    )
-    return Cursors(*found)
-
-
 def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared) -> Added:
     """What is added to the sums by what came after some cursors, up to others."""
-    between = _bounds(at, to)
+    between = bounds(at, to)
     added: Added = defaultdict(list)
-    for counted in _COUNTED:
+    book = phases.read(connection)
+    live, *beside = _COUNTED
+    for table, query in live.items():
+        keys = len(table.primary_key)
+        for row in connection.execute(query, between):
+            _into(added, (table, tuple(row[:keys])), row[keys:])
+    for counted in beside:
         for table, query in counted.items():
             keys = len(table.primary_key)
             for row in connection.execute(query, between):
-                _into(added, (table, tuple(row[:keys])), row[keys:])
+                model, key = Model(*row[:3]), list(row[3 : 3 + keys])
+                key[PHASE_AT] = book.of_answer(key[PHASE_AT], key[KIND_AT], key[VARIANT_AT], model)
+                _into(added, (table, tuple(key)), row[3 + keys :])
     for place, values in _of_failed(connection, at, to):
         _into(added, place, values)
-    for place, values, sign in _of_known(connection, at, to, declared):
+    for place, values, sign in _of_known(connection, at, to, declared, book):
         _into(added, place, values, sign)
     return added
+
+
+def _is_marked(connection: sa.Connection, to: Cursors) -> bool:
+    """Whether the phases of all rows up to some cursors are known."""
+    marked = cursors.of(connection, phases.READER)
+    return to.predictions <= marked.predictions and to.side_answers <= marked.side_answers
 
 
 def _of_failed(
     connection: sa.Connection, at: Cursors, to: Cursors
 ) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
     """What is added by units that got no answer: of each in how many ten minutes before it got none."""
-    failed = connection.execute(_FAILED, _bounds(at, to)).all()
+    failed = connection.execute(_FAILED, bounds(at, to)).all()
     before: dict[Key, set[str]] = defaultdict(set)
     for some in _slices(sorted({row.unit for row in failed})):
         for unit, experiment, tag, minutes in map(
@@ -693,7 +690,7 @@ def _of_failed(
             before[unit, experiment, tag, minutes.rpartition("/")[0]].add(minutes)
     keys = len(sums.primary_key)
     for row in failed:
-        mine = before[row.unit, row[0], row[6], row.minutes.rpartition("/")[0]]
+        mine = before[row.unit, row[0], row[7], row.minutes.rpartition("/")[0]]
         if row.apart and (others := len(mine - {row.minutes})):
             values = [0.0] * (len(sums.columns) - keys)
             values[TOGETHER_AT - keys] = others
@@ -702,10 +699,10 @@ def _of_failed(
 
 
 def _of_known(
-    connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared
+    connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared, book: Book
 ) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float], int]]:
     """What depends on outcomes: what is added, and with the sign -1 what is taken away."""
-    between = _bounds(at, to)
+    between = bounds(at, to)
     rows = {row.id: row for row in connection.execute(_CONCERNED, between)}
     units = _of_units(connection, {row.unit for row in rows.values() if row.unit}, between)
     told: dict[str, list[Any]] = defaultdict(list)
@@ -716,14 +713,20 @@ def _of_known(
         for other in connection.execute(_BESIDE, {"ids": ids}):
             beside[other.prediction_id].append(other)
 
+    def phase_beside(phase: int, said: Any) -> int:
+        model = Model(said.model, said.version, said.digest)
+        return book.of_answer(phase, said.kind, said.name, model)
+
     def known(row: Any, upto: Cursors) -> Known:
         outcome = [each.outcome for each in told[row.id] if each.cursor <= upto.outcomes]
         others = (each for each in beside[row.id] if each.cursor <= upto.side_answers)
-        said = tuple(Beside(each.kind, each.name, each.prediction) for each in others)
+        said = tuple(
+            Beside(each.kind, each.name, each.prediction, phase_beside(row.phase, each)) for each in others
+        )
         return Known(row, outcome[-1] if outcome else None, said)
 
     for row in rows.values():
-        decision = declared(connection, row.experiment_version).decision
+        decision = declared(connection, row.experiment_version)
         if row.cursor <= at.predictions:
             for place, values in adds(known(row, at), decision):
                 yield place, values, -1
@@ -734,13 +737,6 @@ def _of_known(
             those = [known(row, upto) for row in unit if row.cursor <= upto.predictions]
             for place, values in adds_of_unit(those, partial(declared, connection)):
                 yield place, values, sign
-
-
-def _bounds(at: Cursors, to: Cursors) -> dict[str, int]:
-    """Two places in the ledger, as queries take them."""
-    return {f"at_{name}": place for name, place in at._asdict().items()} | {
-        f"to_{name}": place for name, place in to._asdict().items()
-    }
 
 
 def _of_units(connection: sa.Connection, units: Iterable[str], between: Mapping[str, int]) -> list[list[Any]]:
@@ -760,8 +756,8 @@ def _of_units(connection: sa.Connection, units: Iterable[str], between: Mapping[
 def _totals(added: Added) -> Added:
     """The same over all hours, and where there are bins over all weights."""
     found: Added = defaultdict(list)
-    for (table, (experiment, _, version, allocation, *more)), values in added.items():
-        weights = (0, 0) if table in BINNED else (version, allocation)
+    for (table, (experiment, _, version, allocation, phase, *more)), values in added.items():
+        weights = (0, 0, NONE) if table in BINNED else (version, allocation, phase)
         _into(found, (table, (experiment, TOTAL, *weights, *more)), values)
     return found
 

@@ -7,7 +7,6 @@ change is taken for the challenger's. How, and how often they are wrong: `verdic
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 
 from router.controllers import Evidence as Counted
@@ -15,7 +14,6 @@ from router.controllers import Gate, Judgement, errors_and_latency
 from router.experiments import Current
 from router.verdicts import Verdicts, rules
 from verdict import guardrails
-from verdict.decision import judge
 from verdict.results import Check, GuardrailResult
 
 
@@ -51,8 +49,7 @@ class Guards:
         champion = current.document.champion or current.document.variants[0]
         if variant == champion.name:
             return []
-        now = datetime.now(UTC)
-        verdict = judge(self._verdicts.evidence(current, "real", now=now), rules(current.document))
+        verdict, _ = self._verdicts.verdict(current, "real")
         mine = [each for each in verdict.comparisons if each.challenger == variant]
         checks = [*verdict.checks, *(check for each in mine for check in each.checks)]
         found = [f"{each.name}: {each.seen}" for each in checks if each.state != "passed"]

@@ -35,6 +35,8 @@ class Beside(NamedTuple):
     kind: str
     name: str
     prediction: float
+    # Of the model that said it, and of the one that answered.
+    phase: int
 
 
 class Known(NamedTuple):
@@ -55,12 +57,12 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
     row, p, y = known.row, known.row.prediction, known.outcome
     if y not in (0, 1):
         return
-    experiment, weights = (row.experiment, row.time[:13]), (row.experiment_version, row.allocation)
+    weights = (row.experiment, row.time[:13], row.experiment_version, row.allocation)
     tag = row.tag or ""
     segments = _segments(row.features, declared)
 
-    def scored(name: str, kind: str, p: float) -> Iterator[Add]:
-        period = (*experiment, *weights, name, kind, tag)
+    def scored(name: str, kind: str, p: float, phase: int) -> Iterator[Add]:
+        period = (*weights, phase, name, kind, tag)
         positive = p >= declared.threshold(name)
         decided = [float(each) for each in _decided(positive, y)]
         (brier, loss), residual = _losses(p, y), y - p
@@ -69,10 +71,10 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
             yield (labels, (*period, segment)), values
         yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)
 
-    yield from scored(row.variant, LIVE, p)
-    for kind, name, other in known.beside:
-        yield from scored(name, kind, other)
-        period = (*experiment, *weights, row.variant, kind, tag, name)
+    yield from scored(row.variant, LIVE, p, row.phase)
+    for kind, name, other, phase in known.beside:
+        yield from scored(name, kind, other, phase)
+        period = (*weights, phase, row.variant, kind, tag, name)
         d, e = _differences(p, other, y)
         gap = abs(p - other)
         one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
@@ -104,14 +106,7 @@ class _Before:
         self.cells[cell] = count + 1, weight + w
 
 
-class Rules(NamedTuple):
-    """What a version of the experiment declares of decisions, and the first version of its series."""
-
-    decision: Decision
-    series: int
-
-
-def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Rules]) -> Iterator[Add]:
+def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Decision]) -> Iterator[Add]:
     """What the predictions of one unit add together, beyond what each adds by itself.
 
     Args:
@@ -123,20 +118,20 @@ def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Rules]) -> Ite
         row, p, y = known.row, known.row.prediction, known.outcome
         if y not in (0, 1):
             continue
-        decision, series = declared(row.experiment_version)
+        decision = declared(row.experiment_version)
         w, tag = 1 / row.propensity, row.tag or ""
-        period = (row.experiment, row.time[:13], row.experiment_version, row.allocation, row.variant)
+        weights = (row.experiment, row.time[:13], row.experiment_version, row.allocation)
         one = p >= decision.threshold(row.variant)
-        said = [(LIVE, "", (*_losses(p, y), y - p), _decided(one, y).index(True))]
-        for kind, name, other in known.beside:
+        said = [(row.phase, LIVE, "", (*_losses(p, y), y - p), _decided(one, y).index(True))]
+        for kind, name, other, phase in known.beside:
             cell = 4 * one + 2 * (other >= decision.threshold(name)) + int(y)
-            said.append((kind, name, (*_differences(p, other, y), other - p), cell))
+            said.append((phase, kind, name, (*_differences(p, other, y), other - p), cell))
         segments = _segments(row.features, decision)
-        for kind, beside, scores, cell in said:
+        for phase, kind, beside, scores, cell in said:
             for segment in segments:
-                mine = before[row.experiment, series, tag, row.variant, kind, beside, segment]
+                mine = before[phase, tag, row.variant, kind, beside, segment]
                 if mine.n:
-                    key = (*period, kind, tag, beside, segment)
+                    key = (*weights, phase, row.variant, kind, tag, beside, segment)
                     yield (repeats, key), (1, mine.n, w * mine.w, *_together(mine, w, scores))
                     for earlier, (count, weight) in mine.cells.items():
                         yield (repeat_decisions, (*key, cell, earlier)), (count, w * weight)

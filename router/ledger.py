@@ -18,6 +18,7 @@ from router import database, spool
 from router.database import DatabaseDown, spool_folder
 from router.entries import Entry, Reply
 from router.group_commit import GroupCommit
+from router.phases import Book, Model, Phases, phase_of
 from router.spool import Spool
 from router.store import DuplicateRequest, Store, reply_of
 from router.tables import outcomes, predictions, side_answers
@@ -134,20 +135,20 @@ class Ledger:
 
     def page(self, since: int, limit: int, *where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
         """The records after a cursor, oldest first, at most `limit`."""
-        query = sa.select(predictions).where(predictions.c.cursor > since, *where)
+        query = _RECORDS.where(predictions.c.cursor > since, *where)
         return self._records(query.order_by(predictions.c.cursor).limit(limit))
 
     def last(self, limit: int, *where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
         """The newest records, oldest of them first."""
-        query = sa.select(predictions).where(*where)
+        query = _RECORDS.where(*where)
         return self._records(query.order_by(predictions.c.cursor.desc()).limit(limit))[::-1]
 
     def find(self, id_: str) -> dict[str, Any] | None:
         """The record of a prediction, with what other variants said of it; None where there is none."""
-        found = self._records(sa.select(predictions).where(predictions.c.id == id_))
+        found = self._records(_RECORDS.where(predictions.c.id == id_))
         if not found:
             return None
-        return found[0] | {"side_answers": self._beside([id_]).get(id_, [])}
+        return found[0] | {"side_answers": self._beside(found).get(id_, [])}
 
     def newest(self) -> int:
         """The cursor of the newest record, 0 where there is none."""
@@ -175,16 +176,20 @@ class Ledger:
         """All records after a cursor that are there by now, page by page, with what other variants said."""
         upto = self.newest()
         while page := self.page(since, PAGE, predictions.c.cursor <= upto, *where):
-            beside = self._beside([row["id"] for row in page])
+            beside = self._beside(page)
             yield [row | {"side_answers": beside.get(row["id"], [])} for row in page]
             since = page[-1]["cursor"]
 
-    def _beside(self, ids: Sequence[str]) -> Mapping[str, list[dict[str, Any]]]:
+    def _beside(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, list[dict[str, Any]]]:
         """What other variants said of some rows, by their ids."""
         found: dict[str, list[dict[str, Any]]] = {}
-        query = sa.select(side_answers).where(side_answers.c.prediction_id.in_(ids))
+        phases = {row["id"]: row["phase"] for row in rows}
+        query = sa.select(side_answers).where(side_answers.c.prediction_id.in_(phases))
+        book = Book(Phases(self.engine).all())
         for row in self.read(query.order_by(side_answers.c.cursor)):
-            found.setdefault(row.prediction_id, []).append(dict(row._mapping))
+            model = Model(row.model, row.version, row.digest)
+            phase = book.of_answer(phases[row.prediction_id], row.kind, row.name, model)
+            found.setdefault(row.prediction_id, []).append({**row._mapping, "phase": phase})
         return found
 
     def _records(self, query: sa.Executable) -> list[dict[str, Any]]:
@@ -196,6 +201,9 @@ class Ledger:
             mine = told.where(outcomes.c.prediction_id.in_(ids)).order_by(outcomes.c.cursor)
             known |= {row.prediction_id: row.outcome for row in self.read(mine)}
         return [row | {"outcome": known.get(row["id"])} for row in rows]
+
+
+_RECORDS = sa.select(predictions, phase_of(predictions.c).label("phase"))
 
 
 def reported(outcome: str) -> sa.ColumnElement[bool]:

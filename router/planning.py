@@ -14,7 +14,7 @@ from router.experiment import field_errors, told
 from router.experiments import Current, Following
 from router.keys import Scope
 from router.openapi import CALLERS
-from router.verdicts import Verdicts
+from router.verdicts import Verdicts, rules
 from runoff.operations import describe
 from runoff.problems import Conflict, Malformed, Unavailable
 from verdict import plan
@@ -101,7 +101,7 @@ def plans(asked: Asked, current: Current, evidence: Evidence) -> Plans:
     maturity = document.matures_after.total_seconds() / DAY
     sample = document.shadow.sample if document.mode == "shadow" else 1.0
     # As the verdict judges: each challenger at its share of the risk (Bonferroni).
-    alpha = document.decision.alpha / max(len(evidence.challengers), 1)
+    alpha = rules(document, current.attempt).alpha / max(len(evidence.challengers), 1)
     champion, challenger = (1 - asked.share, asked.share) if asked.share else _shares(current, evidence)
     both = champion + challenger
     parts: Mapping[Design, float] = {"shadow": sample, "split": both, "bandit": 1.0}

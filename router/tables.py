@@ -119,8 +119,11 @@ experiments = sa.Table(
     sa.Column("action", sa.String(20), nullable=False),
     sa.Column("by", sa.String(128), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    # The first version that split traffic as this one does: what was recorded since may be pooled.
+    # The first version that splits traffic and decides as this one does: what was recorded by any of them may
+    # be pooled.
     sa.Column("series", sa.Integer, nullable=False),
+    # The how many-th rules of decision these are for the same split: each further one has half the risk.
+    sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("document", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
@@ -168,7 +171,32 @@ replies = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
-# Up to which cursors rows are in the sums: one row, named "ledger".
+# A time in which the split, the rules of decision, and the models behind the variants were what they are:
+# what was recorded in it is the evidence of one verdict. Whenever all of them are the same again, it is the
+# same phase.
+phases = sa.Table(
+    "phases",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("experiment", NAME, nullable=False),
+    # Of the experiment's versions, by which split and rules are known.
+    sa.Column("series", sa.Integer, nullable=False),
+    # Of the first row that is in it.
+    sa.Column("begun", TIME, nullable=False),
+    # JSON: by variant who answers for it, as [model, version, digest]. It lacks those who have not yet.
+    sa.Column("models", sa.Text, nullable=False),
+)
+
+# From which row on those of a series of versions are of a phase, until the next such row.
+spans = sa.Table(
+    "spans",
+    metadata,
+    sa.Column("series", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("cursor", CURSOR, primary_key=True, autoincrement=False),
+    sa.Column("phase", sa.Integer, nullable=False),
+)
+
+# Up to which cursors rows are in the sums ("ledger"), and in phases ("phases").
 folds = sa.Table(
     "folds",
     metadata,
@@ -181,15 +209,16 @@ folds = sa.Table(
     sa.Column("pruned", sa.String(13), nullable=False),
 )
 
-# Sums over the rows of an hour that were assigned by the same weights. What is NULL in a row is '' here. The
-# hour '' is all hours together, and in tables with bins all weights, too (version 0, allocation 0): what is
-# read most often is few rows, however long an experiment runs.
+# Sums over the rows of an hour and a phase that were assigned by the same weights. What is NULL in a row is
+# '' here. The hour '' is all hours together, and in tables with bins all weights and phases, too (version 0,
+# allocation 0, phase 0): what is read most often is few rows, however long an experiment runs.
 _PERIOD = (
     ("experiment", NAME),
     # The first 13 letters of the time.
     ("hour", sa.String(13)),
     ("experiment_version", sa.Integer),
     ("allocation", sa.Integer),
+    ("phase", sa.Integer),
     ("variant", NAME),
     # '' for the answers that callers got; else the kind of side answer, and `variant` is its name.
     ("kind", sa.String(8)),
@@ -209,7 +238,7 @@ def _sum(name: str, kind: Any = sa.Float) -> sa.Column[Any]:
 
 # requests = answered + refused (4xx) + failed (5xx). Of the answered, `saved` are those that another variant
 # answered since this one failed. Chance assigned units, and batches as a whole: `assigned` are the first rows
-# of these in a series of the experiment, and `served` those of them that the variant answered itself. What
+# of these in a phase of the experiment, and `served` those of them that the variant answered itself. What
 # fails for one client fails for it again: the first row of a batch tells of errors, and of a unit the first
 # in ten minutes. These are `apart`, `apart_failed` of them got no answer from the variant, and `together` is
 # Σ over those of in how many ten minutes before, by the same weights, their unit got none. Of the answered Σp
@@ -273,7 +302,7 @@ joint_scores = sa.Table(
     _sum("pairs", sa.BigInteger),
 )
 
-# Rows of units that are seen more than once, in a series of the experiment: of the live answers of a variant
+# Rows of units that are seen more than once, in a phase of the experiment: of the live answers of a variant
 # (`beside` is ''), or of pairs. Each row counts in its own hour, by those of its unit that came before it:
 # how many rows have any, how many pairs of rows that makes (twins), for a score x of the row and the sum t of
 # the n before it Σ(x·n + t) (cross) and Σx·t (product), and the same with each row weighted by its inverse

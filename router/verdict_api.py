@@ -10,9 +10,11 @@ from flask import Blueprint, Response, request
 from typing_extensions import TypedDict  # typing's own is not read by pydantic before Python 3.12
 
 from router import query
+from router.answers import ModelDetails
 from router.experiments import Following
 from router.keys import Scope
 from router.openapi import CALLERS
+from router.phases_api import models_told
 from router.verdicts import Verdicts
 from runoff.operations import JSON, describe
 from runoff.problems import NotFound, Unavailable
@@ -22,6 +24,7 @@ MARKDOWN = "text/markdown"
 # What is judged unless somebody asks for more: nobody is to take a simulation for the world.
 REAL = "real"
 ALL = "all"
+MAX_PHASE = 2**31 - 1
 
 
 class Told(TypedDict):
@@ -33,6 +36,8 @@ class Told(TypedDict):
 
     experiment: str
     version: int
+    phase: int | None
+    models: dict[str, ModelDetails]
     as_of: str
     tag: str
     replay: str | None
@@ -46,6 +51,7 @@ class Told(TypedDict):
     alpha: float
     margin: float
     estimand: str
+    risk: str
     checks: list[Any]
     comparisons: list[Any]
     gaps: list[Any]
@@ -83,6 +89,11 @@ def blueprint(
         more={MARKDOWN: {"schema": {"type": "string"}}},
         query={
             "tag": {"type": "string", "default": REAL, "description": "of which traffic; all for any"},
+            "phase": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "one of /v1/phases; else that in force",
+            },
             "replay": {"type": "string", "description": "a replay set, to compare with the champion"},
             "declared": {"type": "boolean", "description": "true adds all that it takes besides the rows"},
         },
@@ -92,11 +103,16 @@ def blueprint(
         admit("read")
         tag = query.tag() or REAL
         replay = request.args.get("replay")
-        current = following.now()
+        number = query.whole("phase", 1, MAX_PHASE, default=0)
+        current, phase = verdicts.of_phase(number) if number else (following.now(), None)
+        if phase is None:
+            phase = verdicts.in_force(current)
         now = datetime.now(UTC)
         # As it is told: who counts again does so as of the same moment.
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-        judged, evidence = verdicts.verdict(current, None if tag == ALL else tag, replay=replay, now=now)
+        judged, evidence = verdicts.verdict(
+            current, None if tag == ALL else tag, replay=replay, phase=phase, now=now
+        )
         if request.accept_mimetypes.best_match([JSON, MARKDOWN], JSON) == MARKDOWN:
             return Response(report.markdown(judged), mimetype=MARKDOWN)
         name = current.document.name
@@ -107,6 +123,8 @@ def blueprint(
         told = {
             "experiment": name,
             "version": current.version,
+            "phase": phase.number if phase else None,
+            "models": models_told(phase),
             "as_of": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "tag": tag,
             "replay": replay,
@@ -116,7 +134,7 @@ def blueprint(
             "other_traffic": others,
         }
         if request.args.get("declared") == "true":
-            told["declared"] = verdicts.declared(current, replay=replay).to_dict()
+            told["declared"] = verdicts.declared(current, replay=replay, phase=phase).to_dict()
         return told, {"Cache-Control": "no-cache"}
 
     return api

@@ -28,17 +28,24 @@ TRAFFIC = "The traffic to judge: real, a tag such as simulation, or all."
 )
 @click.option("--tag", default="real", show_default=True, help=TRAFFIC)
 @click.option("--replay", metavar="NAME", help="Compare the champion with a replay set.")
+@click.option(
+    "--phase", type=click.IntRange(1), metavar="N", help="A phase that is over; runoff experiment phases."
+)
 @click.option("--markdown", is_flag=True, help="A page to keep, as Markdown.")
 @as_json
-def verdict(*, url: str, tag: str, replay: str | None, markdown: bool, wants_json: bool) -> None:
+def verdict(
+    *, url: str, tag: str, replay: str | None, phase: int | None, markdown: bool, wants_json: bool
+) -> None:
     """Say which variant stays, and what that rests on.
 
     One may look as often as one likes: the intervals and e-values hold at every moment at once. Outcomes
     count of requests that are older than the experiment's maturity; simulated traffic counts only where its
-    tag is asked for.
+    tag is asked for. It is the verdict on the present phase: whenever a model, the split or a rule changes,
+    another one begins, and the verdicts on those before stay.
     """
     router = Router(url, os.environ.get(KEY))
-    asked = {"tag": tag} | ({"replay": replay} if replay else {})
+    given = {"tag": tag, "replay": replay, "phase": phase}
+    asked = {name: value for name, value in given.items() if value}
     if wants_json:
         # With all that it takes besides the rows: whoever keeps it can count again.
         return say_json(router.get(f"verdict?{urlencode(asked | {'declared': 'true'})}"))

@@ -1,8 +1,8 @@
 """The verdict on the experiment: the ledger's sums as evidence, the document's rules, and what they say.
 
-Evidence is what was recorded since traffic is split as it is now. Whatever depends on outcomes is of whole
-hours that are older than the experiment's maturity. Reading costs as many rows as there are sums: those of
-hours, however many requests came in them.
+Evidence is what was recorded in one phase, that in force unless somebody asks for another one
+(`router/phases.py`). Whatever depends on outcomes is of whole hours that are older than the experiment's
+maturity. Reading costs as many rows as there are sums: those of hours, however many requests came in them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import sqlalchemy as sa
 from router import database
 from router.database import stamp
 from router.experiment import Decision, Experiment, ExperimentError, read
-from router.experiments import Current
+from router.experiments import Current, Experiments
 from router.fold import TOTAL, Fold
 from router.labelling import ALL
+from router.phases import Phase
 from router.tables import (
     allocations,
     experiments,
@@ -59,28 +60,32 @@ from verdict.segments import parts
 
 # Verdicts that are kept for who asks again, by what they are on.
 KEPT = 8
+# The phase of rows that are still to come.
+NOTHING_YET = -1
 
 
 class Scope(NamedTuple):
-    """What counts: of which experiment and versions, of which tag, and what outcomes have matured."""
+    """What counts: of which experiment and phase, of which tag, and what outcomes have matured."""
 
     experiment: str
-    versions: tuple[int, int]
+    phase: int
     # None: all; "": real traffic.
     tag: str | None
     # Outcomes count of what was asked before this hour.
     matured: str
-    # Of each version the first that counts.
-    allocation: int = 0
+    # The version that counts, and the first allocation in it; None: all of the phase.
+    step: Place | None = None
 
     def of(self, table: sa.Table) -> sa.ColumnElement[bool]:
         """The sums by hours that count."""
         chosen = [
             table.c.experiment == self.experiment,
             table.c.hour > TOTAL,
-            table.c.experiment_version.between(*self.versions),
-            table.c.allocation >= self.allocation,
+            table.c.phase == self.phase,
         ]
+        if self.step is not None:
+            version, allocation = self.step
+            chosen += [table.c.experiment_version == version, table.c.allocation >= allocation]
         if self.tag is not None:
             chosen.append(table.c.tag == self.tag)
         return sa.and_(*chosen)
@@ -101,11 +106,22 @@ def roles(document: Experiment, replay: str | None = None) -> Roles:
     return Roles("bandit" if document.mode == "bandit" else "split", champion, others, LIVE)
 
 
-def rules(document: Experiment) -> Rules:
-    """What an experiment's document declares, as the verdict takes it."""
+def rules(document: Experiment, attempt: int = 1, replays: int = 0, same: tuple[str, ...] = ()) -> Rules:
+    """What an experiment's document declares, as the verdict takes it.
+
+    Args:
+        document: of the experiment.
+        attempt: the how many-th rules these are for the same split. Each has half of the risk of the one
+            before, so that all of them together have less than twice that of the first.
+        replays: how many replay sets share the risk; 0 where no replay is judged.
+        same: the challengers that are the same model as the champion.
+    """
     declared = document.decision
     return Rules(
-        alpha=declared.alpha,
+        alpha=declared.alpha / 2 ** (attempt - 1) / max(replays, 1),
+        attempt=attempt,
+        replays=replays,
+        same=same,
         metric=declared.metric,
         margin=declared.margin,
         n_star=declared.planned_outcomes,
@@ -141,10 +157,56 @@ class Verdicts:
     def __init__(self, engine: sa.Engine, fold: Fold) -> None:
         self._engine = engine
         self._fold = fold
+        self._experiments = Experiments(engine)
         self._kept: dict[tuple[Any, ...], tuple[Verdict, Evidence]] = {}
 
+    def of_phase(self, number: int) -> tuple[Current, Phase]:
+        """A phase, and the experiment as it was in it.
+
+        Raises:
+            NotFound: there is no such phase.
+            DatabaseDown: the database cannot be read.
+            ExperimentError: this release cannot read the document.
+        """
+        self._fold.catch_up()
+        phase = next((each for each in self._fold.phases.all() if each.number == number), None)
+        current = self._experiments.of_series(phase.series) if phase else None
+        if phase is None or current is None:
+            raise NotFound(f"there is no phase {number}: GET /v1/phases lists those that there are")
+        return current, phase
+
+    def in_force(self, current: Current) -> Phase | None:
+        """The phase that is in force; None as long as nothing was recorded in it. Raises DatabaseDown."""
+        self._fold.catch_up()
+        return self._fold.phases.of_series(current.series)
+
+    def rules(self, current: Current, phase: Phase | None, replay: str | None = None) -> Rules:
+        """By what a phase of an experiment is judged; the arguments are those of `evidence`."""
+        who = roles(current.document, replay)
+        models = phase.models if phase else {}
+        digests = {name: models[name].digest for name in who.variants if name in models}
+        mine = digests.get(who.champion)
+        same = tuple(each for each in who.challengers if mine and digests.get(each) == mine)
+        sets = 0
+        if replay is not None:
+            names = sa.select(pairs.c.beside).where(
+                *(
+                    pairs.c.experiment == current.document.name,
+                    pairs.c.hour == TOTAL,
+                    pairs.c.kind == who.kind,
+                )
+            )
+            sets = len(self._read(names.distinct()))
+        return rules(current.document, current.attempt, sets, same)
+
     def verdict(
-        self, current: Current, tag: str | None, *, replay: str | None = None, now: datetime | None = None
+        self,
+        current: Current,
+        tag: str | None,
+        *,
+        replay: str | None = None,
+        phase: Phase | None = None,
+        now: datetime | None = None,
     ) -> tuple[Verdict, Evidence]:
         """The verdict now, and what it is made from; as long as nothing is new in an hour, the same one.
 
@@ -152,6 +214,7 @@ class Verdicts:
             current: the experiment in force.
             tag: only traffic of this tag; "real" is the traffic without one. None counts all.
             replay: the name of a replay set, which is then compared with the champion.
+            phase: whose evidence counts, with the experiment as it was in it; None: the one in force.
             now: of which outcomes have matured; by default the time.
 
         Raises:
@@ -160,24 +223,33 @@ class Verdicts:
         """
         now = now or datetime.now(UTC)
         hours = [stamp(each)[:13] for each in (now, now - current.document.matures_after)]
-        asked = (current.place, tag, replay, *hours, self._fold.state())
+        phase = phase or self.in_force(current)
+        asked = (current.place, phase and phase.number, tag, replay, *hours, self._fold.state())
         found = self._kept.get(asked)
         if found is None:
-            evidence = self.evidence(current, tag, replay=replay, now=now)
-            found = judge(evidence, rules(current.document)), evidence
+            evidence = self.evidence(current, tag, replay=replay, phase=phase, now=now)
+            found = judge(evidence, self.rules(current, phase, replay)), evidence
             # Several threads may be here: what another one took out is not missed.
             for oldest in [*self._kept][: 1 - KEPT]:
                 self._kept.pop(oldest, None)
             self._kept[asked] = found
         return found
 
-    def declared(self, current: Current, *, replay: str | None = None, step: Place | None = None) -> Declared:
+    def declared(
+        self,
+        current: Current,
+        *,
+        replay: str | None = None,
+        phase: Phase | None = None,
+        step: Place | None = None,
+    ) -> Declared:
         """What was declared of the rows that count; the arguments are those of `evidence`.
 
         Raises:
             DatabaseDown: the database cannot be read.
         """
-        versions = (step[0], step[0]) if step else (current.series, current.version)
+        phase = phase or self.in_force(current)
+        which = experiments.c.version == step[0] if step else experiments.c.series == current.series
         who = roles(current.document, replay)
         decisions: dict[int, Decision] = {}
         found: dict[Place, Terms] = {}
@@ -191,8 +263,7 @@ class Verdicts:
                 tuple((each.column, each.cuts) for each in (*decision.segments, *decision.sensitive)),
             )
 
-        chosen = sa.select(experiments.c.version, experiments.c.document)
-        for row in self._read(chosen.where(experiments.c.version.between(*versions))):
+        for row in self._read(sa.select(experiments.c.version, experiments.c.document).where(which)):
             try:
                 document = read(json.loads(row.document))
             except ExperimentError:
@@ -200,13 +271,17 @@ class Verdicts:
             decisions[row.version] = document.decision
             put((row.version, 0), document.shares)
         moved = sa.select(allocations.c.experiment_version, allocations.c.number, allocations.c.weights)
+        its = sa.select(experiments.c.version).where(which)
         for version, number, told in map(
-            tuple, self._read(moved.where(allocations.c.experiment_version.between(*versions)))
+            tuple, self._read(moved.where(allocations.c.experiment_version.in_(its)))
         ):
             weights: dict[str, float] = json.loads(told)
             total = sum(weights.values())
             put((version, number), {name: weight / total for name, weight in weights.items()})
-        return Declared(current.document.name, versions, who, rules(current.document), tuple(found.values()))
+        return Declared(
+            *(current.document.name, phase.number if phase else NOTHING_YET, who),
+            *(self.rules(current, phase, replay), tuple(found.values())),
+        )
 
     def evidence(
         self,
@@ -214,10 +289,11 @@ class Verdicts:
         tag: str | None,
         *,
         replay: str | None = None,
+        phase: Phase | None = None,
         step: Place | None = None,
         now: datetime | None = None,
     ) -> Evidence:
-        """What was recorded since traffic is split as it is now.
+        """What was recorded in a phase.
 
         The arguments are those of `verdict`; and `step`, a version and the allocation from which on it is.
 
@@ -231,9 +307,8 @@ class Verdicts:
         maturity = document.matures_after
         # Without a maturity the hour that is not over counts, too.
         matured = stamp(now - maturity if maturity else now + timedelta(hours=1))[:13]
-        declared = self.declared(current, replay=replay, step=step)
-        since = step[1] if step else 0
-        scope = Scope(document.name, declared.versions, "" if tag == "real" else tag, matured, since)
+        declared = self.declared(current, replay=replay, phase=phase, step=step)
+        scope = Scope(document.name, declared.phase, "" if tag == "real" else tag, matured, step)
         who = declared.who
         some = sa.and_(scope.matured_of(repeats), _compared(who, repeats), repeats.c.segment == ALL)
         by_unit = bool(self._read(sa.select(sa.literal(1)).where(some).limit(1)))

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
+from router.database import MIGRATIONS
 from tests import sharing
 from tests.ports import free_port
 
@@ -122,3 +125,12 @@ def fresh(kind: str, folder: Path) -> Iterator[str]:
         yield f"sqlite:///{folder / 'ledger.sqlite'}"
         return
     yield shared().new()
+
+
+def migrated(engine: sa.Engine, revision: str) -> None:
+    """Bring a new database's tables to the form of an older release."""
+    settings = Config()
+    settings.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, revision)

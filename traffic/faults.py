@@ -2,9 +2,9 @@
 
 It spoils what simulated traffic asks, known by the header X-Traffic-Tag that the router passes on, alone.
 The router is told to look for the variant there, by a change of the experiment like any other: it stands in
-the audit, takes the operator's key where the router has keys, and is taken back at the end. Both changes let
-the evidence of the experiment begin anew, since another service answers. What a run that was killed left
-behind is taken back by the next one, and when a dashboard or the house starts: `mend`.
+the audit, takes the operator's key where the router has keys, and is taken back at the end. Meanwhile is a
+phase of its own, since another service answers, and then the one of before goes on. What a run that was
+killed left behind is taken back by the next one, and when a dashboard or the house starts: `mend`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from hdrh.histogram import HdrHistogram
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from traffic.clients import HELD_OUT
-from traffic.plan import MAX_SEED, TAG, Kind, Plan
+from traffic.plan import LOAD_TAG, MAX_SEED, Kind, Plan
 from traffic.send import LATE_SECONDS, STILL_WAITING, TIMED_OUT, TIMEOUT_SECONDS, Sender, Sent
 
 MAX_RATE = 2000
@@ -290,7 +290,12 @@ def measure(
     """
     load, stop = recorder.run.load, stop or threading.Event()
     sender = Sender(
-        recorder.run.url, TAG, key, max_in_flight=MAX_UNDER_WAY, in_turn=load.users is not None, stop=stop
+        recorder.run.url,
+        LOAD_TAG,
+        key,
+        max_in_flight=MAX_UNDER_WAY,
+        in_turn=load.users is not None,
+        stop=stop,
     )
     on_told(recorder.run)
     began = time.perf_counter()

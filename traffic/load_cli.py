@@ -88,7 +88,7 @@ def load(url: str, *, wants_json: bool, **given: Any) -> None:
     """Offer a load to a service, and measure what comes of it.
 
     Latency counts from when a request was due, so that a service that stalls is seen to stall. What is sent
-    is tagged as a simulation, and the run is kept: runoff loads shows it again, beside others. The key, where
+    is tagged as a load test, and the run is kept: runoff loads shows it again, beside others. The key, where
     the router has keys, is in RUNOFF_OPERATOR_KEY.
     """
     if given["rate"] is None and given["users"] is None:

@@ -15,7 +15,7 @@ import sys
 from locust import FastHttpUser, constant_pacing, task
 
 from traffic.load import USER_SECONDS
-from traffic.plan import TAG, Plan
+from traffic.plan import LOAD_TAG, Plan
 
 KEY = os.environ.get("RUNOFF_OPERATOR_KEY")
 REQUESTS = Plan(seed=int(os.environ.get("RUNOFF_SEED") or 1)).at_once(sys.maxsize)
@@ -28,13 +28,13 @@ class Client(FastHttpUser):
 
     @task
     def asks(self) -> None:
-        """Ask for a prediction, tagged as simulated."""
+        """Ask for a prediction, tagged as a load test."""
         request = next(REQUESTS)
         headers = {
             "Content-Type": "application/json",
             "X-Request-ID": request.id,
             "X-Unit-ID": request.unit,
-            "X-Traffic-Tag": TAG,
+            "X-Traffic-Tag": LOAD_TAG,
         }
         if KEY:
             headers["Authorization"] = f"Bearer {KEY}"

@@ -18,6 +18,8 @@ Shape = Literal["steady", "bursts", "ramp", "even"]
 Kind = Literal["held-out clients", "on time", "2-4 months late", "7-9 months late"]
 Drift = Literal["two-months-late", "half-limits"]
 TAG = "simulation"
+# A load test says nothing of models, not even of simulated clients.
+LOAD_TAG = "load-test"
 MAX_SEED = 999_999
 
 

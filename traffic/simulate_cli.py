@@ -120,7 +120,7 @@ def simulate(url: str, *, wants_json: bool, **given: Any) -> None:
     "simulation". True outcomes are told late, if you like, so that the verdict can be seen to come true:
     runoff verdict --tag simulation. The key, where the router has keys, is in RUNOFF_OPERATOR_KEY.
 
-    Breaking a variant lets the experiment begin anew, at the start and at the end.
+    While a variant is broken the experiment is in a phase of its own; then the one of before goes on.
     """
     simulation = Simulation(_order(given), url, os.environ.get(KEY))
     for number in (signal.SIGTERM, signal.SIGHUP):

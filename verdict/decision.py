@@ -52,6 +52,7 @@ def judge(evidence: Evidence, rules: Rules) -> Verdict:
         alpha=rules.alpha,
         margin=rules.margin,
         estimand=words.estimand(evidence, rules),
+        risk=words.risk(rules),
         checks=checks,
         comparisons=found,
         gaps=gaps(evidence, rules),
@@ -75,6 +76,8 @@ def _compare(
     evidence: Evidence, challenger: str, rules: Rules, alpha: float, shared: tuple[Check, ...]
 ) -> Comparison:
     """One challenger against the champion, at its share of alpha."""
+    if challenger in rules.same:
+        return _the_same(evidence.champion, challenger)
     measured = ruler(evidence, rules.metric, rules, alpha, challenger)
     now = contrast(basis(evidence, challenger, rules.metric))
     radius = float(measured.radii([now])[0])
@@ -114,6 +117,28 @@ def _compare(
         more_outcomes=more_outcomes if decision == "keep collecting" else None,
         more_days=more_days if decision == "keep collecting" else None,
         fewer=_fewer(evidence, challenger, rules),
+    )
+
+
+def _the_same(champion: str, challenger: str) -> Comparison:
+    """What is said of a challenger that is the champion's model: whatever differs is chance."""
+    sentence = words.the_same(champion, challenger)
+    return Comparison(
+        challenger=challenger,
+        decision="equivalent",
+        sentence=sentence,
+        reasons=("both variants serve the same model",),
+        doubt="",
+        checks=(),
+        rows=(),
+        guardrails=(),
+        segments=(),
+        history=(),
+        n=0,
+        advantage=0.0,
+        more_outcomes=None,
+        more_days=None,
+        fewer=None,
     )
 
 

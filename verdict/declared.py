@@ -75,14 +75,14 @@ class Declared:
 
     Attributes:
         experiment: its name.
-        versions: the first and the last of the document's versions whose rows count.
+        phase: whose rows count.
         who: is compared.
         rules: by which it is judged.
         terms: those of each version and allocation.
     """
 
     experiment: str
-    versions: tuple[int, int]
+    phase: int
     who: Roles
     rules: Rules
     terms: tuple[Terms, ...]
@@ -110,7 +110,7 @@ class Declared:
             who, rules = told["who"], told["rules"]
             return cls(
                 experiment=told["experiment"],
-                versions=(told["versions"][0], told["versions"][1]),
+                phase=told["phase"],
                 who=Roles(**{**who, "challengers": tuple(who["challengers"])}),
                 rules=Rules(
                     **{
@@ -119,6 +119,7 @@ class Declared:
                         "guardrails": tuple(Guardrail(**each) for each in rules["guardrails"]),
                         "segments": tuple(rules["segments"]),
                         "sensitive": tuple(rules["sensitive"]),
+                        "same": tuple(rules["same"]),
                     }
                 ),
                 terms=tuple(

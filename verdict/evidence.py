@@ -346,6 +346,9 @@ class Rules:
 
     Attributes:
         alpha: the probability that the verdict ever names a winner where there is none.
+        attempt: the how many-th rules these are for the same split; what that costs is in alpha.
+        replays: the replay sets that share the declared alpha, 0 where none is judged; as `attempt`.
+        same: the challengers that are the same model as the champion: with those nothing is compared.
         metric: what is decided by.
         margin: differences below it do not matter, in units of the metric; 0: each does.
         n_star: the outcomes for which one plans; there intervals are at their tightest. They hold at any
@@ -371,6 +374,9 @@ class Rules:
     """
 
     alpha: float = 0.05
+    attempt: int = 1
+    replays: int = 0
+    same: tuple[str, ...] = ()
     metric: Metric = "brier"
     margin: float = 0.0
     n_star: int = 10_000

@@ -24,12 +24,18 @@ MOST_POINTS = 12
 def markdown(verdict: Verdict) -> str:
     """The whole verdict."""
     level = f"{100 * (1 - verdict.alpha):g} %"
-    parts = [f"**{verdict.sentence}**", verdict.estimand, "## Can this be trusted?", checks(verdict)]
+    parts = [
+        f"**{verdict.sentence}**",
+        verdict.estimand,
+        verdict.risk,
+        "## Can this be trusted?",
+        checks(verdict),
+    ]
     for each in verdict.comparisons:
         parts += [
             f"## {verdict.champion} and {each.challenger}",
             each.sentence if len(verdict.comparisons) > 1 else "",
-            figures(verdict.champion, each, level),
+            figures(verdict.champion, each, level) if each.rows else "",
             fewer(each),
             over_time(verdict.champion, each, level),
             guardrails(each),

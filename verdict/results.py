@@ -183,7 +183,8 @@ class Comparison:
 class Verdict:
     """Everything that a page of results shows.
 
-    `variant` is the one that stays: the promoted one, or the champion; None while that is open.
+    `variant` is the one that stays: the promoted one, or the champion; None while that is open. `risk` says
+    how often anything is decided without cause, and what shares that.
     """
 
     decision: Decision
@@ -196,6 +197,7 @@ class Verdict:
     alpha: float
     margin: float
     estimand: str
+    risk: str
     checks: tuple[Check, ...]
     comparisons: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]

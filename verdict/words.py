@@ -146,6 +146,40 @@ def estimand(evidence: Evidence, rules: Rules) -> str:
     return told + warning
 
 
+def the_same(champion: str, challenger: str) -> str:
+    """Two variants serve one model."""
+    return f"{champion} and {challenger} are the same model, so nothing is compared."
+
+
+def risk(rules: Rules) -> str:
+    """How often anything is decided without cause, and what shares that."""
+    told = f"Where no model is better, a winner is ever named with a probability of {_percent(rules.alpha)}"
+    if rules.attempt > 1:
+        told += (
+            f": these are the {_ordinal(rules.attempt)} rules for this split, and each have half of the risk "
+            "of those before"
+        )
+    if rules.replays > 1:
+        told += f"{',' if rules.attempt > 1 else ':'} {rules.replays} replay sets share the declared alpha"
+    told += "."
+    if rules.guardrails:
+        both = _percent(rules.alpha + rules.guardrail_alpha)
+        told += (
+            f" Guardrails spend {_percent(rules.guardrail_alpha)} of their own, on harm where there is none:"
+            f" both together are {both}."
+        )
+    return told
+
+
+def _percent(share: float) -> str:
+    return f"at most {100 * share:.3g} %"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
+
+
 def distrust(check: Check) -> str:
     """A trust check failed."""
     return f"Don't trust this: {check.seen}."

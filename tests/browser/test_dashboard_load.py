@@ -72,7 +72,7 @@ def test_an_empty_page_offers_one_test_which_is_found_again_after_a_reload_and_i
     assert ticks == [f"{float(tick.replace(',', '')):,g}" for tick in ticks]
     assert all(tick.lstrip("0.").startswith(("1", "2", "5")) for tick in ticks)
     # In the record it is told apart.
-    assert set(quiet.stats()["tags"]) == {"simulation"}
+    assert set(quiet.stats()["tags"]) == {"load-test"}
     assert barriers(page) == []
 
 

@@ -776,7 +776,7 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     before = rest(keyed, "/v1/experiment")
     page.get_by_role("button", name="Switch …").click()
     expect(page.locator("#proposal-trouble")).to_contain_text("Split is in force already")
-    switches(page, "Canary", "mode: split → canary", "B 20% → 1%", "Evidence begins anew")
+    switches(page, "Canary", "mode: split → canary", "B 20% → 1%", "a new phase begins")
     expect(page.locator("#experiment-summary")).to_have_text("Canary: A 99%, B 1%")
     assert rest(keyed, "/v1/experiment") == before | {"mode": "canary"}
     waits = "By its gates the canary stays at this step: there are too few requests yet."

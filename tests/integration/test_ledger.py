@@ -310,7 +310,8 @@ def test_sums_are_those_of_the_rows_in_whatever_order_they_came(engine: sa.Engin
                     [
                         record(
                             id_,
-                            variant=rng.choice("AB"),
+                            variant=(variant := rng.choice("AB")),
+                            model=f"model-{variant.lower()}",
                             time=stamp(datetime.now(UTC) - timedelta(hours=rng.randrange(3))),
                             propensity=rng.choice([0.5] * 9 + [None]),
                             prediction=rng.random() if status == 200 else None,

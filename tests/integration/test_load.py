@@ -46,7 +46,7 @@ def test_what_a_shell_offers_is_on_the_routers_record_and_is_kept_compared_and_e
     record = house.record(since)
     assert run.state == "finished"
     assert run.offered == run.answered == len(record)
-    assert {row["tag"] for row in record} == {"simulation"}
+    assert {row["tag"] for row in record} == {"load-test"}
     assert sum(run.variants.values()) == run.answered
     assert set(run.variants) <= {"A", "B"}
     assert times(run).get_total_count() == run.answered
@@ -277,4 +277,4 @@ def test_locust_sends_the_same_clients_tagged_as_simulated(house: House) -> None
     record = house.record(since)
     # Who is still asked when Locust stops is on record, too.
     assert 0 < told["num_requests"] <= len(record) <= told["num_requests"] + 5
-    assert {row["tag"] for row in record} == {"simulation"}
+    assert {row["tag"] for row in record} == {"load-test"}

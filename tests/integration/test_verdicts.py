@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from jsonschema import Draft202012Validator
 
-from router import database
+from router import database, tables
 from router.controllers import Evidence as Counted
 from router.controllers import Judgement, Runner, Sums
 from router.database import stamp
@@ -30,7 +30,7 @@ from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
 from router.verdicts import Verdicts, rules
-from tests.databases import fresh
+from tests.databases import fresh, migrated
 from tests.house import House, Reply
 from tests.integration.test_ledger import aside, record
 from tests.integration.test_routing import a_house
@@ -164,8 +164,8 @@ def test_units_that_come_again_and_batches_count_once_among_what_chance_assigned
     expected = f"A {once['A']:,} where 101 are expected"
     assert expected in seen(verdict, "sample ratio")
     assert f"A {once['A']:,} where {once['A']:,} are expected" in seen(verdict, "label ratio")
-    # A change that leaves the split as it is does not make them new ones.
-    book.experiments.set(_document(decision={"alpha": 0.01}), expected=1, by="a test", reason="stricter")
+    # A change that leaves the split and the rules as they are does not make them new ones.
+    book.experiments.set(_document(timeout_seconds=1), expected=1, by="a test", reason="sooner")
     book.ledger.append(
         Entry(
             [each._replace(id=f"{each.id}-again", request_id="x", experiment_version=2) for each in rows[:50]]
@@ -264,14 +264,17 @@ def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> No
         book.asked(str(number), 0.2 + number / 10, number % 2, unit=f"unit-{number % 3}", variant="A")
     before = book.evidence().arm("A")
     # As it was before there were sums by unit.
+    kept = [tables.experiments, tables.predictions, tables.outcomes]
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP INDEX predictions_failed_by_unit"))
-        connection.execute(sa.text("ALTER TABLE labels DROP COLUMN assigned"))
-        for column in ("assigned", "served", "apart", "apart_failed", "together", "timed"):
-            connection.execute(sa.text(f"ALTER TABLE sums DROP COLUMN {column}"))
-        for table in ("repeats", "repeat_decisions"):
-            connection.execute(sa.text(f"DROP TABLE {table}"))
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+        rows = [[dict(row) for row in connection.execute(sa.select(each)).mappings()] for each in kept]
+        tables.metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+    migrated(engine, "0001")
+    with engine.begin() as connection:
+        for table, those in zip(kept, rows, strict=True):
+            for row in those:
+                row.pop("attempt", None)
+            connection.execute(table.insert(), those)
     database.migrate(engine)
     after = book.evidence().arm("A")
     assert after.by_unit["brier"].units == 3
@@ -448,14 +451,15 @@ def test_a_verdict_is_judged_anew_where_something_is_new_and_only_there(engine: 
     assert labelled()[1] == 2
 
 
-def test_a_change_of_the_split_begins_anew_and_one_of_the_rules_does_not(engine: sa.Engine) -> None:
+def test_a_change_of_the_split_or_of_the_rules_begins_anew_and_another_does_not(engine: sa.Engine) -> None:
     book = Book(engine)
     book.asked("1", 0.8, 1)
-    book.experiments.set(_document(decision={"margin": 0.01}), expected=1, by="a test", reason="a margin")
+    book.experiments.set(_document(timeout_seconds=1), expected=1, by="a test", reason="sooner")
     assert book.evidence().arm("A").labelled == 1
-    assert book.verdict().margin == 0.01
-    book.experiments.set(_document(salt="another"), expected=2, by="a test", reason="anew")
-    assert book.evidence().arm("A").labelled == 0
+    anew: list[dict[str, Any]] = [{"decision": {"margin": 0.01}}, {"salt": "another"}]
+    for version, more in enumerate(anew, start=2):
+        book.experiments.set(_document(**more), expected=version, by="a test", reason="anew")
+        assert book.evidence().arm("A").labelled == 0
 
 
 def test_the_verdict_survives_pruning_and_a_recount(engine: sa.Engine) -> None:
@@ -760,14 +764,21 @@ def test_the_evidence_has_doubts_of_a_challenger_that_is_not_known_to_be_as_good
     book.asked("0", 0.2, 0, shadow=0.9)
     [doubt] = doubts(book)
     assert doubt == "1 of the 100 pairs of A and B that a decision takes at least are there"
-    for number in range(1, 151):
-        # Mostly as good, now and then better or worse.
-        book.asked(f"{number}", 0.4, number % 2, shadow=0.4 + number % 3 / 100)
+
+    def asked(version: int) -> None:
+        for number in range(1, 151):
+            # Mostly as good, now and then better or worse.
+            shadow = 0.4 + number % 3 / 100
+            book.asked(f"{version}/{number}", 0.4, number % 2, shadow=shadow, experiment_version=version)
+
+    asked(1)
     [doubt] = doubts(book)
     assert doubt.startswith("B may be worse than A in Brier score by 0.0")
     assert doubt.endswith(", where 0 is allowed")
     document = _document(mode="shadow", decision={"margin": 0.05})
     book.experiments.set(document, expected=1, by="a test", reason="a margin")
+    assert len(doubts(book)) > 1, "by these rules nothing was recorded yet"
+    asked(2)
     assert book.verdict().decision != "promote"
     assert doubts(book) == [], "it is surely within the margin"
 

@@ -51,7 +51,7 @@ def shadowed(rows: Rows, scored: Any = True, rules: Rules | None = None) -> Evid
         kind=np.array([LIVE] * n + ["shadow"] * beside, object),
     )
     who = Roles("shadow", "A", ("B",), "shadow")
-    declared = Declared("e", (1, 1), who, rules or Rules(), (Terms(1, 0, {"A": 1.0}),))
+    declared = Declared("e", 1, who, rules or Rules(), (Terms(1, 0, {"A": 1.0}),))
     return evidence(answers, declared, NOW)
 
 
@@ -69,7 +69,7 @@ def parted(rows: Rows, shares: tuple[float, ...] = (0.5,), latency: Any = 20.0) 
         latency=np.broadcast_to(latency, n) * np.where(mine, 1.5, 1.0),
     )
     terms = tuple(Terms(1, number, {"A": 1 - share, "B": share}) for number, share in enumerate(shares))
-    declared = Declared("e", (1, 1), Roles("split", "A", ("B",), LIVE), Rules(), terms)
+    declared = Declared("e", 1, Roles("split", "A", ("B",), LIVE), Rules(), terms)
     return evidence(answers, declared, NOW)
 
 
@@ -153,7 +153,7 @@ def test_the_means_of_a_replay_are_over_those_whom_the_champion_answered(replaye
         kind=np.array([LIVE] * 4000 + ["replay"] * len(request), object),
     )
     who = Roles("shadow", "A", ("later",), "replay")
-    declared = Declared("e", (1, 1), who, Rules(), (Terms(1, 0, {"A": 0.5, "B": 0.5}),))
+    declared = Declared("e", 1, who, Rules(), (Terms(1, 0, {"A": 0.5, "B": 0.5}),))
     row = shown(judge(evidence(answers, declared, NOW), Rules()), "brier")
     both = mine & again
     wanted = [score("brier", p, rows.outcome)[both].mean() for p in (rows.champion, rows.challenger)]
