@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from verdict import bandit, bernstein, rates, sequence
+from verdict import bernstein, rates, sequence
 from verdict.evidence import Arm, Evidence, Pairs, Rules
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 from verdict.sequence import Floats
@@ -37,12 +37,16 @@ class Basis:
 class Contrast:
     """The champion's mean less the challenger's, its standard error, from how many observations.
 
-    `squares` is Σd² in pairs, for the exact interval; None elsewhere.
+    Of these the standard error is from so many `independent` ones, which tell as much as so many rarer
+    outcomes (`effective`); of two arms from the less. `squares` is Σd² in pairs, for the exact interval; None
+    elsewhere.
     """
 
     value: float
     error: float
     n: int
+    independent: float
+    effective: float
     squares: float | None = None
 
 
@@ -95,19 +99,15 @@ def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | Non
 
 def contrast(of: Basis) -> Contrast:
     """The difference that some sums say."""
-    if len(of.parts) == 1:
-        (d,) = of.parts
-        if isinstance(d, ClusteredMoments):
-            return Contrast(d.mean, d.standard_error, d.rows)
-        assert isinstance(d, Moments)
-        return Contrast(d.mean, d.standard_error, d.n, d.squares)
-    one, other = of.parts
-    if isinstance(one, WeightedMoments) and isinstance(other, WeightedMoments):
-        return Contrast(*bandit.difference(one, other))
-    assert not isinstance(one, WeightedMoments)
-    assert not isinstance(other, WeightedMoments)
-    n = sum(part.rows if isinstance(part, ClusteredMoments) else part.n for part in (one, other))
-    return Contrast(one.mean - other.mean, math.hypot(one.standard_error, other.standard_error), n)
+    value, *others = (part.mean for part in of.parts)
+    return Contrast(
+        value - sum(others),
+        math.hypot(*(part.standard_error for part in of.parts)),
+        sum(part.rows if isinstance(part, ClusteredMoments) else part.n for part in of.parts),
+        min(part.independent for part in of.parts),
+        min(part.effective for part in of.parts),
+        of.parts[0].squares if isinstance(of.parts[0], Moments) and not others else None,
+    )
 
 
 def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | None, float | None]:
@@ -123,7 +123,7 @@ def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | Non
         weighted = arm.weighted.get(metric)
         plain = _moments(arm, metric)
         if evidence.design != "shadow" and needs_weights(evidence) and weighted:
-            found.append(bandit.mean(weighted) if weighted.n else None)
+            found.append(weighted.mean if weighted.n else None)
         else:
             found.append(plain.mean if plain.n else None)
     one, other = found
@@ -146,39 +146,62 @@ def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, 
 
 @dataclass(frozen=True)
 class Ruler:
-    """How sure one is of contrasts: asymptotic, or exact where a bound of the differences was declared."""
+    """How sure one is of contrasts: asymptotic, or exact where a bound of the differences was declared.
+
+    An asymptotic one believes no standard error that is from fewer than `least` independent observations, or
+    from `rare` rarer outcomes.
+    """
 
     n_star: float
     alpha: float
+    least: float
+    rare: float
     # The bound of |d| and the mixture's parameter; None: asymptotic.
     exact: tuple[float, float] | None = None
 
+    def believes(self, contrast: Contrast) -> bool:
+        """Whether a standard error is one, or nobody asks for it."""
+        return self.exact is not None or (
+            contrast.independent >= self.least and contrast.effective >= self.rare
+        )
+
     def radii(self, contrasts: Iterable[Contrast]) -> Floats:
         """The half-widths of the always-valid intervals; infinite where nothing is known."""
-        value, error, n, squares = _columns(contrasts)
+        value, error, n, squares = self._columns(contrasts)
         if self.exact is None:
             return sequence.radius(_sure(value, error), n, self.n_star, self.alpha)
         c, rho = self.exact
         return bernstein.radius(n, squares, rho, c, self.alpha)
 
     def log_e_values(self, contrasts: Iterable[Contrast]) -> Floats:
-        """Against no difference."""
-        value, error, n, squares = _columns(contrasts)
+        """Against no difference; 0 where nothing is known."""
+        value, error, n, squares = self._columns(contrasts)
         if self.exact is None:
-            return sequence.log_e_value(value, error, n, self.n_star, self.alpha)
+            told = sequence.log_e_value(value, error, n, self.n_star, self.alpha)
+            return np.where(np.isfinite(error), told, 0.0)
         c, rho = self.exact
         return bernstein.log_e_value(value * n, squares, rho, c)
+
+    def _columns(self, contrasts: Iterable[Contrast]) -> tuple[Floats, Floats, Floats, Floats]:
+        """Values, standard errors, infinite where they are not believed, numbers of observations, Σd²."""
+        rows = [
+            (each.value, each.error if self.believes(each) else math.inf, each.n, each.squares or 0.0)
+            for each in contrasts
+        ]
+        columns = np.array(rows, float).reshape(-1, 4)
+        return columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3]
 
 
 def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenger: str) -> Ruler:
     """The one for a metric: pairs by the Brier score are measured exactly where `max_gap` was declared."""
     by_unit = evidence.pair(challenger).by_unit.get(metric)
     if evidence.design != "shadow" or metric != "brier" or rules.gap_bound is None or by_unit:
-        return Ruler(rules.n_star, alpha)
+        return Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each)
     # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|
     c = 2 * rules.gap_bound
     spread = c / 8 if rules.spread is None else rules.spread
-    return Ruler(rules.n_star, alpha, (c, bernstein.best_rho(rules.n_star * spread**2, alpha)))
+    rho = bernstein.best_rho(rules.n_star * spread**2, alpha)
+    return Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each, (c, rho))
 
 
 def needs_weights(evidence: Evidence) -> bool:
@@ -192,12 +215,6 @@ def needs_weights(evidence: Evidence) -> bool:
 def _moments(sums: Arm | Pairs, metric: str) -> Moments:
     found: Moments | None = getattr(sums, FIELDS[metric])
     return found or NO_MOMENTS
-
-
-def _columns(contrasts: Iterable[Contrast]) -> tuple[Floats, Floats, Floats, Floats]:
-    rows = [(each.value, each.error, each.n, each.squares or 0.0) for each in contrasts]
-    columns = np.array(rows, float).reshape(-1, 4)
-    return columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3]
 
 
 def _sure(value: Floats, error: Floats) -> Floats:

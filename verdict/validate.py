@@ -16,7 +16,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from data import credit
 from verdict import plan
 from verdict.canary import FAILING, HASTY, USUAL, Sent, sent_back
+from verdict.guardrails import LEAST_RARE
 from verdict.harness import (
+    ALPHA,
     CHECKED,
     COSTLIER,
     FEWER,
@@ -32,6 +34,7 @@ from verdict.harness import (
     Rate,
     Size,
     armitage,
+    believed,
     broken,
     canaries,
     delayed,
@@ -45,6 +48,7 @@ from verdict.harness import (
     type_one,
 )
 from verdict.sequence import Floats
+from verdict.settings import BEFORE, ERRORS, FURTHER, GUARDRAILS, WEIGHTS, Setting, wrong
 from verdict.simulate import Rows
 
 LONG = Size(streams=2000, looks=200, batch=100)
@@ -60,6 +64,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
         say(f"{name}: {time.monotonic() - begin:.0f} s")
 
     timed("type I error", lambda: _type_one_text(type_one(LONG)))
+    timed("where standard errors mislead", lambda: _settings_text(2000))
     timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
@@ -112,6 +117,45 @@ each of {LONG.looks} batches of {LONG.batch} rows; α is 5 %, and kept where the
 Repeated units come again, at up to ten looks one after the other, and with up to three rows at each.
 
 {_rates(found, 0.05)}"""
+
+
+def _settings_text(streams: int) -> str:
+    def table(settings: Sequence[Setting]) -> str:
+        lines = ["| | before | now | interval | |", "| --- | ---: | ---: | --- | --- |"]
+        for setting in settings:
+            before, now = wrong(setting, streams)
+            low, high = now.ends
+            kept = "kept" if high <= ALPHA else "**missed**"
+            shares = f"{_percent(before.share)} | {_percent(now.share)}"
+            ends = f"{_percent(low)} to {_percent(high)}"
+            lines.append(f"| {setting.name} | {shares} | {ends} | {kept} |")
+        return "\n".join(lines) + "\n"
+
+    least = f"{RULES.min_each} of the rarer outcome"
+    return f"""## Where standard errors mislead
+
+Two models that are equally good and not alike: on few rows they say what differs, and seldom does the outcome
+come on which all of the difference hangs (`verdict/settings.py`). {streams:,} streams for each line; looks
+after 200 batches of 100 rows, where nothing else is said; one plans for {RULES.n_star:,} outcomes.
+
+*Before* is how often it happens where {BEFORE} of the rarer outcome of all rows are asked for, and none for a
+p-value and by guardrails, and rows count by their inverse propensity. *Now* a standard error is one where
+the outcomes tell as much as {least}, by guardrails {LEAST_RARE} in each arm
+([decision 0015](decisions/0015-the-verdicts-statistics.md)), and rows count by overlap; the interval is of
+that. α is 5 %, of a guardrail that of one at one step.
+
+A winner is named, or a p-value below .05 is shown at any look:
+
+{table(ERRORS)}
+A guardrail sends a challenger back that does no harm:
+
+{table(GUARDRAILS)}
+A winner is named where shares change:
+
+{table(WEIGHTS)}
+And in further settings:
+
+{table(FURTHER)}"""
 
 
 def _naive_text(found: Sequence[Rate], peeks: Sequence[tuple[int, float, Rate]]) -> str:
@@ -324,6 +368,7 @@ theorem; those of the shadow design are from single rows.{lost}
   ({best.name}). The goal is 1/{FEWER} at most: {_met(times >= FEWER)}.
 - Unpaired, the verdict takes {ratio:.2f} times the mixture bound's expectation. The goal is {COSTLIER} at
   most: {_met(ratio <= COSTLIER)}.
+- A standard error of these pairs is believed from {believed():,.0f} of them on.
 - In shadow mode peeking costs {cost:.2f} times the fixed sample on average, and goes on until there is a
   decision. One look, and group sequential tests, leave one difference in five undecided.
 
