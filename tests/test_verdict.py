@@ -251,7 +251,9 @@ def test_few_outcomes_name_no_winner_however_far_apart_models_seem() -> None:
     verdict = judge(shadowed(Rows(np.full(80, 0.5), np.clip(y, 0.1, 0.9), y)), Rules())
     assert "80 of the 100 pairs of A and B" in said(verdict)
     rare = np.array([0.0] * 990 + [1.0] * 10)
-    verdict = judge(shadowed(Rows(np.full(1000, 0.5), np.clip(rare, 0.1, 0.9), rare)), Rules())
+    verdict = judge(
+        shadowed(Rows(np.full(1000, 0.5), np.clip(rare, 0.1, 0.9), rare)), Rules(metric="log-loss")
+    )
     assert "tell as much as 0 of the rarer outcome" in said(verdict)
 
 
@@ -734,9 +736,8 @@ def test_sums_by_inverse_propensity_give_hajeks_mean_and_its_error() -> None:
     weighted, means, errors = {}, [], []
     for name in "AB":
         w, s = 1 / rng.uniform(0.1, 0.9, 500), rng.random(500)
-        weighted[name] = WeightedMoments(
-            500, *(float(x.sum()) for x in (w, w * w, w * s, w * w * s, w * w * s * s))
-        )
+        w1, w2, ws, w2s, w2s2 = (float(x.sum()) for x in (w, w * w, w * s, w * w * s, w * w * s * s))
+        weighted[name] = WeightedMoments(500, w1, w2, ws, w2s, w2s2)
         means.append(float(np.average(s, weights=w)))
         errors.append(float(np.sqrt((w**2 * (s - means[-1]) ** 2).sum() * 500 / 499) / w.sum()))
     arms = {name: Arm(500, 0, 500, 500, 100, weighted={"brier": each}) for name, each in weighted.items()}
@@ -768,7 +769,8 @@ def test_differences_that_are_all_the_same_are_not_taken_for_certain() -> None:
     assert Moments.of([0.1] * 1000).variance == 0
     y = np.array([0.0, 1.0] * 500)
     # B is nearer to the outcome by the same in every pair: nothing says how much that varies.
-    verdict = judge(shadowed(Rows(np.where(y == 1, 0.5, 0.5), np.where(y == 1, 0.75, 0.25), y)), Rules())
+    rows = Rows(np.full(1000, 0.5), np.where(y == 1, 0.75, 0.25), y)
+    verdict = judge(shadowed(rows), Rules(metric="log-loss"))
     assert verdict.decision == "keep collecting"
     assert verdict.comparisons[0].rows[0].interval.lower is None
     assert "tell as much as 0 of the rarer outcome" in said(verdict)

@@ -10,7 +10,7 @@ import pytest
 from verdict.counted import paired, scored
 from verdict.decision import judge
 from verdict.evidence import Evidence, Guardrail, Period, Rules
-from verdict.harness import ALPHA, losses
+from verdict.harness import ALPHA, NEARLY, losses, sharpness
 from verdict.moments import ClusteredMoments, Swings
 from verdict.settings import ERRORS, FURTHER, GUARDRAILS, WEIGHTS, Setting, wrong
 from verdict.simulate import Rows, Summed
@@ -33,12 +33,12 @@ def test_no_winner_is_named_between_equally_good_models(setting: Setting) -> Non
 
 
 def few_that_tell(n: int, defaults: int) -> Rows:
-    """Rows on which both models say the same, but for a tenth, where .02 and 0 are said."""
+    """Rows on which both models say the same, but for a tenth, where .02 and .005 are said."""
     y = np.zeros(n)
     rest, tenth = np.arange(n) >= n // 10, np.arange(n) < defaults
     y[rest & (np.arange(n) % 5 == 0)] = 1
     y[tenth] = 1
-    return Rows(np.where(rest, 0.2, 0.02), np.where(rest, 0.2, 0.0), y)
+    return Rows(np.where(rest, 0.2, 0.02), np.where(rest, 0.2, 0.005), y)
 
 
 def evidence(rows: Rows) -> Evidence:
@@ -64,8 +64,15 @@ def test_rows_on_which_models_agree_tell_nothing_of_their_difference() -> None:
     row = compared.rows[0]
     assert row.difference is not None
     assert row.difference > 0
-    # Nothing that rests on a standard error is shown.
-    assert (row.interval.lower, row.fixed.lower, row.e_value, row.p) == (None, None, 1.0, 1.0)
+    # Nothing that rests on a standard error is shown: the interval is exact, and wide.
+    assert (row.fixed.lower, row.note) == (None, "exact, as long as outcomes tell too little")
+    assert row.interval.lower is not None
+    assert row.interval.upper is not None
+    assert row.interval.lower < 0 < row.interval.upper
+    assert row.p == 1
+    # Of the log loss, which has no bound, there is none.
+    other = next(each for each in compared.rows if each.metric == "log-loss")
+    assert (other.interval.lower, other.fixed.lower, other.e_value, other.p) == (None, None, 1.0, 1.0)
     # Five defaults where they differ are five of the rarer outcome.
     told = evidence(few_that_tell(5000, 5)).pair("B").brier.effective
     assert told == pytest.approx(5, rel=0.02)
@@ -76,7 +83,7 @@ def test_the_funnel_and_parts_of_the_traffic_begin_where_a_standard_error_is_one
     whole = sum(list(cells.values())[1:], cells[1.0])
     part = replace(whole, history={}, segments={})
     whole = replace(whole, history=cells, segments={("SEX", "1"): cells[1.0], ("SEX", "2"): part})
-    [compared] = judge(whole, Rules(segments=("SEX",))).comparisons
+    [compared] = judge(whole, Rules(metric="log-loss", segments=("SEX",))).comparisons
     ends = [point.interval.lower is None for point in compared.history]
     assert ends == [True] * 5 + [False] * 3
     assert [point.e_value == 1 for point in compared.history] == ends
@@ -132,3 +139,11 @@ def test_counts_of_alike_rows_are_summed_as_the_rows_are_by_any_weight() -> None
             found = [sums.mean, sums.error, sums.independent, sums.effective]
             wanted = [rows.mean, rows.standard_error, rows.independent, rows.effective]
             assert [each[stream] for each in found] == pytest.approx(wanted)
+
+
+def test_with_the_spread_and_the_number_declared_an_exact_interval_is_nearly_as_narrow_as_betting() -> None:
+    widths = {each.name: each.width for each in sharpness(5)}
+    assert widths["both are declared"] <= NEARLY * widths["hedged betting"]
+    assert (
+        widths["both are declared"] < 0.7 * widths["neither the spread nor the number of pairs is declared"]
+    )

@@ -185,7 +185,8 @@ def of_one(state: State, number: int, share: float) -> Evidence:
             labelled=int(state.scores[side, 0, number]),
             brier=Moments(
                 int(state.scores[side, 0, number]),
-                *state.scores[side, 1:3, number],
+                float(state.scores[side, 1, number]),
+                float(state.scores[side, 2, number]),
                 Swings(*state.scores[side, 3:, number]),
             ),
         )

@@ -769,7 +769,7 @@ def test_the_evidence_has_doubts_of_a_challenger_that_is_not_known_to_be_as_good
         return Guards(Verdicts(book.engine, book.fold)).doubts(current, "B")
 
     book = Book(engine, mode="shadow")
-    book.asked("0", 0.2, 0, shadow=0.9)
+    book.asked("0", 0.2, 0, shadow=0.21)
     [doubt] = doubts(book)
     assert doubt == "1 of the 100 pairs of A and B that a decision takes at least are there"
     for number in range(1, 151):

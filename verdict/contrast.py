@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -146,62 +146,75 @@ def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, 
 
 @dataclass(frozen=True)
 class Ruler:
-    """How sure one is of contrasts: asymptotic, or exact where a bound of the differences was declared.
+    """How sure one is of contrasts: asymptotic where a standard error is believed, else exact if it can be.
 
-    An asymptotic one believes no standard error that is from fewer than `least` independent observations, or
-    from `rare` rarer outcomes.
+    It is believed that is from `least` independent observations and `rare` rarer outcomes. Exact intervals of
+    values that have a bound take its place before, from `least` of them on, and throughout where the bound is
+    declared.
     """
 
     n_star: float
     alpha: float
     least: float
     rare: float
-    # The bound of |d| and the mixture's parameter; None: asymptotic.
-    exact: tuple[float, float] | None = None
+    # The bound of |d|, the mixture's parameter, and the bet beside it; None: there is no bound.
+    exact: tuple[float, float, float] | None = None
+    declared: bool = False
 
     def believes(self, contrast: Contrast) -> bool:
         """Whether a standard error is one, or nobody asks for it."""
-        return self.exact is not None or (
-            contrast.independent >= self.least and contrast.effective >= self.rare
-        )
+        return self.declared or (contrast.independent >= self.least and contrast.effective >= self.rare)
+
+    def knows(self, contrast: Contrast) -> bool:
+        """Whether there is an interval."""
+        bounded = self.exact is not None and contrast.independent >= self.least
+        return bounded or self.believes(contrast)
+
+    def exactly(self, contrast: Contrast) -> bool:
+        """Whether that is exact."""
+        return self.exact is not None and (self.declared or not self.believes(contrast))
 
     def radii(self, contrasts: Iterable[Contrast]) -> Floats:
         """The half-widths of the always-valid intervals; infinite where nothing is known."""
-        value, error, n, squares = self._columns(contrasts)
-        if self.exact is None:
-            return sequence.radius(_sure(value, error), n, self.n_star, self.alpha)
-        c, rho = self.exact
-        return bernstein.radius(n, squares, rho, c, self.alpha)
+        value, error, n, squares, exactly, known = self._columns(contrasts)
+        told = sequence.radius(_sure(value, error), n, self.n_star, self.alpha)
+        if self.exact is not None and exactly.any():
+            c, rho, bet = self.exact
+            told = np.where(exactly, bernstein.radius(n, squares, rho, c, self.alpha, bet=bet), told)
+        return np.where(known > 0, told, np.inf)
 
     def log_e_values(self, contrasts: Iterable[Contrast]) -> Floats:
         """Against no difference; 0 where nothing is known."""
-        value, error, n, squares = self._columns(contrasts)
-        if self.exact is None:
-            told = sequence.log_e_value(value, error, n, self.n_star, self.alpha)
-            return np.where(np.isfinite(error), told, 0.0)
-        c, rho = self.exact
-        return bernstein.log_e_value(value * n, squares, rho, c)
+        value, error, n, squares, exactly, known = self._columns(contrasts)
+        told = sequence.log_e_value(value, error, n, self.n_star, self.alpha)
+        if self.exact is not None and exactly.any():
+            c, rho, bet = self.exact
+            told = np.where(exactly, bernstein.log_e_value(value * n, squares, rho, c, bet), told)
+        return np.where(known > 0, told, 0.0)
 
-    def _columns(self, contrasts: Iterable[Contrast]) -> tuple[Floats, Floats, Floats, Floats]:
-        """Values, standard errors, infinite where they are not believed, numbers of observations, Σd²."""
+    def _columns(self, contrasts: Iterable[Contrast]) -> Floats:
+        """Values, standard errors, observations, Σd²; which are measured exactly, and which at all."""
         rows = [
-            (each.value, each.error if self.believes(each) else math.inf, each.n, each.squares or 0.0)
+            (each.value, each.error, each.n, each.squares or 0.0, self.exactly(each), self.knows(each))
             for each in contrasts
         ]
-        columns = np.array(rows, float).reshape(-1, 4)
-        return columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3]
+        return np.array(rows, float).reshape(-1, 6).T
 
 
 def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenger: str) -> Ruler:
-    """The one for a metric: pairs by the Brier score are measured exactly where `max_gap` was declared."""
+    """The one for a metric: pairs by the Brier score have a bound, declared by `max_gap`, or else 1."""
     by_unit = evidence.pair(challenger).by_unit.get(metric)
-    if evidence.design != "shadow" or metric != "brier" or rules.gap_bound is None or by_unit:
-        return Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each)
-    # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|
-    c = 2 * rules.gap_bound
+    asymptotic = Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each)
+    if evidence.design != "shadow" or metric != "brier" or by_unit:
+        return asymptotic
+    declared = rules.gap_bound is not None
+    # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|, and both scores are in [0, 1].
+    c = 1.0 if rules.gap_bound is None else 2 * rules.gap_bound
     spread = c / 8 if rules.spread is None else rules.spread
-    rho = bernstein.best_rho(rules.n_star * spread**2, alpha)
-    return Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each, (c, rho))
+    planned = rules.n_star * spread**2
+    # Who bets on what nobody declared pays for it.
+    bet = 0.0 if rules.spread is None else bernstein.best_bet(planned, c, alpha)
+    return replace(asymptotic, exact=(c, bernstein.best_rho(planned, alpha), bet), declared=declared)
 
 
 def needs_weights(evidence: Evidence) -> bool:

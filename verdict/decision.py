@@ -82,7 +82,7 @@ def _compare(
     advantage = -now.value if rules.metric == "profit" else now.value
     checks = trust.of_pairs(evidence, challenger, rules)
     guarded = guardrails.results(evidence, challenger, rules)
-    more_outcomes = _remaining(now, radius, rules, alpha)
+    more_outcomes = _remaining(now, radius, rules, alpha) if measured.believes(now) else None
     per_day = _per_day(evidence, challenger, now.n)
     more_days = more_outcomes / per_day if more_outcomes is not None and per_day else None
     said = words.Said(
@@ -93,7 +93,8 @@ def _compare(
         radius=radius,
         margin=rules.margin,
         n=now.n,
-        lacking=_lacking(evidence, challenger, rules, measured),
+        # An exact interval that leaves no doubt takes no more outcomes.
+        lacking="" if abs(now.value) > radius else _lacking(evidence, challenger, rules, measured),
         more_outcomes=more_outcomes,
         more_days=more_days,
     )

@@ -23,9 +23,10 @@ from scipy.stats import norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
 from verdict.bandit import thompson
+from verdict.contrast import Contrast, ruler
 from verdict.counted import paired as of_pairs
 from verdict.counted import score
-from verdict.evidence import Rules
+from verdict.evidence import GAP_BINS, Evidence, Rules
 from verdict.sequence import Floats
 from verdict.simulate import Credit, Delays, Rows, Running, Summed, delay
 
@@ -255,11 +256,11 @@ def one_look(seen: Seen) -> Floats:
 def exact(n_star: float, max_gap: float, spread: float) -> Callable[[Seen], Floats]:
     """The exact interval of pairs; a stream in which scores differ by more has left its promise."""
     c = 2 * max_gap
-    rho = bernstein.best_rho(n_star * spread**2, ALPHA)
+    rho, bet = bernstein.best_rho(n_star * spread**2, ALPHA), bernstein.best_bet(n_star * spread**2, c, ALPHA)
 
     def radius(seen: Seen) -> Floats:
         assert seen.squares is not None
-        return bernstein.radius(seen.n, seen.squares, rho, c, ALPHA)
+        return bernstein.radius(seen.n, seen.squares, rho, c, ALPHA, bet=bet)
 
     return radius
 
@@ -578,6 +579,8 @@ def pairing() -> list[Pairing]:
 # Two models of clients of whom 22 % default, as those of the data set, and by how much they may differ.
 PAIRED = Credit(rate=0.22, champion=0.76, challenger=0.78, correlation=0.9)
 GAP, PAIRS = 0.5, 1000
+# How wide an exact interval may be, in parts of that of hedged betting.
+NEARLY = 1.1
 
 
 class Sharp(NamedTuple):
@@ -598,14 +601,15 @@ def sharpness(streams: int) -> list[Sharp]:
     told = sequence.radius(d.std(1, ddof=1) / math.sqrt(PAIRS), PAIRS, PAIRS, ALPHA)
     found = []
     for name, planned, its in (
-        ("neither the spread nor the number of pairs is declared", RULES.n_star, 2 * GAP / 8),
+        ("neither the spread nor the number of pairs is declared", RULES.n_star, None),
+        ("the number of pairs is declared", PAIRS, None),
         ("the spread is declared", RULES.n_star, spread),
-        ("the number of pairs is declared", PAIRS, 2 * GAP / 8),
         ("both are declared", PAIRS, spread),
-        ("both are declared, and the spread is half of what is declared", PAIRS, 2 * spread),
+        ("both are declared, and the spread is half of that", PAIRS, 2 * spread),
     ):
-        rho = bernstein.best_rho(planned * its**2, ALPHA)
-        radius = bernstein.radius(PAIRS, squares, rho, 2 * GAP, ALPHA)
+        rules = Rules(n_star=planned, max_gap=GAP - 1 / GAP_BINS, spread=its)
+        measured = ruler(Evidence("shadow", "A", ("B",)), "brier", rules, ALPHA, "B")
+        radius = measured.radii(Contrast(0.0, 0.0, PAIRS, PAIRS, PAIRS, each) for each in squares)
         found.append(Sharp(name, float((radius / told).mean())))
     bets = hedged_betting((d / (2 * GAP) + 1) / 2) * 4 * GAP
     return [*found, Sharp("hedged betting", float((bets / told).mean()))]

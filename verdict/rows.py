@@ -83,7 +83,9 @@ def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alp
     log_e = measured.log_e_values(past)
     radius = float(measured.radii([now])[0])
     one, other = means(evidence, challenger, metric)
-    exact = "exact, for |p − p′| as declared" if measured.exact else ""
+    exact = "exact, for |p − p′| as declared" if measured.declared else ""
+    if now.n and not measured.declared and measured.exactly(now) and measured.knows(now):
+        exact = "exact, as long as outcomes tell too little"
     return Row(
         metric=metric,
         better="higher" if metric == "profit" else "lower",

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from verdict import bandit, money, sequence
+from verdict import bandit, bernstein, money, sequence
+from verdict.contrast import ruler
 from verdict.counted import score
-from verdict.evidence import Costs, Metric, Rules
+from verdict.evidence import Costs, Evidence, Metric, Rules
 from verdict.guardrails import LEAST_RARE
 from verdict.harness import ALPHA, Rate, Truths
 from verdict.sequence import Floats
@@ -125,13 +126,19 @@ def finding(rate: float) -> tuple[Part, ...]:
 
 
 class State(NamedTuple):
-    """All streams at a look: what is measured and its error, outcomes, and whether one believed, and does."""
+    """All streams at a look.
+
+    What is measured, its error, and outcomes; whether the error was believed before, and is now; Σx² and
+    whether there are as many as an exact interval takes, for pairs.
+    """
 
     value: Floats
     error: Floats
     n: Floats
     before: Truths
     now: Truths
+    squares: Floats
+    least: Truths
 
 
 def states(
@@ -203,6 +210,8 @@ def _state(setting: Setting, sums: list[Summed], ones: Floats) -> State:
         np.asarray(sum(each.n for each in judged)),
         np.asarray(before & (least | (setting.asked == "p-value"))),
         np.asarray(rare & least & (independent | guards)),
+        judged[0].rows[2],
+        np.asarray(least),
     )
 
 
@@ -221,7 +230,7 @@ def wrong(setting: Setting, streams: int, seed: int = 17) -> Rates:
         found = np.zeros((2, streams), bool)
         for state in states(np.random.default_rng(seed), setting, streams, inverse):
             out = _out(setting, state)
-            found |= np.stack([out & state.before, out & state.now])
+            found |= np.stack([out & state.before, np.where(state.now, out, _exactly(setting, state))])
         ever[inverse] = found.sum(1)
     before, now = ever[weighted][0], ever[False][1]
     return Rates(*(Rate(setting.name, int(count), streams) for count in (before, now)))
@@ -236,6 +245,19 @@ def _out(setting: Setting, state: State) -> Truths:
     else:
         log_e = sequence.log_e_value(state.value, error, state.n, setting.n_star, ALPHA)
     return np.asarray(log_e >= -math.log(ALPHA))
+
+
+def _exactly(setting: Setting, state: State) -> Truths:
+    """The same of exact intervals, which pairs by the Brier score have as long as no error is believed."""
+    open_ = state.least & ~state.now
+    if setting.design != "shadow" or setting.metric != "brier" or not open_.any():
+        return np.zeros_like(open_)
+    rules = replace(RULES, n_star=setting.n_star)
+    measured = ruler(Evidence("shadow", "A", ("B",)), "brier", rules, ALPHA, "B")
+    assert measured.exact
+    c, rho, bet = measured.exact
+    log_e = bernstein.log_e_value(state.value * state.n, state.squares, rho, c, bet)
+    return np.asarray(open_ & (log_e >= -math.log(ALPHA)))
 
 
 _LOG = Setting("", (), metric="log-loss")
