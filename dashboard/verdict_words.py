@@ -174,11 +174,11 @@ def segments(told: Stats, each: Stats) -> Table:
 
 def gaps(told: Stats) -> Table:
     """How far the rates of groups are apart."""
-    head = ("Variant", "Rate", "Group", "Compared with", "Gap", "Interval")
+    head = ("Variant", "Rate", "Group", "Of outcomes", "Compared with", "Of outcomes", "Gap", "Interval")
     return head, [
         (
-            *(gap["variant"], gap["rate"], f"{gap['field']} {gap['group']}", gap["reference"]),
-            *(number(gap["gap"]), interval(gap["interval"])),
+            *(gap["variant"], gap["rate"], f"{gap['field']} {gap['group']}", f"{gap['n']:,}"),
+            *(gap["reference"], f"{gap['reference_n']:,}", number(gap["gap"]), interval(gap["interval"])),
         )
         for gap in told["gaps"]
     ]

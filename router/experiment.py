@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from runoff.problems import FieldError
 from verdict import evidence, money
+from verdict.bandit import Weighting
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "experiment.toml"
 DEFAULT_UNIT = "X-Unit-ID"
@@ -199,7 +200,9 @@ class Decision(Part):
     | margin | differences below it do not matter, in units of the metric |
     | alpha | the probability that a winner is ever named where there is none |
     | planned_outcomes | for how many one plans: there intervals are tightest; they hold at any number |
+    | weighting | where shares change, how times count: overlap, or inverse (docs/verdict.md) |
     | max_gap | by how much scores of a row can differ, checked to 0.01: intervals of pairs are exact by it |
+    | spread | the standard deviation of differences that one plans for: exact intervals are tightest there |
     | thresholds | by variant, the score from which on a decision is positive; else by the costs, else 0.5 |
     | segments, sensitive | parts for which the difference is shown, and between which rates are compared |
     | selective | whether the served score decides who can ever have an outcome |
@@ -209,7 +212,9 @@ class Decision(Part):
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     planned_outcomes: Annotated[int, Field(ge=1)] = 10_000
+    weighting: Weighting = "overlap"
     max_gap: Share | None = None
+    spread: Annotated[float, Field(gt=0, le=2)] | None = None
     costs: Costs | None = None
     thresholds: dict[Name, Annotated[float, Field(ge=0, le=1)]] = {}
     segments: Annotated[tuple[Segment, ...], Field(max_length=10)] = ()

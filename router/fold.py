@@ -31,10 +31,11 @@ from router.controllers import Sums
 from router.cursors import Cursors, bounds, new_rows
 from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
-from router.labelling import ALL, Beside, Known, adds, adds_of_unit
+from router.labelling import ALL, Beside, Known, Rules, adds, adds_of_unit
 from router.phases import NONE, Book, Model, Phases, phase_of
 from router.tables import (
     NO_ANSWER,
+    allocations,
     experiments,
     folds,
     gaps,
@@ -52,6 +53,7 @@ from router.tables import (
     standings,
     sums,
 )
+from verdict.bandit import tilt
 from verdict.counted import LEAST_MS, ROWS_OF_A_UNIT
 from verdict.declared import LIVE
 from verdict.evidence import SCORE_BINS
@@ -73,8 +75,8 @@ TOTAL = ""
 READER = "ledger"
 
 Key = tuple[Any, ...]
-# What a version of the experiment declares of decisions.
-Declared = Callable[[sa.Connection, int], Decision]
+# What a version of the experiment and an allocation in it declare of decisions.
+Declared = Callable[[sa.Connection, int, int], Rules]
 # What is added, by table and key.
 Added = dict[tuple[sa.Table, Key], list[float]]
 
@@ -134,7 +136,7 @@ class Fold:
         self._begin_at_0 = insert(folds).values(begin).on_conflict_do_nothing()
         self._upserts = {table: _upsert(insert(table), table, _plus) for table in SUMS}
         self._stand = _upsert(insert(standings), standings, _newer)
-        self._rules: dict[int, Decision] = {}
+        self._rules: dict[tuple[int, int], Rules] = {}
         self.phases = Phases(engine)
 
     def catch_up(self) -> int:
@@ -231,19 +233,30 @@ class Fold:
         for table, rows in by_table.items():
             connection.execute(self._upserts[table], rows)
 
-    def _declared(self, connection: sa.Connection, version: int) -> Decision:
-        """What a version of the experiment declares of decisions; versions never change."""
-        known = self._rules.get(version)
+    def _declared(self, connection: sa.Connection, version: int, allocation: int) -> Rules:
+        """What a version of the experiment declares, and an allocation in it; they never change."""
+        known = self._rules.get((version, allocation))
         if known is None:
             found = connection.scalar(
                 sa.select(experiments.c.document).where(experiments.c.version == version)
             )
+            decision, shares = Decision(), dict[str, float]()
             try:
-                known = read(json.loads(found or "{}")).decision
+                document = read(json.loads(found or "{}"))
+                decision, shares = document.decision, document.shares
             # Rows of an older ledger have no document, and one of a later release cannot be read.
             except ExperimentError:
-                known = Decision()
-            self._rules[version] = known
+                pass
+            moved = sa.select(allocations.c.weights).where(
+                allocations.c.experiment_version == version, allocations.c.number == allocation
+            )
+            if told := connection.scalar(moved):
+                shares = json.loads(told)
+            known = self._rules[version, allocation] = Rules(
+                decision,
+                # Where one of them has no chance there is nothing to compare.
+                tilt(decision.weighting, _shares(shares)) if all(shares.values()) else 1.0,
+            )
         return known
 
     def counts(
@@ -726,7 +739,7 @@ def _of_known(
         return Known(row, outcome[-1] if outcome else None, said)
 
     for row in rows.values():
-        decision = declared(connection, row.experiment_version)
+        decision = declared(connection, row.experiment_version, row.allocation).decision
         if row.cursor <= at.predictions:
             for place, values in adds(known(row, at), decision):
                 yield place, values, -1
@@ -751,6 +764,12 @@ def _of_units(connection: sa.Connection, units: Iterable[str], between: Mapping[
         for unit in counts.keys() - set(few):
             found[unit] = list(connection.execute(_OF_A_UNIT, {**between, "unit": unit}))
     return [rows for rows in found.values() if len(rows) > 1]
+
+
+def _shares(weights: Mapping[str, float]) -> list[float]:
+    """Of their sum."""
+    total = sum(weights.values())
+    return [weight / total for weight in weights.values()]
 
 
 def _totals(added: Added) -> Added:

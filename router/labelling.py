@@ -65,8 +65,10 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         period = (*weights, phase, name, kind, tag)
         positive = p >= declared.threshold(name)
         decided = [float(each) for each in _decided(positive, y)]
-        (brier, loss), residual = _losses(p, y), y - p
+        here, residual = _losses(p, y), y - p
+        (brier, loss), swings = here, _swings(y, here, _losses(p, 1 - y))
         values = (1, int(y), *decided, row.first, brier, brier**2, loss, loss**2, residual, residual**2)
+        values += swings
         for segment in segments:
             yield (labels, (*period, segment)), values
         yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)
@@ -75,11 +77,12 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
     for kind, name, other, phase in known.beside:
         yield from scored(name, kind, other, phase)
         period = (*weights, phase, row.variant, kind, tag, name)
-        d, e = _differences(p, other, y)
+        here = _differences(p, other, y)
+        (d, e), swings = here, _swings(y, here, _differences(p, other, 1 - y))
         gap = abs(p - other)
         one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
         only = [float(a and not b and y == c) for a, b in ((one, two), (two, one)) for c in (1, 0)]
-        values = (1, d, d**2, e, e**2, gap, gap**2, *only)
+        values = (1, d, d**2, e, e**2, gap, gap**2, *only, *swings)
         for segment in segments:
             yield (pairs, (*period, segment)), values
         yield (gaps, (*period, _bin(gap, GAP_BINS))), (1,)
@@ -106,20 +109,30 @@ class _Before:
         self.cells[cell] = count + 1, weight + w
 
 
-def adds_of_unit(rows: Sequence[Known], declared: Callable[[int], Decision]) -> Iterator[Add]:
+class Rules(NamedTuple):
+    """What a version of the experiment declares of decisions.
+
+    By its weighting and the shares in force rows count with the weight tilt / propensity.
+    """
+
+    decision: Decision
+    tilt: float
+
+
+def adds_of_unit(rows: Sequence[Known], declared: Callable[[int, int], Rules]) -> Iterator[Add]:
     """What the predictions of one unit add together, beyond what each adds by itself.
 
     Args:
         rows: answered ones, in any order.
-        declared: by version of the experiment.
+        declared: by version of the experiment, and allocation within it.
     """
     before: dict[Key, _Before] = defaultdict(_Before)
     for known in sorted(rows, key=lambda each: (each.row.time, each.row.cursor)):
         row, p, y = known.row, known.row.prediction, known.outcome
         if y not in (0, 1):
             continue
-        decision = declared(row.experiment_version)
-        w, tag = 1 / row.propensity, row.tag or ""
+        decision, tilt = declared(row.experiment_version, row.allocation)
+        w, tag = tilt / row.propensity, row.tag or ""
         weights = (row.experiment, row.time[:13], row.experiment_version, row.allocation)
         one = p >= decision.threshold(row.variant)
         said = [(row.phase, LIVE, "", (*_losses(p, y), y - p), _decided(one, y).index(True))]
@@ -166,6 +179,15 @@ def _differences(p: float, other: float, y: float) -> tuple[float, float]:
     """The live answer's losses less the other's."""
     (brier, loss), (its_brier, its_loss) = _losses(p, y), _losses(other, y)
     return brier - its_brier, loss - its_loss
+
+
+def _swings(y: float, here: tuple[float, float], otherwise: tuple[float, float]) -> tuple[float, ...]:
+    """By score c² and c³ at the outcome y, of c = what it would differ by with the other outcome."""
+    found: tuple[float, ...] = ()
+    for one, other in zip(here, otherwise, strict=True):
+        c = abs(one - other)
+        found += (0.0, 0.0, c * c, c**3) if y else (c * c, c**3, 0.0, 0.0)
+    return found
 
 
 def _decided(positive: bool, y: float) -> tuple[bool, bool, bool, bool]:

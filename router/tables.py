@@ -6,6 +6,7 @@ texts, RFC 3339 in UTC with microseconds: they sort as they are, and read the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -260,15 +261,25 @@ latencies = sa.Table("latencies", metadata, *_key(("bin", sa.Integer)), _sum("re
 # How many answered rows got about the same prediction: bin b holds those of [b/50, (b+1)/50).
 scores = sa.Table("scores", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
 
+
+def _swings() -> Iterator[sa.Column[Any]]:
+    """Of c, by which a score would be another one with the other outcome, Σc² and Σc³, by the outcome."""
+    for score in ("brier", "log_loss"):
+        for outcome in (0, 1):
+            yield from (_sum(f"{score}_swing{power}_{outcome}") for power in (2, 3))
+
+
 # Of the rows that a variant answered itself and whose outcome is known, 0 or 1: how many, how many are 1,
 # what its threshold made of them (true and false positives and negatives), how many were assigned for
-# themselves, and the sums and squares of the Brier score (p − y)², of the log loss, and of y − p.
+# themselves, and the sums and squares of the Brier score (p − y)², of the log loss, and of y − p; and how
+# much of the scores the outcomes decide.
 labels = sa.Table(
     "labels",
     metadata,
     *_key(_SEGMENT),
     *(_sum(name, sa.BigInteger) for name in ("labelled", "positives", "tp", "fp", "tn", "fn", "assigned")),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2")),
+    *_swings(),
 )
 
 # How many of them got about the same prediction, by outcome; bins as in `scores`.
@@ -280,8 +291,8 @@ outcome_scores = sa.Table(
 )
 
 # Of the same rows, where a side answer is there too: how many pairs, the sums and squares of the differences
-# in score, the live answer's less the other's, and of |p − p'|; and the rows that only one of the two decided
-# to be positive, by outcome.
+# in score, the live answer's less the other's, and of |p − p'|; the rows that only one of the two decided to
+# be positive, by outcome; and how much of the differences the outcomes decide.
 pairs = sa.Table(
     "pairs",
     metadata,
@@ -289,6 +300,7 @@ pairs = sa.Table(
     _sum("pairs", sa.BigInteger),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "gap", "gap2")),
     *(_sum(name, sa.BigInteger) for name in ("live_only_1", "live_only_0", "other_only_1", "other_only_0")),
+    *_swings(),
 )
 
 # How many pairs by |p − p'|: bin b holds those of [b/100, (b+1)/100).

@@ -38,6 +38,7 @@ from router.tables import (
 )
 from runoff.problems import NotFound
 from verdict import money
+from verdict.bandit import tilt
 from verdict.decision import judge
 from verdict.declared import LIVE, Declared, Place, Roles, Terms
 from verdict.evidence import (
@@ -54,7 +55,7 @@ from verdict.evidence import (
     Rules,
     in_cells,
 )
-from verdict.moments import ClusteredMoments, Moments, WeightedMoments
+from verdict.moments import ClusteredMoments, Moments, Swings, WeightedMoments
 from verdict.results import Verdict
 from verdict.segments import parts
 
@@ -132,8 +133,10 @@ def rules(document: Experiment, attempt: int = 1, replays: int = 0, same: tuple[
         segments=tuple(each.column for each in declared.segments),
         sensitive=tuple(each.column for each in declared.sensitive),
         parts=_cut(declared),
+        weighting=declared.weighting,
         selective=declared.selective,
         max_gap=declared.max_gap,
+        spread=declared.spread,
     )
 
 
@@ -261,6 +264,7 @@ class Verdicts:
                 weights,
                 {name: decision.threshold(name) for name in who.variants},
                 tuple((each.column, each.cuts) for each in (*decision.segments, *decision.sensitive)),
+                tilt(decision.weighting, weights.values()) if who.chances(weights) else 1.0,
             )
 
         for row in self._read(sa.select(experiments.c.version, experiments.c.document).where(which)):
@@ -445,13 +449,19 @@ class Verdicts:
 
 APART = ("apart", "apart_failed", "together")
 ASKED = ("requests", "answered", "failed", "saved", "assigned", "served", *APART)
+SWINGS = {
+    score: tuple(f"{score}_swing{power}_{outcome}" for outcome in (0, 1) for power in (2, 3))
+    for score in ("brier", "log_loss")
+}
 LABELS = (
     *("labelled", "positives", "tp", "fp", "tn", "fn", "assigned"),
     *("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2"),
+    *(name for names in SWINGS.values() for name in names),
 )
 PAIRS = (
     *("pairs", "brier", "brier2", "log_loss", "log_loss2"),
     *("live_only_1", "live_only_0", "other_only_1", "other_only_0"),
+    *(name for names in SWINGS.values() for name in names),
 )
 
 
@@ -525,24 +535,23 @@ def _of_known(row: Any, question: Question) -> Evidence:
     n = int(row.labelled)
     decisions = Decisions(*(int(getattr(row, each)) for each in ("tp", "fp", "tn", "fn")))
     costs, who = question.declared.rules.costs, question.who
-    moments = {
-        "brier": Moments(n, row.brier, row.brier2),
-        "log-loss": Moments(n, row.log_loss, row.log_loss2),
-    }
+    moments = _losses(row, n)
     if costs:
         moments["profit"] = money.moments(costs, decisions)
-    shares = question.declared.at((row.experiment_version, row.allocation)).weights
-    residual = Moments(n, row.residual, row.residual2)
+    terms = question.declared.at((row.experiment_version, row.allocation))
+    shares = terms.weights
+    positives = int(row.positives)
+    residual = Moments(n, row.residual, row.residual2, Swings.alike(n - positives, positives))
     apart = {**moments, "calibration": residual} if question.by_unit and who.design != "shadow" else {}
     arm = Arm(
         labelled=n,
-        positives=int(row.positives),
+        positives=positives,
         brier=moments["brier"],
         log_loss=moments["log-loss"],
         calibration=residual,
         profit=moments.get("profit"),
         decisions=decisions,
-        weighted={name: each.weighted(shares[row.variant]) for name, each in moments.items()}
+        weighted={name: each.weighted(shares[row.variant], terms.tilt) for name, each in moments.items()}
         if who.chances(shares)
         else {},
         by_unit={name: ClusteredMoments.apart(each) for name, each in apart.items()},
@@ -551,6 +560,15 @@ def _of_known(row: Any, question: Question) -> Evidence:
     if who.design != "shadow" and shares:
         found = replace(found, periods=(Period(shares, labels={row.variant: int(row.assigned)}),))
     return found
+
+
+def _losses(row: Any, n: int) -> dict[str, Moments]:
+    """Of the losses of n rows, or of their differences in pairs, the sums by metric."""
+    swings = {score: Swings(*(getattr(row, each) for each in names)) for score, names in SWINGS.items()}
+    return {
+        "brier": Moments(n, row.brier, row.brier2, swings["brier"]),
+        "log-loss": Moments(n, row.log_loss, row.log_loss2, swings["log_loss"]),
+    }
 
 
 def _of_pairs(row: Any, question: Question) -> Evidence:
@@ -564,10 +582,7 @@ def _of_pairs(row: Any, question: Question) -> Evidence:
         (False, True, 0): int(row.other_only_0),
     }
     agreed = {(True, True, 1): n - sum(counts.values())}
-    moments = {
-        "brier": Moments(n, row.brier, row.brier2),
-        "log-loss": Moments(n, row.log_loss, row.log_loss2),
-    }
+    moments = _losses(row, n)
     if costs:
         moments["profit"] = money.paired(costs, counts | agreed)
     pairs_ = Pairs(

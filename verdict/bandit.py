@@ -1,39 +1,30 @@
-"""What two variants differ by where their shares changed: each row counts by its inverse propensity."""
+"""Shares that change: by which weights rows then count, and how Thompson sampling moves them."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
-from verdict.moments import ROUNDING, WeightedMoments
 from verdict.sequence import Floats
 
-
-def mean(arm: WeightedMoments) -> float:
-    """The variant's mean score over all requests, also over those that others got; 0 without rows."""
-    # Hájek (1971): Σws / Σw
-    return arm.ws / arm.w if arm.w > 0 else 0.0
+Weighting = Literal["overlap", "inverse"]
 
 
-def standard_error(arm: WeightedMoments) -> float:
-    """Of that mean, by linearization; infinite with fewer than two rows, 0 where all scores are equal."""
-    if arm.n < 2 or arm.w <= 0:  # noqa: PLR2004
-        return math.inf
-    m = mean(arm)
-    # The pseudo-outcomes w (s − mean) of Waudby-Smith et al. (arXiv 2103.06476), section 3, around the mean.
-    spread = arm.w2s2 - 2 * m * arm.w2s + m * m * arm.w2
-    if spread <= ROUNDING * arm.w2s2:
-        return 0.0
-    return math.sqrt(spread * arm.n / (arm.n - 1)) / arm.w
+def tilt(weighting: Weighting, shares: Iterable[float]) -> float:
+    """The tilt h of the weights h/π by which rows count that were assigned by some shares, all above 0.
 
+    "overlap" counts a time by how much both variants were asked in it, "inverse" by its requests. The weights
+    of overlap are at most 1 however small a share is: of two variants each row counts by the other's share.
 
-def difference(one: WeightedMoments, other: WeightedMoments) -> tuple[float, float, int]:
-    """The one's mean less the other's, its standard error, and from how many rows it is."""
-    error = math.hypot(standard_error(one), standard_error(other))
-    return mean(one) - mean(other), error, one.n + other.n
+    Source: Li & Li (Annals of Applied Statistics 2019), equation 5; for two variants Li, Morgan & Zaslavsky
+    (Journal of the American Statistical Association 2018), table 1.
+    """
+    inverse = sum(1 / share for share in shares)
+    return 1 / inverse if weighting == "overlap" and inverse else 1.0
 
 
 def thompson(ahead: ArrayLike, error: ArrayLike, floor: float) -> Floats:

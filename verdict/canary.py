@@ -16,9 +16,9 @@ import numpy as np
 from verdict import multinomial, rates, sequence
 from verdict.counted import score
 from verdict.evidence import Guardrail, Rules
-from verdict.guardrails import LEAST_REQUESTS
+from verdict.guardrails import LEAST_RARE, LEAST_REQUESTS
 from verdict.sequence import Floats
-from verdict.simulate import Delays, Rows, delay
+from verdict.simulate import Delays, Rows, delay, effective
 
 # What must not become worse at all: the scores, and the share of failing requests.
 RULES = Rules(guardrails=(Guardrail("scores", "brier"), Guardrail("errors", "error-rate")))
@@ -55,7 +55,7 @@ class State:
         step: the step at which each is, of shape (canaries,).
         requests: in this step, of shape (2, canaries), as the following.
         errors: of these the ones that failed.
-        scores: n, Σs, Σs² of the Brier score, and the defaults, of shape (2, 4, canaries).
+        scores: n, Σs, Σs² of the Brier score, and Σc² and Σc³ of `Swings`, of shape (2, 7, canaries).
         back: which are sent back now.
         on: which go a step on now.
         own: how many requests the challenger has had in all.
@@ -74,7 +74,7 @@ def live(rng: np.random.Generator, clients: Rows, plan: Plan, canaries: int) -> 
     """Let canaries live, with a look after each batch; who was sent back or has all traffic stands still."""
     steps = np.array(plan.steps)
     step, alive, own = np.zeros(canaries, int), np.ones(canaries, bool), np.zeros(canaries)
-    requests, errors, scores = np.zeros((2, canaries)), np.zeros((2, canaries)), np.zeros((2, 4, canaries))
+    requests, errors, scores = np.zeros((2, canaries)), np.zeros((2, canaries)), np.zeros((2, 7, canaries))
     waiting: dict[int, list[tuple[int, Floats, Floats]]] = {}
     for look in range(plan.looks):
         rows = _drawn(rng, clients, plan.rate, (canaries, plan.batch))
@@ -86,10 +86,12 @@ def live(rng: np.random.Generator, clients: Rows, plan: Plan, canaries: int) -> 
             requests[side] += mine.sum(1)
             errors[side] += (mine & failed).sum(1)
             loss = score("brier", p, rows.outcome)
+            c = np.abs(loss - score("brier", p, 1 - rows.outcome))
+            swings = [c**power * (rows.outcome == y) for y in (0, 1) for power in (2, 3)]
             for periods in np.unique(takes):
                 told = mine & ~failed & (takes == periods)
-                parts = (told, loss * told, loss * loss * told, rows.outcome * told)
-                sums = np.stack([part.sum(1) for part in parts])
+                parts = (np.ones_like(loss), loss, loss * loss, *swings)
+                sums = np.stack([(part * told).sum(1) for part in parts])
                 waiting.setdefault(look + int(periods), []).append((side, step.copy(), sums))
         for side, asked_in, sums in waiting.pop(look, []):
             # What was asked at an earlier step is not judged at this one.
@@ -123,10 +125,11 @@ def _says(
     bound, margins = -math.log(alpha), [each.margin for each in rules.guardrails]
     n, total, squares = scores[:, 0], scores[:, 1], scores[:, 2]
     mean = total / np.maximum(n, 1)
-    variance = np.maximum(squares - n * mean * mean, 0) / np.maximum(n - 1, 1)
-    error = np.sqrt((variance / np.maximum(n, 1)).sum(0))
+    spread = np.maximum(squares - n * mean * mean, 0)
+    error = np.sqrt((spread / np.maximum(n - 1, 1) / np.maximum(n, 1)).sum(0))
     harm, outcomes = mean[1] - mean[0], n.sum(0)
-    known = (outcomes >= rules.min_outcomes) & (n > 1).all(0) & (error > 0)
+    rare = effective(spread, *(scores[:, places].swapaxes(0, 1) for places in ((3, 5), (4, 6))))
+    known = (outcomes >= rules.min_outcomes) & (n > 1).all(0) & (error > 0) & (rare >= LEAST_RARE).all(0)
     error = np.where(known, error, np.inf)
     failed = (errors[0], requests[0]), (errors[1], requests[1])
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from verdict import bandit, bernstein, rates, sequence
+from verdict import bernstein, rates, sequence
 from verdict.evidence import Arm, Evidence, Pairs, Rules
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 from verdict.sequence import Floats
@@ -37,12 +37,16 @@ class Basis:
 class Contrast:
     """The champion's mean less the challenger's, its standard error, from how many observations.
 
-    `squares` is Σd² in pairs, for the exact interval; None elsewhere.
+    Of these the standard error is from so many `independent` ones, which tell as much as so many rarer
+    outcomes (`effective`); of two arms from the less. `squares` is Σd² in pairs, for the exact interval; None
+    elsewhere.
     """
 
     value: float
     error: float
     n: int
+    independent: float
+    effective: float
     squares: float | None = None
 
 
@@ -95,19 +99,15 @@ def basis(evidence: Evidence, challenger: str, metric: str, like: Evidence | Non
 
 def contrast(of: Basis) -> Contrast:
     """The difference that some sums say."""
-    if len(of.parts) == 1:
-        (d,) = of.parts
-        if isinstance(d, ClusteredMoments):
-            return Contrast(d.mean, d.standard_error, d.rows)
-        assert isinstance(d, Moments)
-        return Contrast(d.mean, d.standard_error, d.n, d.squares)
-    one, other = of.parts
-    if isinstance(one, WeightedMoments) and isinstance(other, WeightedMoments):
-        return Contrast(*bandit.difference(one, other))
-    assert not isinstance(one, WeightedMoments)
-    assert not isinstance(other, WeightedMoments)
-    n = sum(part.rows if isinstance(part, ClusteredMoments) else part.n for part in (one, other))
-    return Contrast(one.mean - other.mean, math.hypot(one.standard_error, other.standard_error), n)
+    value, *others = (part.mean for part in of.parts)
+    return Contrast(
+        value - sum(others),
+        math.hypot(*(part.standard_error for part in of.parts)),
+        sum(part.rows if isinstance(part, ClusteredMoments) else part.n for part in of.parts),
+        min(part.independent for part in of.parts),
+        min(part.effective for part in of.parts),
+        of.parts[0].squares if isinstance(of.parts[0], Moments) and not others else None,
+    )
 
 
 def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | None, float | None]:
@@ -123,7 +123,7 @@ def means(evidence: Evidence, challenger: str, metric: str) -> tuple[float | Non
         weighted = arm.weighted.get(metric)
         plain = _moments(arm, metric)
         if evidence.design != "shadow" and needs_weights(evidence) and weighted:
-            found.append(bandit.mean(weighted) if weighted.n else None)
+            found.append(weighted.mean if weighted.n else None)
         else:
             found.append(plain.mean if plain.n else None)
     one, other = found
@@ -146,39 +146,75 @@ def of_history(evidence: Evidence, challenger: str, metric: str) -> dict[float, 
 
 @dataclass(frozen=True)
 class Ruler:
-    """How sure one is of contrasts: asymptotic, or exact where a bound of the differences was declared."""
+    """How sure one is of contrasts: asymptotic where a standard error is believed, else exact if it can be.
+
+    It is believed that is from `least` independent observations and `rare` rarer outcomes. Exact intervals of
+    values that have a bound take its place before, from `least` of them on, and throughout where the bound is
+    declared.
+    """
 
     n_star: float
     alpha: float
-    # The bound of |d| and the mixture's parameter; None: asymptotic.
-    exact: tuple[float, float] | None = None
+    least: float
+    rare: float
+    # The bound of |d|, the mixture's parameter, and the bet beside it; None: there is no bound.
+    exact: tuple[float, float, float] | None = None
+    declared: bool = False
+
+    def believes(self, contrast: Contrast) -> bool:
+        """Whether a standard error is one, or nobody asks for it."""
+        return self.declared or (contrast.independent >= self.least and contrast.effective >= self.rare)
+
+    def knows(self, contrast: Contrast) -> bool:
+        """Whether there is an interval."""
+        bounded = self.exact is not None and contrast.independent >= self.least
+        return bounded or self.believes(contrast)
+
+    def exactly(self, contrast: Contrast) -> bool:
+        """Whether that is exact."""
+        return self.exact is not None and (self.declared or not self.believes(contrast))
 
     def radii(self, contrasts: Iterable[Contrast]) -> Floats:
         """The half-widths of the always-valid intervals; infinite where nothing is known."""
-        value, error, n, squares = _columns(contrasts)
-        if self.exact is None:
-            return sequence.radius(_sure(value, error), n, self.n_star, self.alpha)
-        c, rho = self.exact
-        return bernstein.radius(n, squares, rho, c, self.alpha)
+        value, error, n, squares, exactly, known = self._columns(contrasts)
+        told = sequence.radius(_sure(value, error), n, self.n_star, self.alpha)
+        if self.exact is not None and exactly.any():
+            c, rho, bet = self.exact
+            told = np.where(exactly, bernstein.radius(n, squares, rho, c, self.alpha, bet=bet), told)
+        return np.where(known > 0, told, np.inf)
 
     def log_e_values(self, contrasts: Iterable[Contrast]) -> Floats:
-        """Against no difference."""
-        value, error, n, squares = _columns(contrasts)
-        if self.exact is None:
-            return sequence.log_e_value(value, error, n, self.n_star, self.alpha)
-        c, rho = self.exact
-        return bernstein.log_e_value(value * n, squares, rho, c)
+        """Against no difference; 0 where nothing is known."""
+        value, error, n, squares, exactly, known = self._columns(contrasts)
+        told = sequence.log_e_value(value, error, n, self.n_star, self.alpha)
+        if self.exact is not None and exactly.any():
+            c, rho, bet = self.exact
+            told = np.where(exactly, bernstein.log_e_value(value * n, squares, rho, c, bet), told)
+        return np.where(known > 0, told, 0.0)
+
+    def _columns(self, contrasts: Iterable[Contrast]) -> Floats:
+        """Values, standard errors, observations, Σd²; which are measured exactly, and which at all."""
+        rows = [
+            (each.value, each.error, each.n, each.squares or 0.0, self.exactly(each), self.knows(each))
+            for each in contrasts
+        ]
+        return np.array(rows, float).reshape(-1, 6).T
 
 
 def ruler(evidence: Evidence, metric: str, rules: Rules, alpha: float, challenger: str) -> Ruler:
-    """The one for a metric: pairs by the Brier score are measured exactly where `max_gap` was declared."""
+    """The one for a metric: pairs by the Brier score have a bound, declared by `max_gap`, or else 1."""
     by_unit = evidence.pair(challenger).by_unit.get(metric)
-    if evidence.design != "shadow" or metric != "brier" or rules.gap_bound is None or by_unit:
-        return Ruler(rules.n_star, alpha)
-    # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|
-    c = 2 * rules.gap_bound
+    asymptotic = Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each)
+    if evidence.design != "shadow" or metric != "brier" or by_unit:
+        return asymptotic
+    declared = rules.gap_bound is not None
+    # |d| = |p − p′| · |p + p′ − 2y| ≤ 2 |p − p′|, and both scores are in [0, 1].
+    c = 1.0 if rules.gap_bound is None else 2 * rules.gap_bound
     spread = c / 8 if rules.spread is None else rules.spread
-    return Ruler(rules.n_star, alpha, (c, bernstein.best_rho(rules.n_star * spread**2, alpha)))
+    planned = rules.n_star * spread**2
+    # Who bets on what nobody declared pays for it.
+    bet = 0.0 if rules.spread is None else bernstein.best_bet(planned, c, alpha)
+    return replace(asymptotic, exact=(c, bernstein.best_rho(planned, alpha), bet), declared=declared)
 
 
 def needs_weights(evidence: Evidence) -> bool:
@@ -192,12 +228,6 @@ def needs_weights(evidence: Evidence) -> bool:
 def _moments(sums: Arm | Pairs, metric: str) -> Moments:
     found: Moments | None = getattr(sums, FIELDS[metric])
     return found or NO_MOMENTS
-
-
-def _columns(contrasts: Iterable[Contrast]) -> tuple[Floats, Floats, Floats, Floats]:
-    rows = [(each.value, each.error, each.n, each.squares or 0.0) for each in contrasts]
-    columns = np.array(rows, float).reshape(-1, 4)
-    return columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3]
 
 
 def _sure(value: Floats, error: Floats) -> Floats:

@@ -30,13 +30,15 @@ from verdict.evidence import (
     Period,
     in_cells,
 )
-from verdict.moments import ClusteredMoments, Moments, WeightedMoments
+from verdict.moments import ClusteredMoments, Moments, Swings, WeightedMoments
 from verdict.quantiles import GROWTH
 from verdict.segments import part
 from verdict.sequence import Floats
 
 Truths = NDArray[np.bool_]
 Wholes = NDArray[np.int64]
+
+Loss = Literal["brier", "log-loss"]
 
 # In the order in which sums by unit are kept.
 METRICS = ("brier", "log-loss", "profit")
@@ -53,7 +55,7 @@ ROWS_OF_A_UNIT = 500
 CLIP = 1e-15
 
 
-def score(metric: Literal["brier", "log-loss"], p: Floats, y: Floats) -> Floats:
+def score(metric: Loss, p: Floats, y: Floats) -> Floats:
     """The loss of scores p at outcomes y, each 0 or 1."""
     if metric == "brier":
         # Brier (Monthly Weather Review 1950)
@@ -71,12 +73,16 @@ def scored(p: Floats, y: Floats, threshold: float, costs: Costs | None = None) -
         costs: what decisions bring, if anything.
     """
     decisions = _decided(p, y, threshold)
+
+    def sums(metric: Loss) -> Moments:
+        return _sums(score(metric, p, y), y, score(metric, p, 1 - y))
+
     return Arm(
         labelled=len(p),
         positives=int(y.sum()),
-        brier=_sums(score("brier", p, y)),
-        log_loss=_sums(score("log-loss", p, y)),
-        calibration=_sums(y - p),
+        brier=sums("brier"),
+        log_loss=sums("log-loss"),
+        calibration=_sums(y - p, y, 1 - y - p),
         profit=money.moments(costs, decisions) if costs else None,
         decisions=decisions,
     )
@@ -100,10 +106,15 @@ def paired(
         cells = [(i, j, k) for i in (True, False) for j in (True, False) for k in (0, 1)]
         counts = {(i, j, k): int(((a == i) & (b == j) & (y == k)).sum()) for i, j, k in cells}
         profit = money.paired(costs, counts)
+
+    def sums(metric: Loss) -> Moments:
+        here, otherwise = (score(metric, one, each) - score(metric, other, each) for each in (y, 1 - y))
+        return _sums(here, y, otherwise)
+
     return Pairs(
         labelled=len(y),
-        brier=_sums(score("brier", one, y) - score("brier", other, y)),
-        log_loss=_sums(score("log-loss", one, y) - score("log-loss", other, y)),
+        brier=sums("brier"),
+        log_loss=sums("log-loss"),
         profit=profit,
         max_gap=float(np.abs(one - other).max(initial=0.0)),
     )
@@ -188,7 +199,7 @@ class _Units(NamedTuple):
     """Of each row that counts itself, and what came before it of its unit: arrays of one length.
 
     Attributes:
-        w: its inverse propensity.
+        w: its weight.
         x: by metric of BY_UNIT, of shape (4, rows): its score, or the difference of both scores.
         before: how many rows of its unit came before it.
         before_w: their Σw.
@@ -221,7 +232,7 @@ class _Units(NamedTuple):
         }
 
     def weighted(self, plain: Mapping[str, WeightedMoments]) -> dict[str, WeightedMoments]:
-        """The same of those by inverse propensity."""
+        """The same of those by weights."""
         twins = float((self.w * self.before_w).sum())
         crosses = (self.w * (self.x * self.before_w + self.before_wx)).sum(axis=1).tolist()
         products = (self.w * self.x * self.before_wx).sum(axis=1).tolist()
@@ -317,7 +328,7 @@ class _Rows:
         for terms, here in self._places():
             for name in who.variants:
                 its = counts & here & (variant == name)
-                w[its] = 1 / terms.weights[name] if terms.weights.get(name) else 0.0
+                w[its] = terms.tilt / terms.weights[name] if terms.weights.get(name) else 0.0
                 x[:, its] = self.where(its)._scores(terms, name)
         # A unit counts in each arm by itself.
         _, arm = np.unique(variant.astype(str), return_inverse=True)
@@ -405,7 +416,7 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
         plain = _by_metric(arm)
         if who.chances(terms.weights):
             share = terms.weights[name]
-            weighted = {metric: each.weighted(share) for metric, each in plain.items()}
+            weighted = {metric: each.weighted(share, terms.tilt) for metric, each in plain.items()}
             arm = replace(arm, weighted=mine.units.weighted(weighted) if mine.units else weighted)
         if mine.units and who.design != "shadow":
             arm = replace(arm, by_unit=mine.units.by_unit({**plain, "calibration": arm.calibration}))
@@ -548,8 +559,11 @@ def _decided(p: Floats, y: Floats, threshold: float) -> Decisions:
     return Decisions(**{name: int(each.sum()) for name, each in counts.items()})
 
 
-def _sums(values: Floats) -> Moments:
-    return Moments(len(values), float(values.sum()), float((values * values).sum()))
+def _sums(values: Floats, y: Floats, otherwise: Floats) -> Moments:
+    """The sums of scores, of which each would have been another one with the other outcome."""
+    c = np.abs(values - otherwise)
+    swings = (float((c[y == outcome] ** power).sum()) for outcome in (0, 1) for power in (2, 3))
+    return Moments(len(values), float(values.sum()), float((values * values).sum()), Swings(*swings))
 
 
 def _bins(values: Floats, bins: int) -> Wholes:

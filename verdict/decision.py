@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from verdict import guardrails, plan, rows, trust, words
-from verdict.contrast import FIELDS, Contrast, basis, contrast, ruler
+from verdict.contrast import FIELDS, Basis, Contrast, Ruler, basis, contrast, ruler
 from verdict.evidence import Evidence, Rules
 from verdict.fairness import gaps
-from verdict.moments import ClusteredMoments
+from verdict.moments import ClusteredMoments, Moments
 from verdict.results import Check, Comparison, Decision, GuardrailResult, Verdict, finite
 
 __all__ = ["Check", "Comparison", "Decision", "GuardrailResult", "Verdict", "judge"]
@@ -85,7 +85,7 @@ def _compare(
     advantage = -now.value if rules.metric == "profit" else now.value
     checks = trust.of_pairs(evidence, challenger, rules)
     guarded = guardrails.results(evidence, challenger, rules)
-    more_outcomes = _remaining(now, radius, rules, alpha)
+    more_outcomes = _remaining(now, radius, rules, alpha) if measured.believes(now) else None
     per_day = _per_day(evidence, challenger, now.n)
     more_days = more_outcomes / per_day if more_outcomes is not None and per_day else None
     said = words.Said(
@@ -96,7 +96,8 @@ def _compare(
         radius=radius,
         margin=rules.margin,
         n=now.n,
-        lacking=_lacking(evidence, challenger, rules, now.n, exact=measured.exact is not None),
+        # An exact interval that leaves no doubt takes no more outcomes.
+        lacking="" if abs(now.value) > radius else _lacking(evidence, challenger, rules, measured),
         more_outcomes=more_outcomes,
         more_days=more_days,
     )
@@ -183,32 +184,30 @@ def _by_interval(
     return "keep collecting", said.collect(), (said.between(),)
 
 
-def _lacking(evidence: Evidence, challenger: str, rules: Rules, n: int, *, exact: bool) -> str:
+def _lacking(evidence: Evidence, challenger: str, rules: Rules, measured: Ruler) -> str:
     """What there is too little of for any winner to be named; nothing where there is enough."""
-    if not n:
+    of = basis(evidence, challenger, rules.metric)
+    if not contrast(of).n:
         return "no outcome has matured yet"
-    if exact:  # Such an interval holds from the first pair on.
-        return ""
+    names = (evidence.champion, challenger)
+    whose = [f"outcomes of {each}" for each in names]
     if evidence.design == "shadow":
-        # In pairs both have the same outcomes.
-        theirs = max(
-            (evidence.arm(each) for each in (challenger, evidence.champion)), key=lambda arm: arm.labelled
+        whose = [f"pairs of {' and '.join(names)}"]
+    for name, part in zip(whose, of.parts, strict=True):
+        if measured.believes(contrast(Basis((part,)))):
+            continue
+        if isinstance(part, Moments) and part.n < rules.min_outcomes:
+            return f"{part.n:,} of the {rules.min_outcomes:,} {name} that a decision takes at least are there"
+        if part.independent < rules.min_outcomes:
+            kind = "units" if isinstance(part, ClusteredMoments) else "independent ones"
+            return (
+                f"the {name} count for {part.independent:,.0f} of the {rules.min_outcomes:,} {kind} that a "
+                "decision takes at least"
+            )
+        return (
+            f"the {name} tell as much as {part.effective:,.0f} of the rarer outcome, of the "
+            f"{rules.min_each:,} that a decision takes at least"
         )
-        arms = {f"pairs of {evidence.champion} and {challenger}": (n, theirs)}
-    else:
-        names = (evidence.champion, challenger)
-        arms = {f"outcomes of {name}": (evidence.arm(name).labelled, evidence.arm(name)) for name in names}
-    for name, (seen, arm) in arms.items():
-        if seen < rules.min_outcomes:
-            return f"{seen:,} of the {rules.min_outcomes:,} {name} that a decision takes at least are there"
-        rarer = min(arm.positives, arm.labelled - arm.positives)
-        if rarer < rules.min_each:
-            return f"of the {name} only {rarer:,} have the rarer outcome, of {rules.min_each:,} at least"
-    # Where units are seen more than once they are what is independent.
-    clusters = basis(evidence, challenger, rules.metric).parts
-    units = min((each.units for each in clusters if isinstance(each, ClusteredMoments)), default=None)
-    if units is not None and units < rules.min_outcomes:
-        return f"{units:,} of the {rules.min_outcomes:,} units that a decision takes at least have outcomes"
     return ""
 
 

@@ -45,7 +45,7 @@ class Roles:
         return Evidence(self.design, self.champion, self.challengers, pairs=pairs)
 
     def chances(self, weights: Mapping[str, float]) -> bool:
-        """Whether rows may count by inverse propensity."""
+        """Whether rows may count by weights."""
         # Where one of them had no chance at all, there is nothing to compare.
         return self.design != "shadow" and all(weights.get(each, 0.0) > 0 for each in self.variants)
 
@@ -60,6 +60,7 @@ class Terms:
         weights: the shares in force; they sum to 1. Empty where they are not known.
         thresholds: by variant, the score from which on a decision is positive.
         parts: of the traffic, by a column and the cuts between them; without cuts each code is one.
+        tilt: by the weighting that was declared, of the weights tilt / share by which rows count.
     """
 
     version: int
@@ -67,6 +68,7 @@ class Terms:
     weights: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    tilt: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from verdict.bandit import Weighting
 from verdict.moments import NO_MOMENTS, ClusteredMoments, Moments, WeightedMoments
 
 Design = Literal["shadow", "split", "bandit"]
@@ -73,8 +74,8 @@ class Arm:
         calibration: of y − p.
         profit: of the profit per decision; None without a cost matrix.
         decisions: what the threshold made of the scores; None without one.
-        weighted: by metric ("brier", "log-loss", "profit"), the sums by inverse propensity. Needed where
-            weights changed: `Moments.weighted` makes them from the sums of each period. Periods in which a
+        weighted: by metric ("brier", "log-loss", "profit"), the sums by the weights of the rows. Needed where
+            shares changed: `Moments.weighted` makes them from the sums of each period. Periods in which a
             variant had no chance at all are left out, of all arms.
         by_unit: by metric, the same sums by unit. Needed where a unit is seen more than once.
         latencies: how many answered requests took about as long, matured or not: bin b holds those of
@@ -362,6 +363,7 @@ class Rules:
         sensitive: the fields between whose groups rates are compared.
         parts: of fields that are cut, into how many parts: alpha is shared by them, also before all of them
             are seen. Of other fields those count that were seen.
+        weighting: where shares changed, by which weights rows count: `bandit.tilt`.
         selective: whether the served score decides who can ever have an outcome.
         max_gap: the greatest |p − p′| that is possible, declared; with it the interval of pairs by the Brier
             score is exact at any n, by `gap_bound`. None: it is asymptotic.
@@ -370,7 +372,7 @@ class Rules:
         guardrail_alpha: the probability that any guardrail ever trips without harm.
         trust_alpha: the probability that one trust check ever fails without cause.
         min_outcomes: no winner is named on fewer, of pairs or of each arm; asymptotic intervals need some.
-        min_each: the same of outcomes that are 1, and of those that are 0.
+        min_each: the same of outcomes of the rarer kind, by what hangs on them (`verdict/moments.py`).
     """
 
     alpha: float = 0.05
@@ -387,13 +389,14 @@ class Rules:
     segments: tuple[str, ...] = ()
     sensitive: tuple[str, ...] = ()
     parts: Mapping[str, int] = field(default_factory=dict)
+    weighting: Weighting = "overlap"
     selective: bool = False
     max_gap: float | None = None
     spread: float | None = None
     guardrail_alpha: float = 0.05
     trust_alpha: float = 0.01
     min_outcomes: int = 100
-    min_each: int = 25
+    min_each: int = 16
 
     @property
     def gap_bound(self) -> float | None:

@@ -21,14 +21,17 @@ RATES: dict[str, Callable[[Decisions], tuple[int, int]]] = {
 
 
 def gaps(evidence: Evidence, rules: Rules) -> tuple[Gap, ...]:
-    """Each group's rates less those of the greatest group, by variant; all intervals hold together."""
+    """Each group's rates less those of the greatest group, by variant; all intervals hold together.
+
+    The greatest is the one of which the most outcomes are known, since rates are over these.
+    """
     variants = (evidence.champion, *evidence.challengers)
     wanted = []
     count = 0
     for field in rules.sensitive:
         groups = {value: part for (name, value), part in evidence.segments.items() if name == field}
         count += len(variants) * len(RATES) * max(rules.parts_of(field, len(groups)) - 1, 0)
-        sizes = {value: sum(arm.requests for arm in part.arms.values()) for value, part in groups.items()}
+        sizes = {value: sum(arm.labelled for arm in part.arms.values()) for value, part in groups.items()}
         if len(groups) < 2:  # noqa: PLR2004
             continue
         reference = max(sorted(sizes), key=lambda value: sizes[value])
@@ -49,5 +52,5 @@ def gaps(evidence: Evidence, rules: Rules) -> tuple[Gap, ...]:
             Interval(*rates.difference_interval(one, other, rules.alpha / count)) if known else NO_INTERVAL
         )
         gap = other[0] / other[1] - one[0] / one[1] if known else None
-        found.append(Gap(variant, field, rate, group, reference, gap, interval))
+        found.append(Gap(variant, field, rate, group, reference, gap, interval, other[1], one[1]))
     return tuple(found)

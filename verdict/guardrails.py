@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from verdict import quantiles, rates, sequence, trust
-from verdict.contrast import FIELDS, basis, contrast, errors
+from verdict.contrast import FIELDS, Basis, basis, contrast, errors
 from verdict.evidence import Evidence, Guardrail, Rules
 from verdict.results import Check, GuardrailResult, GuardrailState, finite_exp
 
 # No canary is sent back on fewer of the challenger's requests, nor on what fewer units saw.
 LEAST_REQUESTS, LEAST_UNITS = 30, 5
+# No guardrail of scores acts where those of a variant tell as much as fewer of the rarer outcome.
+LEAST_RARE = 10
 
 LATENCY = re.compile(r"latency-p(\d{1,2}(?:\.\d+)?)")
 
@@ -150,11 +152,10 @@ def _latency(evidence: Evidence, challenger: str, q: float, margin: float, alpha
 
 def _calibration(evidence: Evidence, challenger: str, margin: float, rules: Rules, alpha: float) -> Harm:
     its = evidence.arm(challenger)
-    units = its.by_unit.get("calibration")
-    n = its.calibration.n
-    if (units.units if units else n) < max(rules.min_outcomes, 2):
+    now = contrast(Basis((its.by_unit.get("calibration", its.calibration),)))
+    if now.independent < max(rules.min_outcomes, 2) or now.effective < LEAST_RARE:
         return UNKNOWN
-    harm, error = abs(its.calibration.mean), (units or its.calibration).standard_error
+    harm, error, n = abs(now.value), now.error, now.n
     # Of the values within the margin the nearest is contradicted least.
     log_e = float(sequence.log_e_value(max(harm - margin, 0.0), error, n, rules.n_star, alpha))
     radius = float(sequence.radius(error, n, rules.n_star, alpha))
@@ -163,7 +164,8 @@ def _calibration(evidence: Evidence, challenger: str, margin: float, rules: Rule
 
 def _mean(evidence: Evidence, challenger: str, guardrail: Guardrail, rules: Rules, alpha: float) -> Harm:
     now = contrast(basis(evidence, challenger, guardrail.metric))
-    if now.n < max(rules.min_outcomes, 2) or not math.isfinite(now.error):
+    few = now.n < max(rules.min_outcomes, 2) or now.effective < LEAST_RARE
+    if few or not math.isfinite(now.error):
         return UNKNOWN
     harm = now.value if guardrail.metric == "profit" else -now.value
     if now.error == 0 and harm != 0:

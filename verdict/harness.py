@@ -23,10 +23,12 @@ from scipy.stats import norm
 
 from verdict import bernstein, multinomial, plan, quantiles, rates, sequence, sequential
 from verdict.bandit import thompson
+from verdict.contrast import Contrast, ruler
+from verdict.counted import paired as of_pairs
 from verdict.counted import score
-from verdict.evidence import Rules
+from verdict.evidence import GAP_BINS, Evidence, Rules
 from verdict.sequence import Floats
-from verdict.simulate import Credit, Delays, Rows, Running, Weighted, delay
+from verdict.simulate import Credit, Delays, Rows, Running, Summed, delay
 
 Metric = Literal["brier", "log-loss"]
 Truths = NDArray[np.bool_]
@@ -98,7 +100,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Seen:
-    """The state of all streams at a look: the difference, its standard error, outcomes, the rarer ones."""
+    """The state of all streams at a look: the difference, its standard error, outcomes, if it is believed."""
 
     value: Floats
     error: Floats
@@ -141,57 +143,58 @@ def arrivals(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[l
         ]
 
 
+def losses(metric: Metric, p: Floats) -> tuple[Floats, Floats]:
+    """Of scores p with the outcome 0, and with 1."""
+    return score(metric, p, np.zeros_like(p)), score(metric, p, np.ones_like(p))
+
+
+def differences(metric: Metric, rows: Rows) -> tuple[Floats, Floats]:
+    """The champion's losses less the challenger's, with the outcome 0, and with 1."""
+    one, other = losses(metric, rows.champion), losses(metric, rows.challenger)
+    return one[0] - other[0], one[1] - other[1]
+
+
 def shadow(rng: np.random.Generator, stress: Stress, size: Size, by_unit: bool = True) -> Iterator[Seen]:
     """Pairs: a look after each batch."""
-    units, positives = _Units(size.streams), np.zeros(size.streams)
+    pairs = Summed(size.streams)
     for coming in arrivals(rng, stress, size):
         for group, count in coming:
-            rows = group.rows
-            one, other = (score(stress.metric, p, rows.outcome) for p in (rows.champion, rows.challenger))
-            units.add(one - other, count, group.before[0])
+            told = differences(stress.metric, group.rows)
+            pairs.add(told, group.rows.outcome, count, before=group.before[0])
             group.before[0] += count
-            positives += (rows.outcome * count).sum(1)
-        error = units.error if by_unit else units.naive_error
-        enough = _enough(units.rows, positives, units.units)
-        yield Seen(units.mean, error, units.rows, enough, units.squares)
+        error = pairs.error if by_unit else pairs.naive_error
+        yield Seen(pairs.mean, error, pairs.n, enough(pairs), pairs.rows[2])
 
 
 def split(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
     """Each unit sees one model; a look after each batch."""
-    arms = _Units(size.streams), _Units(size.streams)
-    positives = np.zeros((2, size.streams))
+    arms = Summed(size.streams), Summed(size.streams)
     for coming in arrivals(rng, stress, size):
         for group, count in coming:
             challenged = group.place < stress.share
             for side, mine in enumerate((count * ~challenged, count * challenged)):
-                loss = score(stress.metric, group.rows[side], group.rows.outcome)
-                arms[side].add(loss, mine, group.before[side])
+                told = losses(stress.metric, group.rows[side])
+                arms[side].add(told, group.rows.outcome, mine, before=group.before[side])
                 group.before[side] += mine
-                positives[side] += (group.rows.outcome * mine).sum(1)
-        one, other = arms
-        enough = _enough(one.rows, positives[0], one.units) & _enough(other.rows, positives[1], other.units)
-        yield Seen(one.mean - other.mean, np.hypot(one.error, other.error), one.rows + other.rows, enough)
+        yield between(*arms)
 
 
 def bandit(rng: np.random.Generator, stress: Stress, size: Size) -> Iterator[Seen]:
     """Thompson sampling on the very score, mixed with a floor; a look and new shares after each batch."""
-    arms = Weighted(size.streams), Weighted(size.streams)
-    positives = np.zeros((2, size.streams))
+    arms = Summed(size.streams), Summed(size.streams)
     share = np.full(size.streams, 0.5)
     for coming in arrivals(rng, stress, size):
         for group, count in coming:
             challenged = group.place < share[:, None]
             for side, mine in enumerate((count * ~challenged, count * challenged)):
-                chance = share if side else 1 - share
-                loss = score(stress.metric, group.rows[side], group.rows.outcome)
-                arms[side].add(loss, mine, chance, group.before[side])
-                group.before[side] += mine / chance[:, None]
-                positives[side] += (group.rows.outcome * mine).sum(1)
-        error = np.hypot(arms[0].error, arms[1].error)
-        value = arms[0].mean - arms[1].mean
-        enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
-        yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
-        share = thompson(value, error, FLOOR)
+                # By overlap a row counts by the other's share.
+                weight = 1 - share if side else share
+                told = losses(stress.metric, group.rows[side])
+                arms[side].add(told, group.rows.outcome, mine, weight, group.before[side])
+                group.before[side] += mine * weight[:, None]
+        seen = between(*arms)
+        yield seen
+        share = thompson(seen.value, seen.error, FLOOR)
 
 
 DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]] = {
@@ -201,49 +204,15 @@ DESIGNS: dict[str, Callable[[np.random.Generator, Stress, Size], Iterator[Seen]]
 }
 
 
-class _Units:
-    """Sums by unit of many streams: what `ClusteredMoments` is for one. All rows of a unit are the same."""
-
-    def __init__(self, streams: int) -> None:
-        self.units, self.rows, self.total, self.rows2, self.cross, self.squares, self.plain = np.zeros(
-            (7, streams)
-        )
-
-    def add(self, values: Floats, count: Floats, before: Floats) -> None:
-        """Add so many rows of each unit, of which so many were there before."""
-        # (n + k)² − n²
-        squares = count * (2 * before + count)
-        self.units = self.units + ((count > 0) & (before == 0)).sum(1)
-        self.rows = self.rows + count.sum(1)
-        self.total = self.total + (count * values).sum(1)
-        self.rows2 = self.rows2 + squares.sum(1)
-        self.cross = self.cross + (squares * values).sum(1)
-        self.squares = self.squares + (squares * values * values).sum(1)
-        self.plain = self.plain + (count * values * values).sum(1)
-
-    @property
-    def mean(self) -> Floats:
-        return np.asarray(self.total / np.maximum(self.rows, 1))
-
-    @property
-    def error(self) -> Floats:
-        m = self.mean
-        spread = np.maximum(self.squares - 2 * m * self.cross + m * m * self.rows2, 0)
-        known = np.sqrt(spread * self.units / np.maximum(self.units - 1, 1)) / np.maximum(self.rows, 1)
-        return np.where(self.units > 1, known, np.inf)
-
-    @property
-    def naive_error(self) -> Floats:
-        """As if rows were independent."""
-        spread = np.maximum(self.plain - self.rows * self.mean**2, 0) / np.maximum(self.rows - 1, 1)
-        return np.sqrt(spread / np.maximum(self.rows, 1))
+def between(one: Summed, other: Summed) -> Seen:
+    """The state of two arms."""
+    error = np.hypot(one.error, other.error)
+    return Seen(one.mean - other.mean, error, one.n + other.n, enough(one) & enough(other))
 
 
-def _enough(n: Floats, positives: Floats, units: Floats | None = None) -> Truths:
-    """Where as many outcomes are there as a decision takes, and of as many units."""
-    rarer = np.minimum(positives, n - positives)
-    independent = n if units is None else units
-    return np.asarray((independent >= RULES.min_outcomes) & (rarer >= RULES.min_each))
+def enough(sums: Summed) -> Truths:
+    """Where a standard error is believed: `Ruler.believes`."""
+    return np.asarray((sums.independent >= RULES.min_outcomes) & (sums.effective >= RULES.min_each))
 
 
 def rejections(
@@ -287,11 +256,11 @@ def one_look(seen: Seen) -> Floats:
 def exact(n_star: float, max_gap: float, spread: float) -> Callable[[Seen], Floats]:
     """The exact interval of pairs; a stream in which scores differ by more has left its promise."""
     c = 2 * max_gap
-    rho = bernstein.best_rho(n_star * spread**2, ALPHA)
+    rho, bet = bernstein.best_rho(n_star * spread**2, ALPHA), bernstein.best_bet(n_star * spread**2, c, ALPHA)
 
     def radius(seen: Seen) -> Floats:
         assert seen.squares is not None
-        return bernstein.radius(seen.n, seen.squares, rho, c, ALPHA)
+        return bernstein.radius(seen.n, seen.squares, rho, c, ALPHA, bet=bet)
 
     return radius
 
@@ -325,7 +294,7 @@ def naive(size: Size) -> list[Rate]:
         )
     repeated = next(each for each in STRESSES if each.rows_of_unit > 1)
     looked = shadow(np.random.default_rng(6), repeated, size, by_unit=False)
-    when, _ = rejections(looked, always_valid(size.looks * size.batch / 2))
+    when, _ = rejections(looked, always_valid(size.looks * size.batch / 2), patient=False)
     found.append(
         Rate("shadow, repeated units taken for independent", int(np.isfinite(when).sum()), size.streams)
     )
@@ -359,34 +328,32 @@ def late(
     rng: np.random.Generator, design: str, credit: Credit, counted: Counted, streams: int
 ) -> Iterator[Seen]:
     """Outcomes that come late, with a look after each period; a bandit's shares follow what counts."""
-    arms = Weighted(streams), Weighted(streams)
-    pairs, positives = Running(streams), np.zeros((2, streams))
+    arms, pairs = (Summed(streams), Summed(streams)), Summed(streams)
     share = np.full(streams, 0.5)
-    waiting: dict[int, list[tuple[Floats, Floats, Floats, Truths, Truths, Floats]]] = {}
+    waiting: dict[int, list[tuple[Rows, Truths, Truths, Floats]]] = {}
     for period in range(PERIODS):
         rows = credit.draw(rng, (streams, PER_PERIOD))
-        losses = [score("brier", p, rows.outcome) for p in (rows.champion, rows.challenger)]
         challenged = rng.random(rows.outcome.shape) < share[:, None]
         takes = delay(rng, rows.outcome, DELAYS)
         if counted == "matured requests alone":
             takes = np.full(takes.shape, float(DELAYS.paid))
         for periods in np.unique(takes):
             due = waiting.setdefault(period + int(periods), [])
-            due.append((*losses, rows.outcome, takes == periods, challenged, share))
-        for one, other, outcome, told, theirs, propensity in waiting.pop(period, []):
-            mine, its = (told & ~theirs).astype(float), (told & theirs).astype(float)
-            pairs.add(one - other, mine + its)
-            arms[0].add(one, mine, 1 - propensity)
-            arms[1].add(other, its, propensity)
-            positives += np.stack([(outcome * mine).sum(1), (outcome * its).sum(1)])
-        value, error = arms[0].mean - arms[1].mean, np.hypot(arms[0].error, arms[1].error)
+            due.append((rows, takes == periods, challenged, share))
+        for known, told, theirs, its_share in waiting.pop(period, []):
+            if design == "shadow":
+                pairs.add(differences("brier", known), known.outcome, told.astype(float))
+                continue
+            for side, (mine, weight) in enumerate(((~theirs, its_share), (theirs, 1 - its_share))):
+                counts = (told & mine).astype(float)
+                arms[side].add(losses("brier", known[side]), known.outcome, counts, weight)
         if design == "shadow":
-            yield Seen(pairs.mean, pairs.error, pairs.n, _enough(pairs.n, positives.sum(0)))
-        else:
-            enough = _enough(arms[0].sums[0], positives[0]) & _enough(arms[1].sums[0], positives[1])
-            yield Seen(value, error, arms[0].sums[0] + arms[1].sums[0], enough)
+            yield Seen(pairs.mean, pairs.error, pairs.n, enough(pairs))
+            continue
+        seen = between(*arms)
+        yield seen
         if design == "bandit":
-            share = thompson(value, error, FLOOR)
+            share = thompson(seen.value, seen.error, FLOOR)
 
 
 @dataclass(frozen=True)
@@ -499,13 +466,10 @@ def distrust(streams: int) -> list[Rate]:
 
 def log_e_value_of_propensities(k: Floats, n: Floats, share: float, n_star: float) -> Floats:
     """What `trust` says of two arms, to one of which k of n rows came with the probability `share`."""
-    found = []
-    for rows, chance in ((k, share), (n - k, 1 - share)):
-        total, squares = rows / chance - n, rows / chance**2 - 2 * rows / chance + n
-        error = np.sqrt(np.maximum(squares - total**2 / n, 0) / (n - 1) / n)
-        found.append(sequence.log_e_value(total / n, error, n, n_star, RULES.trust_alpha))
-    # Bonferroni's share of each arm.
-    return np.asarray(np.maximum(*found) - math.log(2))
+    # By overlap a row counts by the other's share.
+    total, squares = k * (1 - share) - (n - k) * share, k * (1 - share) ** 2 + (n - k) * share**2
+    error = np.sqrt(np.maximum(squares - total**2 / n, 0) / (n - 1) / n)
+    return sequence.log_e_value(total / n, error, n, n_star, RULES.trust_alpha)
 
 
 def canaries(streams: int, slow: int) -> list[Rate]:
@@ -610,6 +574,80 @@ def pairing() -> list[Pairing]:
         ]
         found.append(Pairing(correlation, float(np.corrcoef(one, other)[0, 1]), *samples))
     return found
+
+
+# Two models of clients of whom 22 % default, as those of the data set, and by how much they may differ.
+PAIRED = Credit(rate=0.22, champion=0.76, challenger=0.78, correlation=0.9)
+GAP, PAIRS = 0.5, 1000
+# How wide an exact interval may be, in parts of that of hedged betting.
+NEARLY = 1.1
+
+
+class Sharp(NamedTuple):
+    """A half-width at so many pairs, beside that of the asymptotic interval planned for these, on average."""
+
+    name: str
+    width: float
+
+
+def sharpness(streams: int) -> list[Sharp]:
+    """How wide exact intervals are, of pairs whose scores differ by GAP at most."""
+    rng = np.random.default_rng(18)
+    rows = PAIRED.draw(rng, (streams, PAIRS))
+    d = score("brier", rows.champion, rows.outcome) - score("brier", rows.challenger, rows.outcome)
+    # Who differs by more is taken to differ by that: none may.
+    d = np.clip(d, -2 * GAP, 2 * GAP)
+    spread, squares = float(d.std()), (d * d).sum(1)
+    told = sequence.radius(d.std(1, ddof=1) / math.sqrt(PAIRS), PAIRS, PAIRS, ALPHA)
+    found = []
+    for name, planned, its in (
+        ("neither the spread nor the number of pairs is declared", RULES.n_star, None),
+        ("the number of pairs is declared", PAIRS, None),
+        ("the spread is declared", RULES.n_star, spread),
+        ("both are declared", PAIRS, spread),
+        ("both are declared, and the spread is half of that", PAIRS, 2 * spread),
+    ):
+        rules = Rules(n_star=planned, max_gap=GAP - 1 / GAP_BINS, spread=its)
+        measured = ruler(Evidence("shadow", "A", ("B",)), "brier", rules, ALPHA, "B")
+        radius = measured.radii(Contrast(0.0, 0.0, PAIRS, PAIRS, PAIRS, each) for each in squares)
+        found.append(Sharp(name, float((radius / told).mean())))
+    bets = hedged_betting((d / (2 * GAP) + 1) / 2) * 4 * GAP
+    return [*found, Sharp("hedged betting", float((bets / told).mean()))]
+
+
+def hedged_betting(x: Floats) -> Floats:
+    """The half-width of the confidence sequence of hedged betting, after all values.
+
+    Source: Waudby-Smith & Ramdas (Journal of the Royal Statistical Society B 2024), theorem 3, with the
+    predictable bets of equation 26, half of the capital on each side.
+
+    Args:
+        x: values in [0, 1], of shape (streams, n).
+    """
+    streams, n = x.shape
+    t = np.arange(1, n + 1)
+    mean = (0.5 + np.cumsum(x, axis=1)) / (t + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2, axis=1)) / (t + 1)
+    # What a bet may know is what came before it.
+    known = np.concatenate([np.full((streams, 1), 0.25), variance[:, :-1]], axis=1)
+    bets = np.sqrt(2 * math.log(2 / ALPHA) / (known * t * np.log(t + 1)))
+    found = []
+    for values, stakes, middle in zip(x, bets, mean[:, -1], strict=True):
+        m = middle + np.linspace(-0.25, 0.25, 2001)
+        m = m[(m > 0) & (m < 1)]
+        up = np.minimum(stakes[:, None], 0.5 / m) * (values[:, None] - m)
+        down = np.minimum(stakes[:, None], 0.5 / (1 - m)) * (values[:, None] - m)
+        capital = np.logaddexp(np.log1p(up).sum(0), np.log1p(-down).sum(0)) - math.log(2)
+        inside = m[capital < -math.log(ALPHA)]
+        found.append((inside.max() - inside.min()) / 2)
+    return np.array(found)
+
+
+def believed() -> float:
+    """From how many pairs of the two credit models on a standard error of the Brier score is believed."""
+    rows = PAIR.draw(np.random.default_rng(14), (1_000_000,))
+    sums = of_pairs(*rows, (0.5, 0.5)).brier
+    return max(sums.n * RULES.min_each / sums.effective, RULES.min_outcomes)
 
 
 def power(streams: int, peer_streams: int, environment: Path | None) -> list[Power]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verdict.evidence import Costs, Decisions
-from verdict.moments import Moments
+from verdict.moments import Moments, Swings
 from verdict.sequence import Floats
 
 
@@ -45,7 +46,9 @@ def moments(costs: Costs, decisions: Decisions) -> Moments:
         (decisions.tn, costs.tn),
         (decisions.fn, costs.fn),
     )
-    return _sums(cells)
+    flagged = Swings.alike(decisions.fp, decisions.tp, abs(costs.tp - costs.fp))
+    passed = Swings.alike(decisions.tn, decisions.fn, abs(costs.fn - costs.tn))
+    return replace(_sums(cells), swings=flagged + passed)
 
 
 def paired(costs: Costs, counts: Mapping[tuple[bool, bool, int], int]) -> Moments:
@@ -55,9 +58,16 @@ def paired(costs: Costs, counts: Mapping[tuple[bool, bool, int], int]) -> Moment
         costs: what decisions bring.
         counts: how many rows by (the champion's decision, the challenger's, outcome).
     """
-    return _sums(
+    sums = _sums(
         [(count, of(costs, one, y) - of(costs, other, y)) for (one, other, y), count in counts.items()]
     )
+    # Where both decide alike nothing hangs on the outcome.
+    negatives, positives = (
+        sum(count for (one, other, y), count in counts.items() if one != other and y == outcome)
+        for outcome in (0, 1)
+    )
+    c = abs(costs.tp - costs.fn - costs.fp + costs.tn)
+    return replace(sums, swings=Swings.alike(negatives, positives, c))
 
 
 def threshold(costs: Costs) -> float:

@@ -135,12 +135,12 @@ def fairness(verdict: Verdict) -> str:
         return ""
     lines = [
         (
-            *(each.variant, each.rate, f"{each.field} {each.group}", each.reference),
-            *(number(each.gap), interval(each.interval)),
+            *(each.variant, each.rate, f"{each.field} {each.group}", f"{each.n:,}"),
+            *(each.reference, f"{each.reference_n:,}", number(each.gap), interval(each.interval)),
         )
         for each in verdict.gaps
     ]
-    header = ("variant", "rate", "group", "compared with", "gap", "interval")
+    header = ("variant", "rate", "group", "of outcomes", "compared with", "of outcomes", "gap", "interval")
     return f"## Between groups\n\n{table(header, lines)}"
 
 

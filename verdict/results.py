@@ -139,7 +139,7 @@ class Gap:
     """How far the rates of two groups of a sensitive field are apart, for one variant.
 
     `rate` is "positive decisions among known outcomes", "true positive rate" or "false positive rate";
-    `group` is compared with `reference`, the greatest group.
+    `group` is compared with `reference`, the greatest group. The rates are of `n` and `reference_n` outcomes.
     """
 
     variant: str
@@ -149,6 +149,8 @@ class Gap:
     reference: str
     gap: float | None
     interval: Interval
+    n: int
+    reference_n: int
 
 
 @dataclass(frozen=True)

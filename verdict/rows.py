@@ -83,7 +83,9 @@ def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alp
     log_e = measured.log_e_values(past)
     radius = float(measured.radii([now])[0])
     one, other = means(evidence, challenger, metric)
-    exact = "exact, for |p − p′| as declared" if measured.exact else ""
+    exact = "exact, for |p − p′| as declared" if measured.declared else ""
+    if now.n and not measured.declared and measured.exactly(now) and measured.knows(now):
+        exact = "exact, as long as outcomes tell too little"
     return Row(
         metric=metric,
         better="higher" if metric == "profit" else "lower",
@@ -91,7 +93,7 @@ def mean_row(evidence: Evidence, challenger: str, metric: str, rules: Rules, alp
         challenger=other,
         difference=now.value if now.n else None,
         interval=around(now, radius),
-        fixed=around(now, float(ndtri(1 - alpha / 2)) * now.error),
+        fixed=around(now, float(ndtri(1 - alpha / 2)) * now.error if measured.believes(now) else math.inf),
         e_value=finite_exp(float(log_e[-1])) if now.n else None,
         # Johari et al. (Operations Research 2022): the anytime p-value is 1 / max e.
         p=min(1.0, math.exp(-max(float(np.max(log_e)), 0.0))) if now.n else None,
@@ -181,7 +183,7 @@ def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float
     The difference has an interval where both are of different rows, which are not weighted.
     """
     arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
-    measured = Ruler(rules.n_star, alpha)
+    measured = Ruler(rules.n_star, alpha, rules.min_outcomes, rules.min_each)
 
     def seen(*sums: Moments | ClusteredMoments) -> tuple[Contrast, Interval]:
         now = contrast(Basis(sums))
@@ -203,7 +205,7 @@ def _calibration(evidence: Evidence, challenger: str, rules: Rules, alpha: float
         values,
         own,
         interval=interval,
-        fixed=around(now, float(ndtri(1 - alpha / 2)) * now.error),
+        fixed=around(now, float(ndtri(1 - alpha / 2)) * now.error if measured.believes(now) else math.inf),
         log_e=float(measured.log_e_values([now])[0]),
     )
 
@@ -258,8 +260,8 @@ def _area(evidence: Evidence, challenger: str, alpha: float) -> Row:
     if paired and all(
         discrimination.blur(*each) <= discrimination.BLUR for each in discrimination.sides(joint)
     ):
-        now = Contrast(paired.one - paired.other, paired.error, 1)
-        fixed = around(now, float(ndtri(1 - alpha / 2)) * paired.error)
+        difference, radius = paired.one - paired.other, float(ndtri(1 - alpha / 2)) * paired.error
+        fixed = Interval(difference - radius, difference + radius) if math.isfinite(radius) else NO_INTERVAL
         return _row("auc", "higher", [paired.one, paired.other], fixed=fixed, note=note)
     arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
     # Variants' own bins are narrower. Of pairs they serve where these are all rows.

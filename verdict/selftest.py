@@ -341,8 +341,8 @@ class Experiment:
             arm = scored(scores[new[name]], y, self._threshold(name), self.rules.costs)
             if not self._in_pairs:
                 sums = {metric: getattr(arm, each) for metric, each in FIELDS.items()}
-                share = batch.shares[name]
-                weighted = {metric: each.weighted(share) for metric, each in sums.items() if each}
+                share, tilt = batch.shares[name], bandit.tilt(self.rules.weighting, batch.shares.values())
+                weighted = {metric: each.weighted(share, tilt) for metric, each in sums.items() if each}
                 arm = replace(arm, weighted=weighted)
             arms[name] = replace(arm, mature=int(aged[name].sum()))
         if not self._in_pairs:

@@ -13,6 +13,9 @@ from scipy.special import expit, logit, ndtri
 
 from verdict.sequence import Floats
 
+# Where a sum is divided by that may be 0.
+TINY = 1e-300
+
 
 class Rows(NamedTuple):
     """What both models say of requests, and the outcomes: three arrays of one shape."""
@@ -129,33 +132,124 @@ class Running:
         return np.where(self.n > 1, np.sqrt(spread / np.maximum(self.n, 1)), np.inf)
 
 
-class Weighted:
-    """Sums by inverse propensity of many streams side by side: what `WeightedMoments` is for one."""
+def effective(spread: Floats, squares: Floats, cubes: Floats) -> Floats:
+    """As how many rarer outcomes rows of many streams tell: what `Swings.effective` is for one.
+
+    Args:
+        spread: of shape (streams,).
+        squares: over the rows with the outcome 0, and with 1, of shape (2, streams).
+        cubes: the same.
+    """
+    swing = np.divide(cubes, squares, out=np.zeros_like(cubes), where=squares > 0).max(0)
+    return np.asarray(np.divide(spread, swing**2, out=np.full(spread.shape, np.inf), where=swing > 0))
+
+
+class Summed:
+    """Sums over rows of many streams side by side: what `ClusteredMoments` is for one, or `WeightedMoments`.
+
+    All rows of a unit are the same.
+
+    Attributes:
+        n: rows, of shape (streams,), as the following.
+        units: how many units they are of.
+        w: Σw.
+        total: Σwx.
+        rows: Σw², Σw²x and Σw²x² as if rows were independent, of shape (3, streams).
+        squares: the same of the sums by unit.
+        swings: of wx, Σc² and Σc³ over the rows with the outcome 0, and with 1, of shape (2, 2, streams).
+    """
 
     def __init__(self, streams: int) -> None:
-        self.sums = np.zeros((6, streams))
+        self.n, self.units, self.w, self.total = np.zeros((4, streams))
+        self.rows, self.squares, self.swings = (np.zeros((*shape, streams)) for shape in ((3,), (3,), (2, 2)))
+        self.weighted = False
 
-    def add(self, values: Floats, where: Floats, propensity: Floats, before: Floats | float = 0.0) -> None:
-        """Add values of shape (streams, rows); propensities are of shape (streams,).
+    def add(
+        self,
+        scores: tuple[Floats, Floats],
+        outcome: Floats,
+        times: Floats,
+        weight: Floats | None = None,
+        before: Floats | None = None,
+    ) -> None:
+        """Add rows, all arrays of shape (streams, rows).
 
-        `where` says how many times each counts. Where that is a unit that comes again, `before` is the sum of
-        the weights of its rows so far: the squares are those of the sums by unit.
+        Args:
+            scores: of each row with the outcome 0, and with 1.
+            outcome: which of both came.
+            times: how often each counts.
+            weight: of each stream's rows, of shape (streams,).
+            before: of the unit that each is of, the Σw that was added before; None: each is one by itself.
         """
-        w = where / propensity[:, None]
-        # (W + w)² − W²
-        squares = w * (2 * before + w)
-        parts = (where, w, squares, w * values, squares * values, squares * values * values)
-        self.sums = self.sums + np.stack([part.sum(1) for part in parts])
+        x, c = np.where(outcome == 1, scores[1], scores[0]), np.abs(scores[1] - scores[0])
+        sides = [times * (outcome == which) for which in (0, 1)]
+        rows = np.stack([(times * x**power).sum(1) for power in (0, 1, 2)])
+        swings = np.stack([[(mine * c**power).sum(1) for power in (2, 3)] for mine in sides])
+        self._add(rows, swings, weight)
+        if before is None:
+            return
+        # The units so far are those of `rows`: what is more is of those that come again.
+        w = times if weight is None else times * weight[:, None]
+        more = w * (2 * before + w) - (times if weight is None else times * weight[:, None] ** 2)
+        self.squares += np.stack([(more * x**power).sum(1) for power in (0, 1, 2)])
+        self.units = self.units - (times - ((times > 0) & (before == 0))).sum(1)
+
+    def count(
+        self, scores: tuple[Floats, Floats], outcome: Floats, times: Floats, weight: Floats | None = None
+    ) -> None:
+        """Add rows of a few kinds: what `add` does, where scores and outcomes are the same in all streams.
+
+        Args:
+            scores: of each kind with the outcome 0, and with 1, of shape (kinds,).
+            outcome: which of both came, of the same shape.
+            times: how often each came, of shape (streams, kinds).
+            weight: as in `add`.
+        """
+        x, c = np.where(outcome == 1, scores[1], scores[0]), np.abs(scores[1] - scores[0])
+        rows = times @ np.stack([x**power for power in (0, 1, 2)], 1)
+        swings = times @ np.stack([(outcome == which) * c**power for which in (0, 1) for power in (2, 3)], 1)
+        self._add(rows.T, swings.T.reshape(2, 2, -1), weight)
+
+    def _add(self, rows: Floats, swings: Floats, weight: Floats | None) -> None:
+        """Add Σx⁰, Σx, Σx² over rows that are independent, and their swings."""
+        self.weighted |= weight is not None
+        w = np.ones(1) if weight is None else weight
+        self.n, self.units = self.n + rows[0], self.units + rows[0]
+        self.w, self.total = self.w + w * rows[0], self.total + w * rows[1]
+        self.rows, self.squares = self.rows + w**2 * rows, self.squares + w**2 * rows
+        self.swings = self.swings + np.stack([w**2, w**3]) * swings
 
     @property
     def mean(self) -> Floats:
-        """Of each stream, as `bandit.mean`."""
-        return np.asarray(self.sums[3] / np.maximum(self.sums[1], 1e-300))
+        """Of each stream."""
+        return np.asarray(self.total / np.maximum(self.w, TINY))
 
     @property
     def error(self) -> Floats:
-        """Of each stream, as `bandit.standard_error`."""
-        n, w, w2, _, w2s, w2s2 = self.sums
-        spread = np.maximum(w2s2 - 2 * self.mean * w2s + self.mean**2 * w2, 0)
-        known = np.sqrt(spread * n / np.maximum(n - 1, 1)) / np.maximum(w, 1e-300)
+        """The standard error of each stream's mean; infinite with fewer than two."""
+        return self._error(self.squares, self.n if self.weighted else self.units)
+
+    @property
+    def naive_error(self) -> Floats:
+        """As if rows were independent."""
+        return self._error(self.rows, self.n)
+
+    @property
+    def independent(self) -> Floats:
+        """How many witnesses the rows are."""
+        return np.asarray(self.w**2 / np.maximum(self.squares[0], TINY))
+
+    @property
+    def effective(self) -> Floats:
+        """As how many rarer outcomes they tell."""
+        rows, units = self._spread(self.rows), self._spread(self.squares)
+        told = effective(rows, self.swings[:, 0], self.swings[:, 1])
+        return np.asarray(told / np.maximum(units / np.maximum(rows, TINY), 1))
+
+    def _error(self, sums: Floats, n: Floats) -> Floats:
+        known = np.sqrt(self._spread(sums) * n / np.maximum(n - 1, 1)) / np.maximum(self.w, TINY)
         return np.where(n > 1, known, np.inf)
+
+    def _spread(self, sums: Floats) -> Floats:
+        m = self.mean
+        return np.asarray(np.maximum(sums[2] - 2 * m * sums[1] + m * m * sums[0], 0))

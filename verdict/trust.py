@@ -11,6 +11,7 @@ from verdict.moments import Moments
 from verdict.multinomial import log_bayes_factor_of_periods
 from verdict.results import Check, CheckState, finite_exp
 
+METRICS = ("brier", "log-loss", "profit")
 # The share of pairs that may be missing without a word.
 MISSING = 0.05
 UNDECLARED = (
@@ -128,27 +129,25 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """Whether the probabilities on record are those by which rows were assigned, where rows are weighted."""
     found: list[Check] = []
     arms = {each: evidence.arm(each) for each in (evidence.champion, *evidence.challengers)}
-    for metric in ("brier", "log-loss", "profit"):
-        if not all(metric in arm.weighted for arm in arms.values()) or found:
-            continue
-        n = sum(arm.weighted[metric].n for arm in arms.values())
-        # Σ over units of their rows, squared; the Σw² of repeated units is by unit already.
-        squares = {
-            name: arm.by_unit[metric].rows2 if metric in arm.by_unit else arm.weighted[metric].n
-            for name, arm in arms.items()
-        }
+    metric = next((each for each in METRICS if all(each in arm.weighted for arm in arms.values())), None)
+    if metric is not None:
+        sums = {name: arm.weighted[metric] for name, arm in arms.items()}
+        n, mine = sum(each.n for each in sums.values()), sums[evidence.champion]
         worst, culprit = -math.inf, ""
-        for name, arm in arms.items():
-            sums = arm.weighted[metric]
-            # Of all n rows 1{assigned}/π − 1 has the mean 0: Σw − n, and its squares Σw² − 2Σw + n. By unit
-            # twice Σw·rows is taken away, and no w is less than 1.
-            twice = 2 * (sums.w + squares[name] - sums.n)
-            excess = Moments(n, sums.w - n, max(sums.w2 - twice + sum(squares.values()), 0.0))
+        for name in evidence.challengers:
+            its = sums[name]
+            # Whatever the tilt, chance gives both as much weight of a row: over all n rows there is a mean of
+            # 0 of w where they came to the one, of −w where to the other, and of 0 elsewhere.
+            squares = sum(each.w2 + each.twins_w2 for each in (mine, its))
+            excess = Moments(n, mine.w - its.w, squares)
             log_e = float(
                 sequence.log_e_value(excess.mean, excess.standard_error, n, rules.n_star, rules.trust_alpha)
-            ) - math.log(len(arms))
+            ) - math.log(len(evidence.challengers))
             if log_e > worst:
-                worst, culprit = log_e, f"{name}'s weights sum to {sums.w:,.0f} over {n:,} rows"
+                worst = log_e
+                culprit = (
+                    f"the weights sum to {mine.w:,.0f} for {evidence.champion} and to {its.w:,.0f} for {name}"
+                )
         # Of few rows of an arm with a small share a standard error means nothing.
         counted = [
             arm.by_unit[metric].units if metric in arm.by_unit else arm.weighted[metric].n
@@ -164,7 +163,7 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
         and (len(weights) > 1 or evidence.design == "bandit")
         and any(a.labelled for a in arms.values())
     ):
-        seen = "shares changed, and there are no sums by inverse propensity"
+        seen = "shares changed, and there are no sums by weights"
         found.append(Check("propensities", "failed", seen))
     return tuple(found)
 

@@ -16,11 +16,17 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from data import credit
 from verdict import plan
 from verdict.canary import FAILING, HASTY, USUAL, Sent, sent_back
+from verdict.guardrails import LEAST_RARE
 from verdict.harness import (
+    ALPHA,
     CHECKED,
     COSTLIER,
     FEWER,
+    GAP,
+    NEARLY,
     PAIR,
+    PAIRED,
+    PAIRS,
     PER_PERIOD,
     PERIOD_DAYS,
     PERIODS,
@@ -30,8 +36,10 @@ from verdict.harness import (
     Pairing,
     Power,
     Rate,
+    Sharp,
     Size,
     armitage,
+    believed,
     broken,
     canaries,
     delayed,
@@ -42,9 +50,11 @@ from verdict.harness import (
     pairing,
     power,
     sample_ratio,
+    sharpness,
     type_one,
 )
 from verdict.sequence import Floats
+from verdict.settings import BEFORE, ERRORS, FURTHER, GUARDRAILS, WEIGHTS, Setting, wrong
 from verdict.simulate import Rows
 
 LONG = Size(streams=2000, looks=200, batch=100)
@@ -60,6 +70,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
         say(f"{name}: {time.monotonic() - begin:.0f} s")
 
     timed("type I error", lambda: _type_one_text(type_one(LONG)))
+    timed("where standard errors mislead", lambda: _settings_text(2000))
     timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
@@ -67,6 +78,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
         lambda: _guard_text(*sample_ratio(2000), distrust(10_000), canaries(2000, 1000), broken()),
     )
     timed("canaries of real clients", lambda: _canary_text(*canaries_of_clients(2000)))
+    timed("exact intervals", lambda: _sharp_text(sharpness(200)))
     timed("power", lambda: _power_text(power(2000, 200, environment), pairing()))
     return HEAD + "\n".join(parts)
 
@@ -112,6 +124,45 @@ each of {LONG.looks} batches of {LONG.batch} rows; α is 5 %, and kept where the
 Repeated units come again, at up to ten looks one after the other, and with up to three rows at each.
 
 {_rates(found, 0.05)}"""
+
+
+def _settings_text(streams: int) -> str:
+    def table(settings: Sequence[Setting]) -> str:
+        lines = ["| | before | now | interval | |", "| --- | ---: | ---: | --- | --- |"]
+        for setting in settings:
+            before, now = wrong(setting, streams)
+            low, high = now.ends
+            kept = "kept" if high <= ALPHA else "**missed**"
+            shares = f"{_percent(before.share)} | {_percent(now.share)}"
+            ends = f"{_percent(low)} to {_percent(high)}"
+            lines.append(f"| {setting.name} | {shares} | {ends} | {kept} |")
+        return "\n".join(lines) + "\n"
+
+    least = f"{RULES.min_each} of the rarer outcome"
+    return f"""## Where standard errors mislead
+
+Two models that are equally good and not alike: on few rows they say what differs, and seldom does the outcome
+come on which all of the difference hangs (`verdict/settings.py`). {streams:,} streams for each line; looks
+after 200 batches of 100 rows, where nothing else is said; one plans for {RULES.n_star:,} outcomes.
+
+*Before* is how often it happens where {BEFORE} of the rarer outcome of all rows are asked for, and none for a
+p-value and by guardrails, and rows count by their inverse propensity. *Now* a standard error is one where
+the outcomes tell as much as {least}, by guardrails {LEAST_RARE} in each arm
+([decision 0015](decisions/0015-the-verdicts-statistics.md)), and rows count by overlap; the interval is of
+that. α is 5 %, of a guardrail that of one at one step.
+
+A winner is named, or a p-value below .05 is shown at any look:
+
+{table(ERRORS)}
+A guardrail sends a challenger back that does no harm:
+
+{table(GUARDRAILS)}
+A winner is named where shares change:
+
+{table(WEIGHTS)}
+And in further settings:
+
+{table(FURTHER)}"""
 
 
 def _naive_text(found: Sequence[Rate], peeks: Sequence[tuple[int, float, Rate]]) -> str:
@@ -278,6 +329,26 @@ A challenger that was trained on shuffled labels, so that its Brier score is {lo
 """
 
 
+def _sharp_text(found: Sequence[Sharp]) -> str:
+    lines = "\n".join(f"| {each.name} | {each.width:.2f} |" for each in found)
+    by_name = {each.name: each.width for each in found}
+    times = by_name["both are declared"] / by_name["hedged betting"]
+    return f"""## How wide exact intervals are
+
+The half-width after {PAIRS:,} pairs of clients of whom {_percent(PAIRED.rate)} default, with a `max_gap` of
+{GAP:g}, in parts of that of the asymptotic interval that is planned for as many. Where nothing is declared
+{RULES.n_star:,} are planned. *Hedged betting* (Waudby-Smith & Ramdas 2024) needs all pairs at each look, ours
+Σd and Σd².
+
+| | half-width |
+| --- | ---: |
+{lines}
+
+With both declared it is {times:.2f} times as wide as that of betting. The goal is {NEARLY} at most:
+{_met(times <= NEARLY)}.
+"""
+
+
 def _power_text(found: Sequence[Power], pairs: Sequence[Pairing]) -> str:
     by_name = {each.name: each for each in found}
     lines = "\n".join(
@@ -324,6 +395,7 @@ theorem; those of the shadow design are from single rows.{lost}
   ({best.name}). The goal is 1/{FEWER} at most: {_met(times >= FEWER)}.
 - Unpaired, the verdict takes {ratio:.2f} times the mixture bound's expectation. The goal is {COSTLIER} at
   most: {_met(ratio <= COSTLIER)}.
+- A standard error of these pairs is believed from {believed():,.0f} of them on.
 - In shadow mode peeking costs {cost:.2f} times the fixed sample on average, and goes on until there is a
   decision. One look, and group sequential tests, leave one difference in five undecided.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from verdict.contrast import needs_weights
 from verdict.evidence import Evidence, Rules
 from verdict.plan import DAY
 from verdict.results import Check, GuardrailResult
@@ -134,6 +135,8 @@ def estimand(evidence: Evidence, rules: Rules) -> str:
         "bandit": " over all requests whose outcome is known{age}, had one variant answered them all, "
         "whatever the shares were",
     }[evidence.design]
+    if needs_weights(evidence) and rules.weighting == "overlap":
+        over += ", each time counted by how much of it both were asked (overlap weights)"
     warning = ""
     if rules.selective:
         warning = " The served score decides who can ever have an outcome: "

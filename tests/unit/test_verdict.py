@@ -13,26 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verdict import bernstein, guardrails, rates, sequence
-from verdict.counted import score
+from verdict import bernstein, counted, guardrails, rates, sequence
+from verdict.counted import score, scored
 from verdict.decision import Verdict, judge
 from verdict.evidence import (
     CELLS,
     HOUR,
     Arm,
     Costs,
-    Decisions,
     Design,
     Evidence,
     Grid,
     Guardrail,
-    Pairs,
     Period,
     Rules,
     gathered,
 )
 from verdict.moments import ClusteredMoments, Moments, WeightedMoments
-from verdict.money import moments, of, paired
+from verdict.money import of, paired
 from verdict.plan import plan
 from verdict.quantiles import GROWTH
 from verdict.report import markdown
@@ -45,23 +43,13 @@ COSTS = Costs(tp=0, fp=-1, tn=1, fn=-10)
 def arm(p: np.ndarray, y: np.ndarray, errors: int = 0, ms: float = 20.0) -> Arm:
     """The sums of a variant that scored some clients."""
     n = len(y)
-    flagged, bad = p >= 0.1, y == 1
-    decisions = Decisions(
-        *(int(each.sum()) for each in (flagged & bad, flagged & ~bad, ~flagged & ~bad, ~flagged & bad))
-    )
-    return Arm(
+    return replace(
+        scored(p, y, 0.1, COSTS),
         requests=n + errors,
         errors=errors,
         apart=n + errors,
         apart_failed=errors,
         mature=n,
-        labelled=n,
-        positives=int(y.sum()),
-        brier=Moments.of(score("brier", p, y)),
-        log_loss=Moments.of(score("log-loss", p, y)),
-        calibration=Moments.of(y - p),
-        profit=moments(COSTS, decisions),
-        decisions=decisions,
         latencies={math.floor(math.log(ms) / GROWTH): n} if n else {},
     )
 
@@ -69,13 +57,7 @@ def arm(p: np.ndarray, y: np.ndarray, errors: int = 0, ms: float = 20.0) -> Arm:
 def shadowed(rows: Rows, **more: Any) -> Evidence:
     """The evidence of clients that both models scored, A and its challenger B."""
     one, other, y = rows
-    pairs = Pairs(
-        mature=len(y),
-        labelled=len(y),
-        brier=Moments.of(score("brier", one, y) - score("brier", other, y)),
-        log_loss=Moments.of(score("log-loss", one, y) - score("log-loss", other, y)),
-        max_gap=float(np.abs(one - other).max(initial=0)),
-    )
+    pairs = replace(counted.paired(one, other, y, (0.1, 0.1)), mature=len(y))
     arms = {"A": arm(one, y), "B": arm(other, y, **more)}
     return Evidence("shadow", "A", ("B",), arms, {"B": pairs}, first=0.0, last=10 * DAY)
 
@@ -269,8 +251,10 @@ def test_few_outcomes_name_no_winner_however_far_apart_models_seem() -> None:
     verdict = judge(shadowed(Rows(np.full(80, 0.5), np.clip(y, 0.1, 0.9), y)), Rules())
     assert "80 of the 100 pairs of A and B" in said(verdict)
     rare = np.array([0.0] * 990 + [1.0] * 10)
-    verdict = judge(shadowed(Rows(np.full(1000, 0.5), np.clip(rare, 0.1, 0.9), rare)), Rules())
-    assert "only 10 have the rarer outcome" in said(verdict)
+    verdict = judge(
+        shadowed(Rows(np.full(1000, 0.5), np.clip(rare, 0.1, 0.9), rare)), Rules(metric="log-loss")
+    )
+    assert "tell as much as 0 of the rarer outcome" in said(verdict)
 
 
 def test_an_exact_interval_decides_on_few_outcomes_however_rare_one_kind_is() -> None:
@@ -617,23 +601,24 @@ def test_under_weights_that_changed_rows_count_by_their_inverse_propensity() -> 
 def test_propensities_that_are_not_those_of_the_traffic_are_found() -> None:
     evidence = parted(clients(), design="bandit")
     wrong = {
-        name: replace(each, weighted={"brier": each.brier.weighted(0.4)})
+        name: replace(each, weighted={"brier": each.brier.weighted({"A": 0.4, "B": 0.6}[name])})
         for name, each in evidence.arms.items()
     }
     verdict = judge(replace(evidence, arms=wrong), Rules())
     assert verdict.decision == "don't trust"
-    assert "weights sum to" in said(verdict)
+    assert "the weights sum to" in said(verdict)
 
 
 def test_units_that_are_seen_often_count_once() -> None:
-    rows = clients(400)
+    rows = clients(4000)
     many = Rows(*(np.repeat(each, 25) for each in rows))
     d = score("brier", rows.champion, rows.outcome) - score("brier", rows.challenger, rows.outcome)
     units = ClusteredMoments(
-        400, 10_000, float(25 * d.sum()), 400 * 625.0, float(625 * d.sum()), float(625 * (d * d).sum())
+        4000, 100_000, float(25 * d.sum()), 4000 * 625.0, float(625 * d.sum()), float(625 * (d * d).sum())
     )
     evidence = shadowed(many)
     assert evidence.pairs is not None
+    units = replace(units, plain=evidence.pairs["B"].brier)
     evidence = replace(evidence, pairs={"B": replace(evidence.pairs["B"], by_unit={"brier": units})})
     fixed = judge(evidence, Rules()).comparisons[0].rows[0].fixed
     plain = judge(shadowed(rows), Rules()).comparisons[0].rows[0].fixed
@@ -751,9 +736,8 @@ def test_sums_by_inverse_propensity_give_hajeks_mean_and_its_error() -> None:
     weighted, means, errors = {}, [], []
     for name in "AB":
         w, s = 1 / rng.uniform(0.1, 0.9, 500), rng.random(500)
-        weighted[name] = WeightedMoments(
-            500, *(float(x.sum()) for x in (w, w * w, w * s, w * w * s, w * w * s * s))
-        )
+        w1, w2, ws, w2s, w2s2 = (float(x.sum()) for x in (w, w * w, w * s, w * w * s, w * w * s * s))
+        weighted[name] = WeightedMoments(500, w1, w2, ws, w2s, w2s2)
         means.append(float(np.average(s, weights=w)))
         errors.append(float(np.sqrt((w**2 * (s - means[-1]) ** 2).sum() * 500 / 499) / w.sum()))
     arms = {name: Arm(500, 0, 500, 500, 100, weighted={"brier": each}) for name, each in weighted.items()}
@@ -764,7 +748,7 @@ def test_sums_by_inverse_propensity_give_hajeks_mean_and_its_error() -> None:
     assert half == pytest.approx(1.959964 * math.hypot(*errors))
 
 
-def test_the_right_propensities_are_trusted_by_their_weights_less_one() -> None:
+def test_the_right_propensities_are_trusted_by_the_weights_of_both_arms() -> None:
     evidence = parted(clients(4000), 0.48, design="bandit")
     arms = {
         name: replace(each, weighted={"brier": each.brier.weighted(0.5)})
@@ -774,21 +758,22 @@ def test_the_right_propensities_are_trusted_by_their_weights_less_one() -> None:
         each for each in judge(replace(evidence, arms=arms), Rules()).checks if each.name == "propensities"
     )
     assert check.state == "passed"
-    # Of all 4,000 rows 1{assigned}/π − 1 is 1 where a row came to the arm, and −1 where not.
+    # Of all 4,000 rows each weighs 2 where it came to A, and −2 where to B.
     n = arms["A"].labelled
-    excess = Moments.of([1.0] * n + [-1.0] * (4000 - n))
+    excess = Moments.of([2.0] * n + [-2.0] * (4000 - n))
     log_e = float(sequence.log_e_value(excess.mean, excess.standard_error, 4000, Rules().n_star, 0.01))
-    assert check.e_value == pytest.approx(math.exp(log_e) / 2)
+    assert check.e_value == pytest.approx(math.exp(log_e))
 
 
 def test_differences_that_are_all_the_same_are_not_taken_for_certain() -> None:
     assert Moments.of([0.1] * 1000).variance == 0
     y = np.array([0.0, 1.0] * 500)
     # B is nearer to the outcome by the same in every pair: nothing says how much that varies.
-    verdict = judge(shadowed(Rows(np.where(y == 1, 0.5, 0.5), np.where(y == 1, 0.75, 0.25), y)), Rules())
+    rows = Rows(np.full(1000, 0.5), np.where(y == 1, 0.75, 0.25), y)
+    verdict = judge(shadowed(rows), Rules(metric="log-loss"))
     assert verdict.decision == "keep collecting"
     assert verdict.comparisons[0].rows[0].interval.lower is None
-    assert said(verdict) == "Keep collecting: nothing tells A and B apart yet."
+    assert "tell as much as 0 of the rarer outcome" in said(verdict)
 
 
 def test_the_grid_of_the_history_is_fixed_whatever_ends_a_cell_has_ended_one_before() -> None:

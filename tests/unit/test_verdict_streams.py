@@ -14,7 +14,6 @@ from router.controllers import Gate, Judgement, Sums, next_step
 from router.experiment import read
 from router.experiments import Current
 from tests.unit.test_verdict import shadowed
-from verdict import bandit as weighting
 from verdict import canary, guardrails, plan, rates, sequence
 from verdict.bandit import thompson
 from verdict.canary import HASTY, USUAL, Plan, State, sent_back
@@ -44,7 +43,7 @@ from verdict.harness import (
     shadow,
     type_one,
 )
-from verdict.moments import ClusteredMoments, Moments, WeightedMoments
+from verdict.moments import ClusteredMoments, Moments, Swings, WeightedMoments
 from verdict.results import Check
 from verdict.simulate import Rows
 from verdict.validate import held_out
@@ -188,8 +187,12 @@ def of_one(state: State, number: int, share: float) -> Evidence:
             apart=int(state.requests[side, number]),
             apart_failed=int(state.errors[side, number]),
             labelled=int(state.scores[side, 0, number]),
-            positives=int(state.scores[side, 3, number]),
-            brier=Moments(int(state.scores[side, 0, number]), *state.scores[side, 1:3, number]),
+            brier=Moments(
+                int(state.scores[side, 0, number]),
+                float(state.scores[side, 1, number]),
+                float(state.scores[side, 2, number]),
+                Swings(*state.scores[side, 3:, number]),
+            ),
         )
         for side, name in enumerate("AB")
     }
@@ -287,7 +290,7 @@ def test_units_that_come_again_at_later_looks_are_summed_as_the_verdict_sums_the
                 one, other, y = (each[0, unit] for each in group.rows)
                 losses = (one - y) ** 2, (other - y) ** 2
                 x = losses[0] - losses[1] if design == "shadow" else losses[side]
-                weight = count[0, unit] / (share if side else 1 - share)
+                weight = count[0, unit] * (1 - share if side else share)
                 units.setdefault((side, one), []).append((count[0, unit], weight, x))
         if design == "bandit":
             share = float(thompson(seen[look].value[0], seen[look].error[0], FLOOR))
@@ -299,8 +302,8 @@ def test_units_that_come_again_at_later_looks_are_summed_as_the_verdict_sums_the
         if design == "bandit":
             weighted = WeightedMoments(int(n.sum()), *(each.sum() for each in (w, w * w, w * x, w * w * x)))
             weighted = replace(weighted, w2s2=float((w * w * x * x).sum()))
-            means.append(weighting.mean(weighted))
-            errors.append(weighting.standard_error(weighted))
+            means.append(weighted.mean)
+            errors.append(weighted.standard_error)
         else:
             sums = (each.sum() for each in (n * x, n * n, n * n * x, n * n * x * x))
             clusters = ClusteredMoments(len(n), int(n.sum()), *sums)
