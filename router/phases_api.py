@@ -27,7 +27,11 @@ from router.openapi import CALLERS
 from router.phases import Book, Model, Phase, serving_on
 from runoff import web
 from runoff.operations import describe
-from runoff.problems import Conflict, Invalid, Unavailable
+from runoff.problems import Conflict, Invalid, NotFound, Unavailable
+
+
+# A change that is only asked about names nothing in its address that could be missing.
+ERRORS = tuple(each for each in CHANGES if each is not NotFound)
 
 
 class PhaseDetails(TypedDict):
@@ -164,7 +168,7 @@ def blueprint(following: Following, history: History, authorize: Authorize) -> B
         return history.listed(following.now(), query.tag()), {"Cache-Control": "no-cache"}
 
     @api.post("/v1/phases/next")
-    @describe(*CHANGES, tag="verdict", takes=Asked, example={"promote": "B"})
+    @describe(*ERRORS, tag="verdict", takes=Asked, example={"promote": "B"})
     def foresee() -> Next:
         """What a change would end, and what it would go on with; nothing is changed."""
         authorize("read")

@@ -19,6 +19,7 @@ from runoff.prototype import Prototype
 from runoff.releases import Releases
 from runoff.store import ModelVersion, Store
 from tests.house import running
+from tests.shell import runoff
 
 ROOT = Path(__file__).resolve().parents[2]
 X = pd.DataFrame({"age": [23, 45, 31, 60], "income": [1.5, 4.0, 2.2, 3.1]})
@@ -28,18 +29,6 @@ WHY = ("--reason", "so", "--by", "ada")
 def stored(store: Store, name: str = "mine", record: dict[str, Any] | None = None) -> ModelVersion:
     model = LogisticRegression().fit(X, [1, 0, 1, 0])
     return store.write(name, model, prototype=Prototype.from_frame(X), record=record or {}, examples=X)
-
-
-def runoff(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
-    return subprocess.run(
-        [sys.executable, "-m", "runoff.cli", *map(str, arguments)],
-        env=inherited | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def says(*arguments: object, **environment: str) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -18,16 +16,18 @@ from flask import Flask, request
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from router import database
+from router import database, phases_api
 from router.controllers import Runner
 from router.experiment import read
 from router.experiment_api import blueprint
 from router.experiments import Experiments, Following
+from router.fold import Fold
 from router.keys import Guard, Key, Keys, Scope
 from router.once import Once
 from runoff import web
 from tests.databases import fresh
 from tests.house import Reply, running_without_dashboard, served
+from tests.shell import runoff
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = {
@@ -64,6 +64,8 @@ def app(url: str) -> Iterator[Flask]:
     runner = Runner(experiments, following, lambda *_: {})
     addresses = blueprint(experiments, admit, following.look, judged=runner.judged)
     app.register_blueprint(Once(engine, admit).watch(addresses))
+    history = phases_api.History(experiments, Fold(engine))
+    app.register_blueprint(phases_api.blueprint(following, history, admit))
     app.extensions["runner"] = runner
     app.extensions["reader"] = Keys(engine).add("a reader", "read")
     app.extensions["following"] = following
@@ -342,22 +344,10 @@ class Shell:
         metadata.mkdir()
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
         (metadata / "entry_points.txt").write_text("\n".join(["[runoff.commands]", *lines]))
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(folder),
-            "RUNOFF_ROUTER_URL": url,
-            "RUNOFF_OPERATOR_KEY": "the operator's",
-        }
+        self.environment = {"RUNOFF_ROUTER_URL": url, "RUNOFF_OPERATOR_KEY": "the operator's"}
 
     def runs(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "runoff.cli", "experiment", *map(str, arguments)],
-            env=self.environment | environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return runoff("experiment", *arguments, **(self.environment | environment))
 
     def says(self, *arguments: object) -> str:
         done = self.runs(*arguments)
@@ -366,7 +356,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(app: Flask, tmp_path: Path) -> Iterator[Shell]:
+def shell(app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    monkeypatch.syspath_prepend(str(tmp_path))
     with served(app) as url:
         yield Shell(url, tmp_path)
 
@@ -382,7 +373,8 @@ def test_the_same_can_be_done_from_a_shell(app: Flask, shell: Shell, tmp_path: P
     file.write_text(shell.says("show", "--document").replace('"PT0S"', '"30d"'))
     told = json.loads(shell.says("set", file, *why, "--version", 1, "--json"))
     assert (told["version"], told["action"], told["weights"]) == (2, "carry", {"A": 0.7, "B": 0.3})
-    assert shell.says("promote", "B", *why) == "version 3 is in force: A 0.0%, B 100.0%\n"
+    ended = "Nothing was recorded yet that this could end.\n"
+    assert shell.says("promote", "B", *why) == f"{ended}version 3 is in force: A 0.0%, B 100.0%\n"
     canary = tmp_path / "canary.json"
     canary.write_text(json.dumps(DOCUMENT | {"mode": "canary"}))
     shell.says("set", canary, *why)

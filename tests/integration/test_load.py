@@ -16,8 +16,9 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from tests.house import House, free_ports, until
-from tests.integration.test_cli import ROOT, runoff
+from tests.integration.test_cli import ROOT
 from tests.integration.test_traffic import stalling
+from tests.shell import runoff
 from traffic.load import MAX_RATE, MAX_SECONDS, MAX_USERS, Load, Recorder, Run, measure
 from traffic.load_process import Loader
 from traffic.plan import Request

@@ -174,6 +174,7 @@ WAYS: dict[str, Way] = {
     "for a replay that there is not": {"query": {"replay": "nothing"}},
     "with an outcome": {"body": json.dumps(REPORTED).encode()},
     "with another outcome": {"body": json.dumps(REPORTED | {"outcome": 0}).encode()},
+    "by promoting nobody": {"body": b'{"promote": "nobody"}'},
     "once": sends(Idempotency_Key="once"),
     "once more, and something else": {"body": b"[]"} | sends(Idempotency_Key="once"),
 }
