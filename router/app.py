@@ -278,6 +278,8 @@ def predictions() -> dict[str, Any] | Response:
     since = query.whole("since", 0, MAX_CURSOR, default=0)
     wanted = request.accept_mimetypes.best_match([JSON, *exports.FORMS], JSON)
     if wanted != JSON:
+        # With the phases of all rows that are there.
+        _parts().fold.catch_up()
         return Response(exports.FORMS[wanted](ledger.pages(since, *where)), mimetype=wanted)
     if last := query.whole("last", 1, MAX_PAGE, default=0):
         found, more = ledger.last(last, *where), False

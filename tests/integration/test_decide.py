@@ -45,6 +45,7 @@ def from_rows(book: Book, folder: Path, form: str, tag: str = "real", **more: An
         "ndjson": ("application/x-ndjson", "ndjson"),
         "parquet": ("application/vnd.apache.parquet", "parquet"),
     }[form]
+    book.fold.catch_up()
     (folder / f"rows.{ending}").write_bytes(b"".join(exports.FORMS[media_type](book.ledger.pages(0))))
     current = book.experiments.current()
     assert current
@@ -126,11 +127,11 @@ def fill(
 def test_pairs_in_rows_are_those_in_sums(
     engine: sa.Engine, tmp_path: Path, form: str, tag: str, units: int
 ) -> None:
-    book = Book(engine, mode="shadow", maturity="30h", decision=PARTS)
+    fields: dict[str, Any] = {"mode": "shadow", "maturity": "20h", "decision": PARTS | COSTS}
+    book = Book(engine, **fields)
     fill(book, 400, shadow=True, units=units)
-    book.experiments.set(
-        _document(mode="shadow", maturity="20h", decision=PARTS | COSTS), expected=1, by="a", reason="costs"
-    )
+    sooner = _document(**fields, timeout_seconds=1)
+    book.experiments.set(sooner, expected=1, by="a", reason="sooner")
     mine = from_rows(book, tmp_path, form, tag)
     assert bool(mine.pair("B").by_unit) == bool(units)
     assert_same(book, mine, None if tag == "all" else tag)
