@@ -29,7 +29,6 @@ from runoff import web
 from runoff.operations import describe
 from runoff.problems import Conflict, Invalid, NotFound, Unavailable
 
-
 # A change that is only asked about names nothing in its address that could be missing.
 ERRORS = tuple(each for each in CHANGES if each is not NotFound)
 

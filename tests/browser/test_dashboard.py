@@ -205,6 +205,7 @@ def number(row: dict[str, Any]) -> int:
     return int(row["id"].rpartition("-")[2])
 
 
+@pytest.mark.slow
 def test_a_run_is_found_again_after_a_reload_and_can_be_stopped(house: House, page: Page) -> None:
     opens(page, house)
     start = house.stats()["cursor"]
@@ -223,6 +224,7 @@ def test_a_run_is_found_again_after_a_reload_and_can_be_stopped(house: House, pa
     assert int(told.split()[1].replace(",", "")) == len(house.record(start)) < 2000
 
 
+@pytest.mark.slow
 def test_real_and_simulated_traffic_are_told_apart_and_the_choice_is_kept_in_the_address(
     house: House, page: Page, client: dict[str, int]
 ) -> None:

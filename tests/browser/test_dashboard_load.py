@@ -76,6 +76,7 @@ def test_an_empty_page_offers_one_test_which_is_found_again_after_a_reload_and_i
     assert barriers(page) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_compared_by_an_address_and_exported(quiet: House, page: Page) -> None:
     opens(page, quiet, "load")
     page.get_by_role("textbox", name="Target").click()

@@ -314,7 +314,9 @@ def test_a_model_that_is_killed_midway_takes_no_more_than_its_rows(own_house: Ho
     assert [row["status"] for row in own_house.record()] == [200] * 1_000 + [502] * 2_000
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [NDJSON, *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form != NDJSON)]
+)
 def test_the_rows_of_a_batch_have_shadows_too(board: Path, tmp_path: Path, many: Clients, form: str) -> None:
     with a_house(tmp_path, board, 'mode = "shadow"') as house:
         body = written(form, [*many[:1_200], many[0] | {"SEX": 3}])
@@ -456,6 +458,7 @@ def test_a_variant_that_refuses_everything_is_not_stormed() -> None:
     assert lost.asked == 1
 
 
+@pytest.mark.slow
 def test_a_client_may_send_everything_before_it_reads_in_the_memory_of_a_few_pieces(
     board: Path, tmp_path: Path, client: dict[str, int]
 ) -> None:

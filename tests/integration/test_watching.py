@@ -193,6 +193,7 @@ def test_psi_of_the_same_shares_is_nothing_and_grows_with_the_difference() -> No
     assert psi([100, 0], [50, 50]) < np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [60, 500])
 @pytest.mark.parametrize(
     "shares", [[0.05] * 20, [0.6, 0.25, 0.1, 0.03, 0.01, 0.005, 0.003, 0.002]], ids=["even", "rare"]
