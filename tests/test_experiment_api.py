@@ -18,11 +18,12 @@ from flask import Flask, request
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from router import database
+from router import database, phases_api
 from router.controllers import Runner
 from router.experiment import read
 from router.experiment_api import blueprint
 from router.experiments import Experiments, Following
+from router.fold import Fold
 from router.keys import Guard, Key, Keys, Scope
 from router.once import Once
 from runoff import web
@@ -64,6 +65,8 @@ def app(url: str) -> Iterator[Flask]:
     runner = Runner(experiments, following, lambda *_: {})
     addresses = blueprint(experiments, admit, following.look, judged=runner.judged)
     app.register_blueprint(Once(engine, admit).watch(addresses))
+    history = phases_api.History(experiments, Fold(engine))
+    app.register_blueprint(phases_api.blueprint(following, history, admit))
     app.extensions["runner"] = runner
     app.extensions["reader"] = Keys(engine).add("a reader", "read")
     app.extensions["following"] = following
