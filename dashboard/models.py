@@ -235,11 +235,11 @@ class Known:
                 past.append(release["changes"][service])
         return past[-2]["version"] if len(past) > 1 else None
 
-    def version(self, variant: str, version: str | None) -> dict[str, Any] | None:
+    def version(self, variant: str, version: str | None) -> Stats | None:
         """A version of a variant's model, as a phase knows it; None where its service tells no such one."""
         for each in self.versions[variant]:
             if each["version"] == version:
-                return {name: each[name] for name in ("model", "version", "digest")}
+                return {name: each[name] for name in ("version", "digest")}
         return None
 
     def looked(self, variant: str) -> str:

@@ -305,12 +305,12 @@ def _model(told: Mapping[str, str | None]) -> str:
 
 
 def _foreseen(router: Router, change: Any, *, wants_json: bool, dry_run: bool) -> bool:
-    """Say what a change would end, before it is made; whether it is to be made."""
+    """Say what a change would end, before it is made, beside the answer; whether it is to be made."""
     told = router.ask("POST", "phases/next", change)
     if wants_json and dry_run:
         say_json(told)
     else:
-        click.echo(told["says"], err=wants_json)
+        click.echo(told["says"], err=not dry_run)
     return not dry_run
 
 

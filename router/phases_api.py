@@ -83,6 +83,10 @@ class History:
         self._experiments = experiments
         self._fold = fold
 
+    def now(self) -> Current | None:
+        """The experiment in force, read from the database; raises DatabaseDown."""
+        return self._experiments.current()
+
     def listed(self, current: Current, tag: str | None) -> PhaseList:
         """All phases; raises DatabaseDown."""
         self._fold.catch_up()
@@ -172,7 +176,8 @@ def blueprint(following: Following, history: History, authorize: Authorize) -> B
         """What a change would end, and what it would go on with; nothing is changed."""
         authorize("read")
         asked = valid(Asked, web.json_body(), Invalid)
-        current = following.now()
+        # Whoever has just changed something sees it, whichever process answers.
+        current = history.now() or following.now()
         try:
             document = read(asked.document) if asked.document is not None else current.document
             if asked.promote is not None:

@@ -177,7 +177,7 @@ def test_what_a_change_ends_is_said_before_it_is_made_and_is_there_again_when_it
         told = verdict(house)
         assert (told["phase"], told["metric"], told["alpha"], told["labelled"]) == (2, "log-loss", 0.025, 20)
         back = runoff("router.cli", "set", str(tmp_path / "before.json"), "--reason", "no")
-        assert "20 outcomes stay with phase 2, and phase 1 goes on, with its 40 outcomes." in back.stdout
+        assert "20 outcomes stay with phase 2, and phase 1 goes on, with its 40 outcomes." in back.stderr
         ask(5)
         told = verdict(house)
         assert (told["phase"], told["metric"], told["alpha"], told["labelled"]) == (1, "brier", 0.05, 45)
