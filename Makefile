@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 PYTHON ?= python3
 # How many tests run at a time: a test starts processes of its own, so more than cores gain nothing.
-WORKERS ?= auto
+WORKERS ?= logical
 PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1

@@ -18,8 +18,8 @@ def runoff(*arguments: object, **environment: str) -> CompletedProcess[str]:
         environment: variables that it sees, beside those that are not Runoff's own.
     """
     typed = [*map(str, arguments)]
-    hidden = {name: None for name in os.environ if name.startswith("RUNOFF_")}
-    done = CliRunner().invoke(main, typed, env=hidden | environment)
+    hidden = dict.fromkeys(name for name in os.environ if name.startswith("RUNOFF_"))
+    done = CliRunner().invoke(main, typed, env={**hidden, **environment})
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return CompletedProcess(["runoff", *typed], done.exit_code, done.stdout, done.stderr)
