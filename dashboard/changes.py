@@ -152,7 +152,7 @@ def replace(state: Answer, old: Answer, new: Answer, per_hour: int, title: str |
 
 
 def ends(proposed: Any) -> Answer | None:
-    """What the router is to be asked of a change that may end a phase; None of what ends none."""
+    """The question to the router about a change that may end a phase; None for one that ends none."""
     if not isinstance(proposed, dict):
         return None
     if proposed["method"] == "PUT":

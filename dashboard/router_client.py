@@ -110,7 +110,7 @@ class RouterClient:
         return self._get("/v1/phases", tag=tag)
 
     def foreseen(self, change: Answer) -> Answer:
-        """What a change would end, and what it would go on with; raises RouterDown."""
+        """The phase that a change would end, and the one that would follow; raises RouterDown."""
         headers = {**self._headers, "Content-Type": "application/json"}
         return _told(self._request("POST", "/v1/phases/next", headers, json.dumps(change).encode()))
 

@@ -173,7 +173,7 @@ class Stats(TypedDict):
 
 
 class ModelDetails(TypedDict):
-    """Who answers for a variant, as far as its service tells."""
+    """The model that answers for a variant, as far as its service tells."""
 
     model: str | None
     version: str | None

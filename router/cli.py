@@ -35,7 +35,7 @@ class Router:
         return self._ask("GET", path)[0]
 
     def ask(self, method: str, path: str, body: Any) -> Any:
-        """What an address under `/v1/` answers to what is sent, which changes nothing."""
+        """The answer of an address under `/v1/` to a question that changes nothing."""
         return self._ask(method, path, body)[0]
 
     def page(self, path: str) -> str:

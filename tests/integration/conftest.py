@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from router import database
+from tests.databases import fresh
 from tests.house import House, running_without_dashboard
 
 
@@ -15,3 +18,13 @@ def own_house(board: Path, tmp_path: Path) -> Iterator[House]:
     """Models and a router for one test alone, which may break them."""
     with running_without_dashboard(tmp_path, board) as own:
         yield own
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty ledger of each kind of database."""
+    with fresh(request.param, tmp_path) as url:
+        made = database.connect(url)
+        database.migrate(made)
+        yield made
+        made.dispose()

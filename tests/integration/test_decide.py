@@ -25,12 +25,10 @@ from router.verdicts import Verdicts
 from tests.house import House, until
 from tests.integration.test_ledger import aside, record
 from tests.integration.test_routing import a_house
-from tests.integration.test_verdicts import NOW, Book, _document, engine, reports
+from tests.integration.test_verdicts import NOW, Book, _document, reports
 from verdict import report
 from verdict.decision import judge
 from verdict.evidence import Evidence
-
-__all__ = ["engine"]
 
 PARTS = {
     "segments": [{"column": "EDUCATION"}, {"column": "LIMIT", "cuts": [1000, 2000]}],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -122,15 +121,6 @@ class Story:
     def numbers(self) -> list[int]:
         self.fold.catch_up()
         return [each.number for each in self.fold.phases.all()]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
-    with fresh(request.param, tmp_path) as url:
-        made = database.connect(url)
-        database.migrate(made)
-        yield made
-        made.dispose()
 
 
 @pytest.fixture

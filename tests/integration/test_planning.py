@@ -8,10 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from router.planning import Asked, Planned, Plans, plans
-from tests.integration.test_verdicts import TWO, Book, engine
+from tests.integration.test_verdicts import TWO, Book
 from verdict import plan
-
-__all__ = ["engine"]
 
 GIVEN: dict[str, Any] = {"difference": 0.01, "per_day": 1000, "labelled": 1, "variance": 0.04}
 

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +29,7 @@ from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
 from router.verdicts import Verdicts, rules
-from tests.databases import fresh, migrated
+from tests.databases import migrated
 from tests.house import House, Reply
 from tests.integration.test_ledger import aside, record
 from tests.integration.test_routing import a_house
@@ -85,15 +84,6 @@ class Book:
 
 def _document(**more: Any) -> Experiment:
     return read({"name": "e", "maturity": "0d", "variants": TWO} | more)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
-    with fresh(request.param, tmp_path) as url:
-        made = database.connect(url)
-        database.migrate(made)
-        yield made
-        made.dispose()
 
 
 def test_a_split_is_judged_by_what_each_variant_said_of_its_own_requests(engine: sa.Engine) -> None:
