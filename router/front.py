@@ -45,6 +45,9 @@ TAG = re.compile(r"[a-z0-9-]{1,40}")
 
 OUR_FAULT = "this is a fault of the router, not of the request; its log says more"
 
+# In the environment of a request: that nothing of its body is left to be read.
+READ = "runoff.read"
+
 # The dialect, the path to ask a model at, and the model that an address names.
 Spoken = tuple[Dialect, str, str | None]
 
@@ -108,6 +111,8 @@ class Front:
         except Exception:
             log.exception("request %s failed", request_id)
             status, headers, body = told(Problem(OUR_FAULT), request_id, found[0])
+        if web.has_body(environ) and not environ.get(READ):
+            headers = [*headers, ("Connection", "close")]
         return Answered(status, [*headers, ("X-Request-ID", request_id)], body)
 
     def _batch(self, environ: WSGIEnvironment, asked: Asked, form: Form) -> Answered:
@@ -199,10 +204,12 @@ def _body(environ: WSGIEnvironment) -> bytes:
         if int(length) > MAX_BODY_BYTES:
             raise TooLarge(f"the body is longer than {MAX_BODY_BYTES:,} bytes; send fewer rows at a time")
         body: bytes = stream.read(int(length))
+        environ[READ] = True
         if len(body) < int(length):
             raise Malformed("the body is shorter than its Content-Length says")
         return body
     body = stream.read(MAX_BODY_BYTES + 1)
+    environ[READ] = len(body) <= MAX_BODY_BYTES
     if len(body) > MAX_BODY_BYTES:
         raise TooLarge(f"the body is longer than {MAX_BODY_BYTES:,} bytes; send fewer rows at a time")
     return body

@@ -62,9 +62,7 @@ class Front:
             slot = self._slots.pop()
         except IndexError:
             full = "too many predictions are at work already"
-            # Nobody reads the body, for which the server hangs up: who does not know asks again in vain.
-            told = {"Retry-After": "1", "Connection": "close"}
-            environ["runoff.refused"] = Unavailable(full, headers=told)
+            environ["runoff.refused"] = Unavailable(full, headers={"Retry-After": "1"})
             return self._app(environ, start)
         try:
             answer = self._answer(environ)

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic_core
 import structlog
@@ -19,6 +19,9 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from runoff import problems
 from runoff.operations import describe
 from runoff.problems import PROBLEM_JSON, Malformed, Problem
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 # Far above any record or batch that belongs into one JSON body.
 MAX_BODY_BYTES = 1_000_000
@@ -198,9 +201,28 @@ def _identify() -> None:
 
 def _sign(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
+    if not response.is_streamed and _is_unread():
+        response.headers["Connection"] = "close"
     if traceparent := request.headers.get("traceparent"):
         response.headers["traceparent"] = traceparent
     return response
+
+
+def has_body(environ: WSGIEnvironment) -> bool:
+    """Whether a request says that it has a body.
+
+    The server closes the connection after an answer to a request whose body nobody has read. An answer that
+    does not say so (`Connection: close`, RFC 9112 section 9.6) leaves the caller to ask again in vain.
+    """
+    return environ.get("CONTENT_LENGTH", "") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ
+
+
+def _is_unread() -> bool:
+    if not has_body(request.environ):
+        return False
+    stream = vars(request).get("stream")
+    # Who reads a body of unknown length reads it to its end.
+    return stream is None or (request.content_length is not None and not stream.is_exhausted)
 
 
 def _answer_http_error(error: HTTPException) -> Response:

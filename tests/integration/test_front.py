@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,6 +47,14 @@ def read_all(connection: socket.socket) -> bytes:
         while piece := connection.recv(65_536):
             received += piece
     return received
+
+
+def told_by(connection: socket.socket) -> HTTPResponse:
+    """The next answer of a connection."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer
 
 
 def counted(visitor: Visitor, pattern: str) -> float:
@@ -384,9 +394,47 @@ def test_a_request_in_the_body_of_another_is_no_request_whether_the_body_is_read
     with closing(dial(service.model_a)) as connection:
         connection.sendall(outer + last(client))
         received = read_all(connection)
-    assert [int(each) for each in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)] == [status, 200]
     assert b"smuggled" not in received
-    assert received.endswith(service.model_a.asks(client).body), "the one after it is answered as ever"
+    # A connection on which a body was left unread is not used again, and the answer says so.
+    is_closed = b"connection: close" in received.lower().partition(b"\r\n\r\n")[0]
+    assert is_closed == (status != 400)
+    told = [int(each) for each in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
+    assert told == ([status] if is_closed else [status, 200])
+    if not is_closed:
+        assert received.endswith(service.model_a.asks(client).body), "the one after it is answered as ever"
+
+
+@pytest.mark.parametrize("who", ["model_a", "router"])
+@pytest.mark.parametrize("length", ["Content-Length: 2", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    ("path", "told", "status"),
+    [
+        ("/nowhere", "", 404),
+        ("/livez", "", 405),
+        ("/predict", "X-Request-ID: a/b", 400),
+        ("/predict", "Content-Type: text/html", 415),
+        ("/v1/models/model-a/versions/no-such-version/predict", "", 404),
+    ],
+)
+def test_an_answer_that_does_not_wait_for_the_body_says_that_the_connection_ends(
+    house: House, who: str, length: str, path: str, told: str, status: int
+) -> None:
+    service: Visitor = getattr(house, who)
+    lines = [f"POST {path} HTTP/1.1", "Host: x", length, *filter(None, [told]), "", ""]
+    body = b"{}" if length.startswith("Content") else b"2\r\n{}\r\n0\r\n\r\n"
+    with closing(dial(service)) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        # Most answer at once, some read the body first.
+        select.select([connection], [], [], 0.5)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(body)
+        answer = told_by(connection)
+        assert answer.status == status
+        if answer.headers["Connection"] == "close":
+            assert read_all(connection) == b""
+        else:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert told_by(connection).status == 200
 
 
 @pytest.mark.parametrize("missing", [5, 0], ids=["cut short", "whole"])
