@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -16,13 +14,15 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from router.database import MIGRATIONS
+from router import database
 from tests import sharing
 from tests.ports import free_port
 
 CI = os.environ.get("CI") == "true"
 NUMBERS = count()
 SHARED = "postgresql"
+LEDGER = "ledger"
+FILE = "ledger.sqlite"
 # No test takes the power from a machine: what the system has, it writes.
 SETTINGS = """
 port = {port}
@@ -71,15 +71,15 @@ class Cluster:
         """Stop it as a crash would, or as told."""
         self._run("pg_ctl", "--wait", f"--mode={how}", "stop")
 
-    def new(self) -> str:
-        """The URL of a new database."""
-        name = f"{os.environ.get('PYTEST_XDIST_WORKER', 'test')}_{next(NUMBERS)}"
+    def new(self, name: str = "", template: str = "template1") -> str:
+        """Make a database as a copy of a template, by default with a name of its own, and return its URL."""
+        name = name or f"{os.environ.get('PYTEST_XDIST_WORKER', 'test')}_{next(NUMBERS)}"
         server = sa.create_engine(
             sa.make_url(self.url("postgres")).set(drivername="postgresql+psycopg"),
             isolation_level="AUTOCOMMIT",
         )
         with server.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         server.dispose()
         return self.url(name)
 
@@ -118,19 +118,37 @@ def _made_open(folder: Path) -> None:
     Cluster(folder)
 
 
-@contextmanager
-def fresh(kind: str, folder: Path) -> Iterator[str]:
+def empty(kind: str, folder: Path) -> str:
     """The URL of an empty database of a kind, "sqlite" or "postgresql"."""
-    if kind == "sqlite":
-        yield f"sqlite:///{folder / 'ledger.sqlite'}"
-        return
-    yield shared().new()
+    return shared().new() if kind == "postgresql" else in_file(folder)
+
+
+def ledger(kind: str, folder: Path) -> str:
+    """The URL of a new ledger of a kind; its tables are made once for all tests, and copied."""
+    if kind == "postgresql":
+        cluster = shared()
+        sharing.once(f"{LEDGER}-postgresql", lambda _: _make_tables(cluster.new(LEDGER)))
+        return cluster.new(template=LEDGER)
+    made = sharing.once(f"{LEDGER}-sqlite", lambda place: _make_tables(in_file(place)))
+    shutil.copy(made / FILE, folder)
+    return in_file(folder)
+
+
+def in_file(folder: Path) -> str:
+    """The URL of SQLite's database in a folder."""
+    return f"sqlite:///{folder / FILE}"
+
+
+def _make_tables(url: str) -> None:
+    engine = database.connect(url)
+    database.migrate(engine)
+    engine.dispose()
 
 
 def migrated(engine: sa.Engine, revision: str) -> None:
     """Bring a new database's tables to the form of an older release."""
     settings = Config()
-    settings.set_main_option("script_location", str(MIGRATIONS))
+    settings.set_main_option("script_location", str(database.MIGRATIONS))
     with engine.begin() as connection:
         settings.attributes["connection"] = connection
         command.upgrade(settings, revision)

@@ -49,6 +49,7 @@ def test_an_empty_dashboard_says_why_and_its_one_button_fills_it_with_what_the_r
     assert {row["tag"] for row in own_house.record()} == {"simulation"}
 
 
+@pytest.mark.slow
 def test_pressing_send_adds_to_tiles_charts_and_grid_what_the_router_recorded(
     house: House, page: Page
 ) -> None:
@@ -66,6 +67,7 @@ def test_pressing_send_adds_to_tiles_charts_and_grid_what_the_router_recorded(
     shows_what_the_router_recorded(page, house)
 
 
+@pytest.mark.slow
 def test_clients_of_a_payment_profile_come_to_the_record_with_that_payment_history(
     house: House, page: Page
 ) -> None:
@@ -134,6 +136,7 @@ def breaks_the_challenger(page: Page, reason: str) -> None:
     expect(dialog).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_challenger_that_is_to_break_breaks_when_that_is_confirmed_and_is_mended(
     own_house: House, page: Page
 ) -> None:
@@ -242,6 +245,7 @@ def test_real_and_simulated_traffic_are_told_apart_and_the_choice_is_kept_in_the
     expect(page.locator("#summary")).to_contain_text(f"{house.stats('real')['requests']:,} real request")
 
 
+@pytest.mark.slow
 def test_the_theme_changes_page_and_charts_and_is_kept_in_the_address(
     house: House, page: Page, client: dict[str, int]
 ) -> None:
@@ -259,6 +263,7 @@ def test_the_theme_changes_page_and_charts_and_is_kept_in_the_address(
     assert is_dark(page)
 
 
+@pytest.mark.slow
 def test_on_a_phone_everything_stands_in_one_column_that_fits(
     house: House, page: Page, client: dict[str, int]
 ) -> None:
@@ -274,6 +279,7 @@ def test_on_a_phone_everything_stands_in_one_column_that_fits(
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_a_paused_page_asks_for_nothing(house: House, page: Page, client: dict[str, int]) -> None:
     house.router.asks(client)
     opens(page, house)
@@ -298,6 +304,7 @@ def test_by_keyboard_one_skips_to_the_content_and_sees_where_one_is(house: House
     assert link.evaluate("link => getComputedStyle(link).outlineStyle") == "solid"
 
 
+@pytest.mark.slow
 def test_no_chart_offers_to_upload_itself(house: House, page: Page, client: dict[str, int]) -> None:
     house.router.asks(client)
     opens(page, house)
@@ -308,6 +315,7 @@ def test_no_chart_offers_to_upload_itself(house: House, page: Page, client: dict
     assert not [title for title in titles if re.search("cloud|plotly|edit", title, re.IGNORECASE)]
 
 
+@pytest.mark.slow
 def test_what_is_down_is_named_with_its_reason_and_the_page_goes_on(own_house: House, page: Page) -> None:
     house = own_house
     house.services.kill("model_b")

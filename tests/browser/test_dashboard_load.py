@@ -43,6 +43,7 @@ def newest(house: House) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_an_empty_page_offers_one_test_which_is_found_again_after_a_reload_and_is_kept(
     quiet: House, page: Page
 ) -> None:

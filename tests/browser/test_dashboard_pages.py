@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from flask import Flask
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
 from sklearn.tree import DecisionTreeClassifier
 from sqlalchemy import create_engine
 
@@ -50,7 +50,10 @@ PIXEL = """async address => {
 NOTEBOOK = "https://connect.example.com/content/0f5a/"
 KEY = "an-operator's-key-of-these-tests"
 PAGES = ("", "verdict", "models", "load", "drift", "experiment")
-WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+WIDTHS: dict[str, ViewportSize] = {
+    "desktop": {"width": 1280, "height": 900},
+    "phone": {"width": 390, "height": 844},
+}
 # Who reads a chart's data, not its pixels.
 PSI_BARS = """() => {
     const bars = document.querySelector("#psi-chart .js-plotly-plot")?.data?.[1];
@@ -143,22 +146,29 @@ def barriers(page: Page) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("width", "theme"),
-    [
-        ("desktop", "light"),
-        ("phone", "dark"),
-        pytest.param("desktop", "dark", marks=pytest.mark.slow),
-        pytest.param("phone", "light", marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "live")
-def test_a_page_is_free_of_barriers_and_fits(
-    keyed: House, page: Page, path: str, width: str, theme: str
+def test_a_page_is_free_of_barriers_and_fits(keyed: House, page: Page, path: str) -> None:
+    page.set_viewport_size(WIDTHS["desktop"])
+    opens(page, keyed, f"{path}?theme=light")
+    is_free_and_fits(page, path, "light")
+    page.get_by_role("button", name="Dark theme").click()
+    page.set_viewport_size(WIDTHS["phone"])
+    is_free_and_fits(page, path, "dark")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "live")
+def test_a_page_that_is_opened_in_any_width_and_theme_is_free_of_barriers_and_fits(
+    keyed: House, page: Page, path: str, theme: str, width: str
 ) -> None:
-    pixels, height = WIDTHS[width]
-    page.set_viewport_size({"width": pixels, "height": height})
+    page.set_viewport_size(WIDTHS[width])
     opens(page, keyed, f"{path}?theme={theme}")
+    is_free_and_fits(page, path, theme)
+
+
+def is_free_and_fits(page: Page, path: str, theme: str) -> None:
     expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", theme)
     expect(page.locator("main .mantine-Skeleton-root")).to_have_count(0)
     if not path:
@@ -166,7 +176,7 @@ def test_a_page_is_free_of_barriers_and_fits(
         page.locator("#grid").scroll_into_view_if_needed()
         expect(page.locator("#grid .ag-cell").first).to_be_visible()
     assert barriers(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= pixels
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps_it_too(
@@ -192,6 +202,7 @@ def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps
     expect(page.get_by_role("radio", name="15m")).to_be_checked()
 
 
+@pytest.mark.slow
 def test_what_is_looked_at_on_a_page_is_in_its_address_and_outlives_a_reload(
     keyed: House, page: Page, clients: list[dict[str, int]]
 ) -> None:
@@ -224,6 +235,7 @@ def test_the_way_out_of_an_empty_page_keeps_what_was_chosen(keyed: House, page: 
         expect(page).to_have_url(re.compile(r"/\?traffic=simulation&theme=dark$"))
 
 
+@pytest.mark.slow
 def test_a_page_whose_server_fails_says_so_with_the_request_and_what_to_do(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -696,6 +708,7 @@ def test_the_verdict_is_the_routers_down_to_the_figures_and_says_what_it_rests_o
     expect(page.locator(".js-plotly-plot")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_verdict_is_one_file_that_shows_all_of_it_without_a_network(
     keyed: House, page: Page, tmp_path: Path
 ) -> None:

@@ -26,7 +26,8 @@ import urllib3
 
 from router import database, tables
 from router.fold import Fold
-from tests.databases import Cluster, fresh, made
+from tests import databases
+from tests.databases import Cluster, made
 from tests.house import House, Visitor, running, until
 from tests.integration.test_ledger import recounted, sums_of
 from tests.integration.test_upstream import Line, Service, response
@@ -205,10 +206,8 @@ def test_whatever_is_killed_no_answer_is_lost(
 ) -> None:
     document = EXPERIMENT.replace("[[", "eject_after_failures = 50\n[[", 1)
     Path(experiment["RUNOFF_EXPERIMENT"]).write_text(document + LIAR.format(url=liar.url))
-    with (
-        fresh(kind, tmp_path) as url,
-        running(tmp_path, board, "model_a", "model_b", "router", RUNOFF_LEDGER=url, **experiment) as house,
-    ):
+    url = databases.empty(kind, tmp_path)
+    with running(tmp_path, board, "model_a", "model_b", "router", RUNOFF_LEDGER=url, **experiment) as house:
         until(lambda: house.router.asks(clients[0]).status == 200, "the router answers")
         befalling = disasters(house, random.Random(1))
         end = time.monotonic() + SECONDS

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from router import database
-from tests.databases import fresh
+from tests import databases
 from tests.house import House, running_without_dashboard
 
 
@@ -23,8 +23,6 @@ def own_house(board: Path, tmp_path: Path) -> Iterator[House]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     """An empty ledger of each kind of database."""
-    with fresh(request.param, tmp_path) as url:
-        made = database.connect(url)
-        database.migrate(made)
-        yield made
-        made.dispose()
+    made = database.connect(databases.ledger(request.param, tmp_path))
+    yield made
+    made.dispose()

@@ -25,7 +25,7 @@ from router.fold import Fold
 from router.keys import Guard, Key, Keys, Scope
 from router.once import Once
 from runoff import web
-from tests.databases import fresh
+from tests import databases
 from tests.house import Reply, running_without_dashboard, served
 from tests.shell import runoff
 
@@ -43,13 +43,12 @@ WHY = {"reason": "so"}
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    return databases.ledger("sqlite", tmp_path)
 
 
 @pytest.fixture
 def app(url: str) -> Iterator[Flask]:
     engine = database.connect(url)
-    database.migrate(engine)
     experiments = Experiments(engine)
     experiments.take_in(read(DOCUMENT))
     following = Following(experiments)
@@ -138,9 +137,8 @@ def test_a_change_names_the_version_that_it_is_a_change_of(asking: Asking) -> No
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with fresh(request.param, tmp_path) as found:
-        yield found
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return databases.ledger(request.param, tmp_path)
 
 
 class TestOnEachDatabase:

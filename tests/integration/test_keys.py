@@ -9,13 +9,12 @@ import pytest
 from router import database
 from router.keys import OPERATOR_KEY, SCOPES, Guard, Keys, KeyTrouble, must_have_keys
 from runoff.problems import Forbidden, TooManyRequests, Unauthorized, Unavailable
+from tests import databases
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
-    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    database.migrate(engine)
-    return Keys(engine)
+    return Keys(database.connect(databases.ledger("sqlite", tmp_path)))
 
 
 def guard(keys: Keys, **environment: str) -> Guard:

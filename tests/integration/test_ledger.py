@@ -30,7 +30,7 @@ from router.outcomes import Outcomes
 from router.retention import prune
 from router.store import DuplicateRequest, Repeated
 from router.writers import APPENDING
-from tests.databases import fresh
+from tests import databases
 from tests.house import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,16 +38,14 @@ NUMBERS = count()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind, for one test alone."""
-    with fresh(request.param, tmp_path) as url:
-        yield url
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new ledger of each kind, for one test alone."""
+    return databases.ledger(request.param, tmp_path)
 
 
 @pytest.fixture
 def engine(url: str) -> Iterator[sa.Engine]:
     made = database.connect(url)
-    database.migrate(made)
     yield made
     made.dispose()
 
@@ -444,7 +442,9 @@ def test_a_report_that_breaks_a_rule_is_told_by_its_field(engine: sa.Engine, rep
     assert good.status == "pending", "the others are taken"
 
 
-def test_many_databases_of_one_place_are_opened_at_once(url: str) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_many_databases_of_one_place_are_opened_at_once(tmp_path: Path, kind: str) -> None:
+    url = databases.empty(kind, tmp_path)
     script = "import sys; from router import database; database.migrate(database.connect(sys.argv[1]))"
     starting = [subprocess.Popen([sys.executable, "-c", script, url], cwd=ROOT) for _ in range(4)]
     assert [process.wait() for process in starting] == [0] * 4

@@ -25,7 +25,8 @@ from router.phases_api import History
 from router.retention import prune
 from router.tables import spans
 from router.verdicts import Verdicts
-from tests.databases import fresh, migrated
+from tests import databases
+from tests.databases import migrated
 from tests.integration.test_ledger import record
 from verdict.evidence import Evidence
 from verdict.results import Verdict
@@ -211,9 +212,7 @@ def test_rules_that_are_declared_again_begin_a_phase_at_half_of_the_risk(story: 
 def test_what_decides_or_splits_otherwise_begins_a_phase_and_is_taken_back(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    database.migrate(engine)
-    story = Story(engine)
+    story = Story(database.connect(databases.ledger("sqlite", tmp_path)))
     story.both(2)
     before = {name: story.fields.get(name) for name in fields}
     told = story.history.foreseen(story.current, read(story.fields | fields))
@@ -243,9 +242,7 @@ def test_what_decides_or_splits_otherwise_begins_a_phase_and_is_taken_back(
     ],
 )
 def test_what_neither_decides_nor_splits_begins_none(tmp_path: Path, fields: dict[str, Any]) -> None:
-    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    database.migrate(engine)
-    story = Story(engine)
+    story = Story(database.connect(databases.ledger("sqlite", tmp_path)))
     story.both(2)
     told = story.history.foreseen(story.current, read(story.fields | fields))
     assert (told["leaves"], told["enters"]) == (None, 1)
@@ -493,67 +490,63 @@ def test_a_recount_and_pruning_leave_phases_as_they_are(story: Story) -> None:
 def test_an_older_ledger_is_counted_by_phases_and_what_was_pruned_is_one_for_each_split(
     tmp_path: Path, kind: str, *, pruned: bool
 ) -> None:
-    with fresh(kind, tmp_path) as url:
-        engine = database.connect(url)
-        migrated(engine, "0003")
-        document = read({"name": "e", "maturity": "0d", "variants": TWO})
-        texts = [document.model_dump_json(), document.model_copy(update={"salt": "2"}).model_dump_json()]
-        columns = 'version, time, action, "by", reason, series, document'
-        with engine.begin() as connection:
-            for version, text in enumerate(texts, start=1):
-                connection.execute(
-                    sa.text(
-                        f"INSERT INTO experiments ({columns}) VALUES (:v, :t, 'set', 'ada', 'so', :v, :d)"
-                    ),
-                    {"v": version, "t": stamp(NOW), "d": text},
-                )
-            rows = [
-                record(f"r{number}", time=stamp(NOW - timedelta(hours=1)), experiment_version=version)
-                for number, version in enumerate((1, 1, 1, 2))
-            ]
-            for row in rows:
-                told = row._asdict()
-                names = ", ".join(told)
-                connection.execute(
-                    sa.text(f"INSERT INTO predictions ({names}) VALUES ({', '.join(f':{n}' for n in told)})"),
-                    told,
-                )
-            if pruned:
-                asked = (
-                    "INSERT INTO sums (experiment, hour, experiment_version, allocation, variant, kind, tag,"
-                    " model, version, requests, answered, refused, failed, saved, assigned, served, apart,"
-                    " apart_failed, together, timed, sum_p, sum_p2, log_latency, log_latency2)"
-                    " VALUES ('e', :hour, :version, 0, 'A', '', '', 'model-a', 'v1', :n, :n, 0, 0, 0, :n,"
-                    " :n, :n, 0, 0, :n, 1, 1, 1, 1)"
-                )
-                for hour in ("", "2026-11-23T13"):
-                    for version, n in ((1, 40), (2, 7)):
-                        connection.execute(sa.text(asked), {"hour": hour, "version": version, "n": n})
-                folded = {"name": "ledger", "p": 4}
-                connection.execute(
-                    sa.text(
-                        "INSERT INTO folds (name, predictions, side_answers, outcomes, recounts, pruned)"
-                        " VALUES (:name, :p, 0, 0, 0, '2026-11-23T13')"
-                    ),
-                    folded,
-                )
-        database.migrate(engine)
-        fold, experiments = Fold(engine), Experiments(engine)
-        verdicts = Verdicts(engine, fold)
-        expected = (40, 7) if pruned else (3, 1)
-        for phase, requests in enumerate(expected, start=1):
-            current, found = verdicts.of_phase(phase)
-            assert verdicts.evidence(current, "real", phase=found, now=NOW).arm("A").requests == requests
-        # The one in force goes on.
-        now = experiments.current()
-        assert now
-        assert now.attempt == 1
-        Ledger(engine).append(
-            Entry([record("new", time=stamp(NOW - timedelta(hours=1)), experiment_version=2)])
-        )
-        assert verdicts.evidence(now, "real", now=NOW).arm("A").requests == expected[1] + 1
-        assert [each.number for each in fold.phases.all()] == [1, 2]
-        engine.dispose()
+    url = databases.empty(kind, tmp_path)
+    engine = database.connect(url)
+    migrated(engine, "0003")
+    document = read({"name": "e", "maturity": "0d", "variants": TWO})
+    texts = [document.model_dump_json(), document.model_copy(update={"salt": "2"}).model_dump_json()]
+    columns = 'version, time, action, "by", reason, series, document'
+    with engine.begin() as connection:
+        for version, text in enumerate(texts, start=1):
+            connection.execute(
+                sa.text(f"INSERT INTO experiments ({columns}) VALUES (:v, :t, 'set', 'ada', 'so', :v, :d)"),
+                {"v": version, "t": stamp(NOW), "d": text},
+            )
+        rows = [
+            record(f"r{number}", time=stamp(NOW - timedelta(hours=1)), experiment_version=version)
+            for number, version in enumerate((1, 1, 1, 2))
+        ]
+        for row in rows:
+            told = row._asdict()
+            names = ", ".join(told)
+            connection.execute(
+                sa.text(f"INSERT INTO predictions ({names}) VALUES ({', '.join(f':{n}' for n in told)})"),
+                told,
+            )
+        if pruned:
+            asked = (
+                "INSERT INTO sums (experiment, hour, experiment_version, allocation, variant, kind, tag,"
+                " model, version, requests, answered, refused, failed, saved, assigned, served, apart,"
+                " apart_failed, together, timed, sum_p, sum_p2, log_latency, log_latency2)"
+                " VALUES ('e', :hour, :version, 0, 'A', '', '', 'model-a', 'v1', :n, :n, 0, 0, 0, :n,"
+                " :n, :n, 0, 0, :n, 1, 1, 1, 1)"
+            )
+            for hour in ("", "2026-11-23T13"):
+                for version, n in ((1, 40), (2, 7)):
+                    connection.execute(sa.text(asked), {"hour": hour, "version": version, "n": n})
+            folded = {"name": "ledger", "p": 4}
+            connection.execute(
+                sa.text(
+                    "INSERT INTO folds (name, predictions, side_answers, outcomes, recounts, pruned)"
+                    " VALUES (:name, :p, 0, 0, 0, '2026-11-23T13')"
+                ),
+                folded,
+            )
+    database.migrate(engine)
+    fold, experiments = Fold(engine), Experiments(engine)
+    verdicts = Verdicts(engine, fold)
+    expected = (40, 7) if pruned else (3, 1)
+    for phase, requests in enumerate(expected, start=1):
+        current, found = verdicts.of_phase(phase)
+        assert verdicts.evidence(current, "real", phase=found, now=NOW).arm("A").requests == requests
+    # The one in force goes on.
+    now = experiments.current()
+    assert now
+    assert now.attempt == 1
+    Ledger(engine).append(Entry([record("new", time=stamp(NOW - timedelta(hours=1)), experiment_version=2)]))
+    assert verdicts.evidence(now, "real", now=NOW).arm("A").requests == expected[1] + 1
+    assert [each.number for each in fold.phases.all()] == [1, 2]
+    engine.dispose()
 
 
 def test_spans_are_few_where_nothing_changes(story: Story, engine: sa.Engine) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.databases import fresh
+from tests import databases
 from tests.house import House, Reply, running, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -297,23 +297,23 @@ def test_two_routers_on_one_postgresql_assign_alike_and_tell_one_truth(
     board: Path, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
     same = {"RUNOFF_SECRET": "of both", "RUNOFF_LEDGER": ""}
-    with fresh("postgresql", tmp_path) as url:
-        same["RUNOFF_LEDGER"] = url
-        with a_house(tmp_path, board, "", **same) as one:
-            # The other has no models of its own: it follows the document that is there.
-            document = (tmp_path / "experiment.toml").read_text()
-            for name in ("model_a", "model_b"):
-                document = re.sub(rf"\$\{{{name.upper()}_URL[^}}]*\}}", one.services.urls[name], document)
-            (tmp_path / "other.toml").write_text(document)
-            same["RUNOFF_EXPERIMENT"] = str(tmp_path / "other.toml")
-            with running(tmp_path / "other", board, "router", **same) as other:
-                for number, client in enumerate(clients[:60]):
-                    unit = f"u{number}"
-                    replies = [each.router.asks(client, X_Unit_ID=unit) for each in (one, other)]
-                    assert [reply.status for reply in replies] == [200, 200]
-                    assert len({reply.headers["X-Variant"] for reply in replies}) == 1
-                assert one.stats()["requests"] == other.stats()["requests"] == 120
-                assert one.router.gets("/v1/experiment").headers["ETag"] == '"1"', "it is the same document"
+    url = databases.empty("postgresql", tmp_path)
+    same["RUNOFF_LEDGER"] = url
+    with a_house(tmp_path, board, "", **same) as one:
+        # The other has no models of its own: it follows the document that is there.
+        document = (tmp_path / "experiment.toml").read_text()
+        for name in ("model_a", "model_b"):
+            document = re.sub(rf"\$\{{{name.upper()}_URL[^}}]*\}}", one.services.urls[name], document)
+        (tmp_path / "other.toml").write_text(document)
+        same["RUNOFF_EXPERIMENT"] = str(tmp_path / "other.toml")
+        with running(tmp_path / "other", board, "router", **same) as other:
+            for number, client in enumerate(clients[:60]):
+                unit = f"u{number}"
+                replies = [each.router.asks(client, X_Unit_ID=unit) for each in (one, other)]
+                assert [reply.status for reply in replies] == [200, 200]
+                assert len({reply.headers["X-Variant"] for reply in replies}) == 1
+            assert one.stats()["requests"] == other.stats()["requests"] == 120
+            assert one.router.gets("/v1/experiment").headers["ETag"] == '"1"', "it is the same document"
 
 
 @pytest.mark.parametrize("unit", ["", "Größe".encode().decode("latin-1"), "x" * 257])

@@ -32,6 +32,7 @@ from router.controllers import (
 )
 from router.experiment import Canary, read
 from router.experiments import Current, Experiments, Following, Place, Stale
+from tests import databases
 
 HOUR = timedelta(hours=1)
 STEPS = [0.05, 0.25, 1.0]
@@ -92,8 +93,7 @@ def _sums(counts: Mapping[str, int]) -> Sums:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    database.migrate(engine)
+    engine = database.connect(databases.ledger("sqlite", tmp_path))
     yield engine
     engine.dispose()
 

@@ -17,6 +17,7 @@ from router.database import DatabaseDown
 from router.experiment import Experiment, read
 from router.experiments import Current, Experiments, Following, NotPossible, Place, Stale
 from runoff.problems import Unavailable
+from tests import databases
 from tests.house import until
 
 WHO: dict[str, Any] = {"by": "ada", "reason": "so"}
@@ -32,13 +33,12 @@ def document(**fields: Any) -> Experiment:
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    return databases.ledger("sqlite", tmp_path)
 
 
 @pytest.fixture
 def engine(url: str) -> Iterator[sa.Engine]:
     engine = database.connect(url)
-    database.migrate(engine)
     yield engine
     engine.dispose()
 
