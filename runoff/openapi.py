@@ -112,11 +112,14 @@ SwaggerUIBundle({{url: "{up}openapi.json", dom_id: "#page", deepLinking: true, v
 
 def build(app: Flask, service: Service) -> dict[str, Any]:
     """The document of an app, as it and the live version are now."""
-    views = list(_views(app))
-    schemas = _Schemas(
-        [ProblemDetails, *(each.answer for each in views), *(each.operation.refusal for each in views)],
-        [each.operation.takes for each in views],
-    )
+    if "openapi" not in app.extensions:
+        # The types of what is taken and answered stay as they are, and their schemas take long to make.
+        views = list(_views(app))
+        app.extensions["openapi"] = views, _Schemas(
+            [ProblemDetails, *(each.answer for each in views), *(each.operation.refusal for each in views)],
+            [each.operation.takes for each in views],
+        )
+    views, schemas = app.extensions["openapi"]
     examples = service.examples()
     paths: dict[str, Any] = {}
     for view in views:

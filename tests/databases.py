@@ -20,6 +20,8 @@ from tests.ports import free_port
 
 CI = os.environ.get("CI") == "true"
 NUMBERS = count()
+# What writes, locks, or migrates is tried on both in the short part, too.
+BOTH = pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True)
 SHARED = "postgresql"
 LEDGER = "ledger"
 FILE = "ledger.sqlite"

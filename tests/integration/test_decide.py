@@ -232,9 +232,9 @@ def fetched(house: House, accept: str, path: str) -> bytes:
 
 
 def test_a_split_is_decided_from_the_router_as_the_router_decides_it(
-    board: Path, tmp_path: Path, clients: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
+    board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with a_house(tmp_path, board, "") as house:
+    with a_house(tmp_path, board, "", models=models) as house:
         asks_and_reports(house, clients)
         # Another kind of traffic counts only where it is asked for.
         house.router.asks(clients[0], X_Traffic_Tag="simulation")
@@ -247,10 +247,10 @@ def test_a_split_is_decided_from_the_router_as_the_router_decides_it(
 
 @pytest.mark.slow
 def test_shadows_are_decided_from_kept_files_without_a_router(
-    board: Path, tmp_path: Path, clients: list[dict[str, int]]
+    board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
     costs = "[decision.costs]\ntp = 0.0\nfp = -1.0\ntn = 1.0\nfn = -4.0\n"
-    with a_house(tmp_path, board, f'mode = "shadow"\n{costs}') as house:
+    with a_house(tmp_path, board, f'mode = "shadow"\n{costs}', models=models) as house:
         asks_and_reports(house, clients)
         until(
             lambda: house.router.gets("/v1/verdict").json["comparisons"][0]["n"] == 270,

@@ -62,6 +62,7 @@ def test_make_alone_lists_the_targets_a_line_each() -> None:
     assert all(len(line.split()) > 3 for line in listed)
 
 
+@pytest.mark.slow
 def test_the_burst_goes_through_and_is_summed_up_in_plain_lines(surroundings: dict[str, str]) -> None:
     done = launch(surroundings, "--smoke")
     assert done.returncode == 0, done.stdout
@@ -138,7 +139,9 @@ def test_a_taken_port_is_named_with_the_way_to_choose_another(
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize("text", ["eighty", "0", "70000", "-1"])
+@pytest.mark.parametrize(
+    "text", ["eighty", *(pytest.param(text, marks=pytest.mark.slow) for text in ("0", "70000", "-1"))]
+)
 def test_a_port_that_is_none_is_refused(surroundings: dict[str, str], text: str) -> None:
     done = launch(surroundings | {"DASHBOARD_PORT": text})
     assert done.returncode == 1

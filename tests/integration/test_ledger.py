@@ -435,6 +435,7 @@ def test_an_outcome_is_taken_once_and_corrected_only_as_such(engine: sa.Engine) 
         ({"id": "p", "outcome": 1, "colour": "red"}, "colour: "),
     ],
 )
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_a_report_that_breaks_a_rule_is_told_by_its_field(engine: sa.Engine, report: Any, why: str) -> None:
     [[told, good]] = Outcomes(engine).append([report, {"id": "good", "outcome": 1}])
     assert told.status == "invalid"

@@ -35,32 +35,32 @@ def fetched(house: House, accept: str, query: str = "") -> bytes:
 
 
 def test_keys_are_added_listed_and_revoked_and_a_running_router_knows_at_once(
-    own_house: House, client: dict[str, int]
+    own_router: House, client: dict[str, int]
 ) -> None:
-    ledger = own_house.var / "ledger.sqlite"
-    assert own_house.router.asks(client).status == 200
+    ledger = own_router.var / "ledger.sqlite"
+    assert own_router.router.asks(client).status == 200
     key = says(keys, "add", "shop", "--scope", "predict", ledger=ledger).strip()
     # In both workers.
     until(
-        lambda: all(Visitor(own_house.router_url).asks(client).status == 401 for _ in range(10)),
+        lambda: all(Visitor(own_router.router_url).asks(client).status == 401 for _ in range(10)),
         "the router is closed",
     )
-    assert own_house.router.asks(client, Authorization=f"Bearer {key}").status == 200
-    assert own_house.router.asks(client, Authorization=f"Bearer {key}", X_Force_Variant="A").status == 403
+    assert own_router.router.asks(client, Authorization=f"Bearer {key}").status == 200
+    assert own_router.router.asks(client, Authorization=f"Bearer {key}", X_Force_Variant="A").status == 403
     [listed] = json.loads(says(keys, "list", "--json", ledger=ledger))
     assert (listed["name"], listed["scope"], listed["revoked"]) == ("shop", "predict", None)
     assert key not in says(keys, "list", ledger=ledger)
     says(keys, "revoke", "shop", ledger=ledger)
     mine = f"Bearer {key}"
-    until(lambda: own_house.router.asks(client, Authorization=mine).status == 401, "the key opens nothing")
+    until(lambda: own_router.router.asks(client, Authorization=mine).status == 401, "the key opens nothing")
     again = CliRunner().invoke(keys, ["revoke", "shop", "--ledger", f"sqlite:///{ledger}"])
     assert (again.exit_code, again.stderr) == (1, "Error: there is no key named shop that could be revoked\n")
 
 
 def test_the_ledger_is_a_file_in_each_form_and_narrowed(
-    own_house: House, clients: list[dict[str, int]]
+    own_router: House, clients: list[dict[str, int]]
 ) -> None:
-    house = own_house
+    house = own_router
     ids = [
         house.router.asks(client, X_Unit_ID=f"u{n % 5}", X_Traffic_Tag="=danger"[1:]).headers["X-Request-ID"]
         for n, client in enumerate(clients[:30])
@@ -91,8 +91,8 @@ def test_the_ledger_is_a_file_in_each_form_and_narrowed(
     assert house.router.gets("/v1/predictions?from=yesterday").status == 400
 
 
-def test_what_is_pruned_is_gone_and_its_sums_stay(own_house: House, clients: list[dict[str, int]]) -> None:
-    house, ledger = own_house, own_house.var / "ledger.sqlite"
+def test_what_is_pruned_is_gone_and_its_sums_stay(own_router: House, clients: list[dict[str, int]]) -> None:
+    house, ledger = own_router, own_router.var / "ledger.sqlite"
     ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients[:20]]
     reports = [{"id": id_, "outcome": 1} for id_ in ids]
     house.router.sends(json.dumps(reports).encode(), "/v1/outcomes")
@@ -109,9 +109,9 @@ def test_what_is_pruned_is_gone_and_its_sums_stay(own_house: House, clients: lis
 
 
 def test_sums_that_are_wrong_are_right_after_a_recount(
-    own_house: House, clients: list[dict[str, int]]
+    own_router: House, clients: list[dict[str, int]]
 ) -> None:
-    house, ledger = own_house, own_house.var / "ledger.sqlite"
+    house, ledger = own_router, own_router.var / "ledger.sqlite"
     for client in clients[:20]:
         house.router.asks(client)
 

@@ -26,7 +26,6 @@ from runoff.releases import Releases, Served
 from runoff.store import ModelVersion, Store
 from tests.house import House, Reply, Visitor, running, until
 
-RELEASES = 50
 CALLERS = 3
 WHY = {"by": "a test", "reason": "so"}
 
@@ -92,8 +91,9 @@ class Asked:
     reply: Reply
 
 
+@pytest.mark.parametrize("releases", [9, pytest.param(50, marks=pytest.mark.slow)])
 def test_releases_and_rollbacks_under_load_fail_no_request_and_mix_up_no_answer(
-    own: Store, house: House, clients: list[dict[str, int]]
+    own: Store, house: House, clients: list[dict[str, int]], releases: int
 ) -> None:
     versions = own.versions("model-a")
     offline = {
@@ -128,7 +128,7 @@ def test_releases_and_rollbacks_under_load_fail_no_request_and_mix_up_no_answer(
     management = Management(own)
     switched: list[datetime] = []
     try:
-        for number in range(RELEASES):
+        for number in range(releases):
             if number % 3 == 2:
                 management.rollback("model-a", **WHY)
             else:
@@ -153,14 +153,14 @@ def test_releases_and_rollbacks_under_load_fail_no_request_and_mix_up_no_answer(
         assert told["prediction"] == offline[told["version"]][each.number], "to the last bit"
     # Once all workers tell of a release, and until the next one, nothing else answers.
     history = management.history("model-a")
-    assert len(history) == RELEASES
+    assert len(history) == releases
     between = [
         (each.reply.headers["X-Model-Version"], release.changes["model-a"].version)
         for release, after, following in zip(history, switched, history[1:], strict=False)
         for each in answered
         if after <= each.began and each.ended <= following.time
     ]
-    assert len(between) > RELEASES
+    assert len(between) > releases
     assert all(answers == live for answers, live in between)
 
 
@@ -204,7 +204,11 @@ class Touch:
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_the_file, damage_the_golden_rows], ids=["the file", "what it says"]
+    "damage",
+    [
+        pytest.param(damage_the_file, id="the file", marks=pytest.mark.slow),
+        pytest.param(damage_the_golden_rows, id="what it says"),
+    ],
 )
 def test_a_release_that_fails_its_test_is_never_served_and_is_told(
     own: Store,

@@ -191,6 +191,7 @@ def sends(loader: Loader, id_: str) -> Run:
     return loader.runs.get(id_)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_runs_one_test_at_a_time_and_stops_when_it_is_told_to(loader: Loader) -> None:
     id_ = loader.start(Load(rate=20, seconds=60))
     assert id_ is not None

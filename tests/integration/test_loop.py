@@ -18,9 +18,9 @@ REFUSED_OR_FAILED = {502, 503, 504}
 
 
 def test_held_out_clients_are_split_answered_and_recorded_to_the_last_request(
-    own_house: House, store: Store, clients: list[dict[str, int]]
+    own_router: House, store: Store, clients: list[dict[str, int]]
 ) -> None:
-    house = own_house
+    house = own_router
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(house.router.asks, clients))
     assert [reply.status for reply in replies] == [200] * len(clients)
@@ -58,6 +58,7 @@ def test_held_out_clients_are_split_answered_and_recorded_to_the_last_request(
     assert binomtest(answered["A"], len(replies), 0.8).pvalue > 1e-6
 
 
+@pytest.mark.slow
 def test_when_a_model_is_killed_under_traffic_each_request_is_answered_or_refused_and_recorded(
     own_house: House, clients: list[dict[str, int]]
 ) -> None:
@@ -88,6 +89,7 @@ def test_when_a_model_is_killed_under_traffic_each_request_is_answered_or_refuse
     )
 
 
+@pytest.mark.slow
 def test_when_the_router_is_killed_no_answer_that_was_given_is_lost(
     own_house: House, clients: list[dict[str, int]]
 ) -> None:

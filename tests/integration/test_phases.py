@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from router import database
 from router.database import stamp
-from router.entries import Entry, SideAnswer
+from router.entries import Entry, Record, SideAnswer
 from router.experiment import Experiment, read
 from router.experiments import Current, Experiments
 from router.fold import Fold
@@ -26,7 +26,7 @@ from router.retention import prune
 from router.tables import spans
 from router.verdicts import Verdicts
 from tests import databases
-from tests.databases import migrated
+from tests.databases import BOTH, migrated
 from tests.integration.test_ledger import record
 from verdict.evidence import Evidence
 from verdict.results import Verdict
@@ -72,6 +72,19 @@ class Story:
 
     def asked(self, variant: str, p: float = 0.3, y: int | None = 0, **more: Any) -> str:
         """Somebody asked, a variant answered, and became y."""
+        [id_] = self.all_asked([(variant, p, y)], **more)
+        return id_
+
+    def all_asked(self, those: list[tuple[str, float, int | None]], **more: Any) -> list[str]:
+        """Many asked, as one did: a variant answered each with a p, and it became a y."""
+        rows = [self._row(variant, p, more) for variant, p, _ in those]
+        self.ledger.append(Entry(rows))
+        ids = [row.id for row in rows]
+        became = [{"id": id_, "outcome": y} for id_, (*_, y) in zip(ids, those, strict=True) if y is not None]
+        list(self.reported.append(became))
+        return ids
+
+    def _row(self, variant: str, p: float, more: dict[str, Any]) -> Record:
         id_ = f"r{next(self._ids)}"
         version, allocation = self.current.place
         told = {"model": f"model-{variant.lower()}", "version": "v1", "digest": self.digests[variant]}
@@ -84,10 +97,7 @@ class Story:
             "propensity": self.current.weights[variant],
             "prediction": p,
         }
-        self.ledger.append(Entry([record(id_, variant=variant, **{**usual, **more})]))
-        if y is not None:
-            list(self.reported.append([{"id": id_, "outcome": y}]))
-        return id_
+        return record(id_, variant=variant, **{**usual, **more})
 
     def shadowed(self, id_: str, p: float, digest: str) -> None:
         said = (id_, "shadow", "B", stamp(NOW), "model-b", "v1", digest, p, 1.0, 200, None)
@@ -95,9 +105,7 @@ class Story:
 
     def both(self, times: int = 1) -> None:
         """Both variants are asked so many times."""
-        for _ in range(times):
-            self.asked("A")
-            self.asked("B")
+        self.all_asked([("A", 0.3, 0), ("B", 0.3, 0)] * times)
 
     def evidence(self, phase: int | None = None) -> Evidence:
         current, which = self.verdicts.of_phase(phase) if phase else (self.current, None)
@@ -312,6 +320,7 @@ def test_a_service_without_digests_is_known_by_its_version_and_one_that_tells_no
     assert (story.phase, story.numbers) == (3, [1, 2, 3])
 
 
+@BOTH
 def test_rows_of_both_models_that_come_in_turns_count_by_what_answered(story: Story) -> None:
     rng = random.Random(3)
     story.both()
@@ -385,9 +394,7 @@ def test_pairs_count_by_the_models_that_gave_both_answers(engine: sa.Engine) -> 
 def test_a_model_that_serves_both_variants_is_compared_with_nothing(story: Story) -> None:
     story.digests["B"] = A1
     rng = random.Random(1)
-    for _ in range(150):
-        for variant in "AB":
-            story.asked(variant, 0.9 if variant == "A" else 0.1, rng.randrange(2))
+    story.all_asked([(name, p, rng.randrange(2)) for name, p in [("A", 0.9), ("B", 0.1)] * 150])
     verdict = story.verdict()
     assert verdict.decision == "equivalent"
     assert verdict.sentence == "A and B are the same model, so nothing is compared."
@@ -440,6 +447,7 @@ def test_a_unit_is_assigned_anew_in_each_phase(story: Story) -> None:
         assert story.evidence(phase).arm("B").by_unit["brier"].units == 1
 
 
+@BOTH
 def test_many_that_count_at_once_know_the_same_phases(story: Story, engine: sa.Engine) -> None:
     folds = [Fold(engine) for _ in range(3)]
     stop = threading.Event()
@@ -447,7 +455,7 @@ def test_many_that_count_at_once_know_the_same_phases(story: Story, engine: sa.E
 
     def count_on(fold: Fold) -> None:
         try:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 fold.catch_up()
         except BaseException as error:
             trouble.append(error)
@@ -469,6 +477,7 @@ def test_many_that_count_at_once_know_the_same_phases(story: Story, engine: sa.E
     assert story.fold.recount() == 0
 
 
+@BOTH
 def test_a_recount_and_pruning_leave_phases_as_they_are(story: Story) -> None:
     for digest in (B1, B2):
         story.digests["B"] = digest
@@ -486,7 +495,7 @@ def test_a_recount_and_pruning_leave_phases_as_they_are(story: Story) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("pruned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_older_ledger_is_counted_by_phases_and_what_was_pruned_is_one_for_each_split(
     tmp_path: Path, kind: str, *, pruned: bool
 ) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pandas as pd
@@ -17,6 +15,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from runoff.releases import Action, Releases, Served
 from runoff.store import Store
+from tests import shell
 from tests.house import House, until
 from tests.integration.test_routing import a_house
 from tests.integration.test_verdicts import reports
@@ -77,7 +76,7 @@ def test_a_release_and_a_rollback_in_mid_experiment_are_phases_and_nothing_is_lo
     board, (older, newer) = two_versions
     release(board, "model-b", "model-b", older)
     # Two workers, who learn of it one after the other.
-    with a_house(tmp_path, board, "", RUNOFF_WORKERS="2") as house:
+    with a_house(tmp_path, board, "", WEB_CONCURRENCY="2") as house:
         asked: dict[str, str] = {}
 
         def ask(times: int) -> None:
@@ -144,16 +143,13 @@ def test_a_release_and_a_rollback_in_mid_experiment_are_phases_and_nothing_is_lo
 
 
 def test_what_a_change_ends_is_said_before_it_is_made_and_is_there_again_when_it_is_taken_back(
-    board: Path, tmp_path: Path, clients: list[dict[str, int]]
+    board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
-    with a_house(tmp_path, board, "") as house:
+    # One worker: another one would go by the document before for a moment.
+    with a_house(tmp_path, board, "", models=models, WEB_CONCURRENCY="1") as house:
 
-        def runoff(module: str, *words: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", module, *words]
-            environment = {"RUNOFF_ROUTER_URL": house.router_url}
-            done = subprocess.run(
-                command, capture_output=True, text=True, env={**_environment(), **environment}, check=False
-            )
+        def runoff(*words: object) -> CompletedProcess[str]:
+            done = shell.runoff(*words, RUNOFF_ROUTER_URL=house.router_url)
             assert done.returncode == 0, done.stderr
             return done
 
@@ -166,30 +162,26 @@ def test_what_a_change_ends_is_said_before_it_is_made_and_is_there_again_when_it
         (tmp_path / "before.json").write_text(json.dumps(document))
         document["decision"]["metric"] = "log-loss"
         (tmp_path / "after.json").write_text(json.dumps(document))
-        change = ("set", str(tmp_path / "after.json"), "--reason", "another metric")
+        change = ("experiment", "set", tmp_path / "after.json", "--reason", "another metric")
         says = "40 outcomes stay with phase 1, and a new phase begins. It is judged at half"
-        assert says in runoff("router.cli", *change, "--dry-run").stdout
+        assert says in runoff(*change, "--dry-run").stdout
         assert house.router.gets("/v1/experiment").json["decision"]["metric"] == "brier"
-        said = runoff("router.cli", *change, "--json")
+        said = runoff(*change, "--json")
         assert says in said.stderr
         assert json.loads(said.stdout)["phases"]["leaves"] == 1
         ask(20)
         told = verdict(house)
         assert (told["phase"], told["metric"], told["alpha"], told["labelled"]) == (2, "log-loss", 0.025, 20)
-        back = runoff("router.cli", "set", str(tmp_path / "before.json"), "--reason", "no")
+        back = runoff("experiment", "set", tmp_path / "before.json", "--reason", "no")
         assert "20 outcomes stay with phase 2, and phase 1 goes on, with its 40 outcomes." in back.stderr
         ask(5)
         told = verdict(house)
         assert (told["phase"], told["metric"], told["alpha"], told["labelled"]) == (1, "brier", 0.05, 45)
-        past = json.loads(runoff("router.verdict_cli", "verdict", "--phase", "2", "--json").stdout)
+        past = json.loads(runoff("verdict", "--phase", "2", "--json").stdout)
         assert (past["metric"], past["labelled"], past["declared"]["phase"]) == ("log-loss", 20, 2)
-        table = runoff("router.cli", "phases").stdout
+        table = runoff("experiment", "phases").stdout
         assert "1 (now)" in table
         assert "other rules" in table
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
 
 
 def test_variants_that_are_swapped_to_one_model_are_said_to_be_the_same(

@@ -46,6 +46,7 @@ def test_each_command_answers(house: House, block: str) -> None:
         assert 0 <= answers[0]["prediction"] <= 1
 
 
+@pytest.mark.slow
 def test_versions_are_managed_as_written(board: Path, tmp_path: Path) -> None:
     own = tmp_path / "board"
     shutil.copytree(board, own)

@@ -290,8 +290,8 @@ def test_latency_quantiles_are_those_of_the_record(house: House, clients: list[d
         assert told[name] == pytest.approx(right, rel=0.01)
 
 
-def test_many_callers_at_once_lose_nothing(own_house: House, clients: list[dict[str, int]]) -> None:
-    house = own_house
+def test_many_callers_at_once_lose_nothing(own_router: House, clients: list[dict[str, int]]) -> None:
+    house = own_router
     with ThreadPoolExecutor(32) as pool:
         replies = list(pool.map(house.router.asks, clients * 2))
     assert {reply.status for reply in replies} == {200}
@@ -299,8 +299,8 @@ def test_many_callers_at_once_lose_nothing(own_house: House, clients: list[dict[
     assert house.stats()["requests"] == len(replies)
 
 
-def test_what_cannot_be_recorded_is_not_answered(own_house: House, client: dict[str, int]) -> None:
-    house = own_house
+def test_what_cannot_be_recorded_is_not_answered(own_router: House, client: dict[str, int]) -> None:
+    house = own_router
     assert house.router.asks(client).status == 200
     with closing(sqlite3.connect(house.var / "ledger.sqlite", isolation_level=None)) as somebody:
         somebody.execute("BEGIN IMMEDIATE")  # and does not end it: nobody else can write

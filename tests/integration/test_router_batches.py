@@ -317,8 +317,10 @@ def test_a_model_that_is_killed_midway_takes_no_more_than_its_rows(own_house: Ho
 @pytest.mark.parametrize(
     "form", [NDJSON, *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form != NDJSON)]
 )
-def test_the_rows_of_a_batch_have_shadows_too(board: Path, tmp_path: Path, many: Clients, form: str) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+def test_the_rows_of_a_batch_have_shadows_too(
+    board: Path, models: House, tmp_path: Path, many: Clients, form: str
+) -> None:
+    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
         body = written(form, [*many[:1_200], many[0] | {"SEX": 3}])
         reply = sends(house.router, form, body, X_Request_ID="shadowed")
         assert (reply.status, reply.headers["X-Variant"]) == (200, "A")
@@ -359,6 +361,7 @@ def test_where_the_fallback_fails_too_it_is_the_one_who_is_named(
         assert [(row["variant"], row["answered_by"]) for row in house.record()] == [("B", "A")] * 3
 
 
+@pytest.mark.slow
 def test_a_ledger_that_goes_away_midway_ends_the_answer_with_what_is_on_record(
     own_house: House, caller: Caller
 ) -> None:
@@ -390,7 +393,9 @@ def babel(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hou
 
 
 @pytest.mark.parametrize("spoken", OTHERS)
-@pytest.mark.parametrize("form", [NDJSON, CSV, ARROW])
+@pytest.mark.parametrize(
+    "form", [NDJSON, *(pytest.param(each, marks=pytest.mark.slow) for each in (CSV, ARROW))]
+)
 def test_a_variant_of_another_dialect_takes_batches_too_and_bad_rows_are_found(
     babel: House, many: Clients, spoken: str, form: str
 ) -> None:

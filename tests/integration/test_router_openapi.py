@@ -270,16 +270,18 @@ class Asking:
     ) -> TestResponse:
         """Ask as the document says, but for what is said otherwise."""
         operation = self.document["paths"][path][method]
-        in_force = self.gets("/v1/experiment")
-        if in_force.status_code == 200:
-            # What is got can be put back.
-            self.experiment = in_force.get_json()
-        looked = in_force
-        if path.startswith("/v1/variants/") and method == "post":
-            looked = self.gets(f"/v1/variants/{self.variant}/releases")
-        given = GIVEN | {"variant": self.variant, "If-Match": looked.headers.get("ETag", '"1"')}
+        taken = list(parameters(self.document, operation))
+        given = GIVEN | {"variant": self.variant}
+        if any(each["name"] == "If-Match" for each in taken):
+            looked = in_force = self.gets("/v1/experiment")
+            if in_force.status_code == 200:
+                # What is got can be put back.
+                self.experiment = in_force.get_json()
+            if path.startswith("/v1/variants/"):
+                looked = self.gets(f"/v1/variants/{self.variant}/releases")
+            given["If-Match"] = looked.headers.get("ETag", '"1"')
         sent: dict[str, dict[str, str]] = {"path": {}, "query": {}, "header": {}}
-        for each in parameters(self.document, operation):
+        for each in taken:
             name = each["name"]
             if each["required"]:
                 sent[each["in"]][name] = given.get(name) or each["example"]

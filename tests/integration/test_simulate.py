@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,10 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from tests import shell
 from tests.house import House, running_without_dashboard, until
 from traffic.faults import Break
 from traffic.plan import Plan
@@ -23,15 +24,8 @@ from traffic.simulation import Late, Order, Simulation
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def simulates(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "traffic.simulate_cli", "--url", url, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        check=False,
-    )
+def simulates(url: str, *arguments: str, **environment: str) -> CompletedProcess[str]:
+    return shell.runoff("simulate", "--url", url, *arguments, **environment)
 
 
 def audit(house: House) -> list[dict[str, Any]]:
@@ -98,6 +92,7 @@ def number(row: dict[str, Any]) -> int:
     return int(row["id"].rpartition("-")[2])
 
 
+@pytest.mark.slow
 def test_a_variant_breaks_on_purpose_when_it_is_told_to_and_is_mended_at_the_end(breakable: House) -> None:
     own = breakable.router.gets("/v1/experiment").json["variants"][1]
     sets(

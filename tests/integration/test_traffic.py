@@ -150,21 +150,22 @@ def test_outcomes_come_late_and_the_router_counts_them_as_known(house: House) ->
         assert [each["outcome"] for each in on_record] == [truth[id_]]
 
 
-def test_outcomes_are_reported_again_until_the_router_is_back(own_house: House) -> None:
-    reports = Outcomes(own_house.router_url, "fixed", mean=0.0)
-    send_now(Plan().at_once(20), Sender(own_house.router_url, max_in_flight=4, waits=True), reports.know)
+@pytest.mark.slow
+def test_outcomes_are_reported_again_until_the_router_is_back(own_router: House) -> None:
+    reports = Outcomes(own_router.router_url, "fixed", mean=0.0)
+    send_now(Plan().at_once(20), Sender(own_router.router_url, max_in_flight=4, waits=True), reports.know)
     assert reports.waiting == 20
-    own_house.services.kill("router")
+    own_router.services.kill("router")
 
     async def run() -> None:
         over = asyncio.Event()
         over.set()
-        async with Sender(own_house.router_url).session() as session:
+        async with Sender(own_router.router_url).session() as session:
             await reports.report(session, over)
 
     reporting = threading.Thread(target=lambda: asyncio.run(run()))
     reporting.start()
     until(lambda: reports.retries > 0, "a report that failed")
-    own_house.services.start_one("router")
+    own_router.services.start_one("router")
     reporting.join(30)
     assert reports.told == {"recorded": 20}

@@ -64,10 +64,11 @@ def state_of(house: House) -> Any:
     return house.router.gets("/v1/experiment/state").json
 
 
+@pytest.mark.slow
 def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
-    board: Path, tmp_path: Path, held_out: list[tuple[dict[str, int], int]]
+    board: Path, models: House, tmp_path: Path, held_out: list[tuple[dict[str, int], int]]
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
         became: dict[str, int] = {}
         seen = []
         for number, (client, outcome) in enumerate(held_out):

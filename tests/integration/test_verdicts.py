@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -29,7 +27,8 @@ from router.ledger import Ledger
 from router.outcomes import Outcomes
 from router.retention import prune
 from router.verdicts import Verdicts, rules
-from tests.databases import migrated
+from tests import shell
+from tests.databases import BOTH, migrated
 from tests.house import House, Reply
 from tests.integration.test_ledger import aside, record
 from tests.integration.test_routing import a_house
@@ -124,6 +123,7 @@ def seen(verdict: Verdict, name: str) -> str:
     return check.seen
 
 
+@BOTH
 def test_units_that_come_again_and_batches_count_once_among_what_chance_assigned(engine: sa.Engine) -> None:
     book = Book(engine)
     current = book.experiments.current()
@@ -253,6 +253,7 @@ def test_rows_of_a_unit_are_counted_together_in_whatever_order_they_become_known
     as_it_should_be(book.evidence())
 
 
+@BOTH
 def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> None:
     book = Book(engine)
     for number in range(6):
@@ -460,6 +461,7 @@ def test_a_change_of_the_split_or_of_the_rules_begins_anew_and_another_does_not(
         assert book.evidence().arm("A").labelled == 0
 
 
+@BOTH
 def test_the_verdict_survives_pruning_and_a_recount(engine: sa.Engine) -> None:
     book = Book(engine, mode="shadow", decision={"segments": [{"column": "AGE"}]})
     for number in range(300):
@@ -720,8 +722,10 @@ def test_a_dry_run_moves_nothing(engine: sa.Engine) -> None:
     assert [entry.action for entry in book.experiments.last(5)] == ["configure"]
 
 
-def test_what_the_evidence_has_doubts_of_is_promoted_only_by_name(board: Path, tmp_path: Path) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+def test_what_the_evidence_has_doubts_of_is_promoted_only_by_name(
+    board: Path, models: House, tmp_path: Path
+) -> None:
+    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
 
         def promotes(variant: str, **more: str) -> Reply:
             body = {"variant": variant, "reason": "so", **more}
@@ -794,9 +798,9 @@ def test_a_split_in_which_the_challenger_seems_worse_and_not_surely_has_doubts(e
 
 
 def test_the_verdict_is_told_over_rest_and_from_a_shell(
-    board: Path, tmp_path: Path, clients: list[dict[str, int]]
+    board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"') as house:
+    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
         nothing = house.router.gets("/v1/verdict").json
         assert (nothing["decision"], nothing["requests"], nothing["labelled"]) == ("keep collecting", 0, 0)
         ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients[:60]]
@@ -822,16 +826,17 @@ def test_the_verdict_is_told_over_rest_and_from_a_shell(
         assert ask_verdict(house, "?replay=nobody").status == 404
         assert ask_verdict(house, "?tag=NO").status == 400
 
-        def runoff(what: str, *words: str) -> str:
-            command = [sys.executable, "-m", "router.verdict_cli", what, "--url", house.router_url, *words]
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        def runoff(*words: object) -> str:
+            done = shell.runoff(*words, RUNOFF_ROUTER_URL=house.router_url)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
 
         assert json.loads(runoff("verdict", "--json"))["labelled"] == told["labelled"]
         assert told["sentence"][:40] in runoff("verdict", "--markdown")
         assert "Brier score" in runoff("verdict")
 
         figure = tmp_path / "plan.html"
-        planned = json.loads(runoff("plan", "--difference", "0.01", "--figure", str(figure), "--json"))
+        planned = json.loads(runoff("plan", "--difference", "0.01", "--figure", figure, "--json"))
         schema = document["paths"]["/v1/plan"]["get"]["responses"]["200"]["content"]["application/json"]
         Draft202012Validator({**schema["schema"], "components": document["components"]}).validate(planned)
         by_design = {each["design"]: each for each in planned["designs"]}

@@ -180,7 +180,7 @@ version = Store.open(board).write("m", model, prototype=Prototype.from_frame(X),
 """
 
 
-@pytest.mark.parametrize("examples", ["with examples", "without"])
+@pytest.mark.parametrize("examples", ["with examples", pytest.param("without", marks=pytest.mark.slow)])
 def test_a_model_of_another_scikit_learn_is_served_only_if_it_can_prove_that_it_says_the_same(
     tmp_path: Path, examples: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,6 +50,7 @@ def runoff(document: str, folder: Path, *words: str) -> Result:
     return CliRunner().invoke(selftest, ["--config", str(folder / "experiment.toml"), *words])
 
 
+@pytest.mark.slow
 def test_a_much_better_challenger_is_promoted_a_broken_one_kept_out_and_nobody_else_wins(
     tmp_path: Path,
 ) -> None:
@@ -176,6 +177,7 @@ def test_no_trust_is_hoped_for_only_where_a_broken_challengers_outcomes_are_miss
         pytest.param("bandit", 20_000, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_late_outcomes_name_a_winner_where_there_is_none_unless_the_maturity_waits_for_them(
     design: Design, outcomes: int
 ) -> None:
