@@ -295,6 +295,7 @@ def test_a_paused_page_asks_for_nothing(house: House, page: Page, client: dict[s
     expect(page.locator("#tile-requests")).to_have_text(f"{house.stats()['requests']:,}")
 
 
+@pytest.mark.slow
 def test_by_keyboard_one_skips_to_the_content_and_sees_where_one_is(house: House, page: Page) -> None:
     opens(page, house)
     page.keyboard.press("Tab")

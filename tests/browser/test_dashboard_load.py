@@ -120,6 +120,7 @@ def test_a_run_is_stopped_compared_by_an_address_and_exported(quiet: House, page
         assert quiet.dashboard.gets(f"/load-runs/{name}").status == 404
 
 
+@pytest.mark.slow
 def test_what_cannot_be_offered_is_refused_with_the_field(quiet: House, page: Page) -> None:
     opens(page, quiet, "load")
     expect(page.get_by_role("button", name="Start")).to_be_enabled()

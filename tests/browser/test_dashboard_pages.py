@@ -257,6 +257,7 @@ def test_an_address_that_is_no_page_is_not_found(keyed: House) -> None:
     assert keyed.dashboard.gets("/models/deeper").status == 404
 
 
+@pytest.mark.slow
 def test_a_row_of_the_record_opens_what_was_asked_and_answered(keyed: House, page: Page) -> None:
     opens(page, keyed)
     newest = rest(keyed, "/v1/predictions?last=1")["predictions"][0]

@@ -228,6 +228,7 @@ def commands(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_holds_what_it_needs_and_its_manifest_says_so(published: dict[str, Path], name: str) -> None:
     folder = published[name]

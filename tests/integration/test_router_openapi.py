@@ -9,6 +9,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -352,18 +353,23 @@ def without_tables(ledger: Path) -> Iterator[None]:
             connection.execute(f"ALTER TABLE hidden_{name} RENAME TO {name}")
 
 
-@pytest.fixture(scope="module")
-def asked(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
-    """Who has asked for everything, in all ways, also while all sorts of things were away."""
-    folder = tmp_path_factory.mktemp("asked")
+@dataclass(frozen=True)
+class Asked:
+    """Somebody who asks a router, in this process, and the models that it asks."""
+
+    asking: Asking
+    app: Flask
+    house: House
+    ledger: Path
+
+
+@contextmanager
+def a_router_to_ask(board: Path, folder: Path) -> Iterator[Asked]:
+    """A router with a record of each variant, before models of its own, for the length of a `with`."""
     shutil.copytree(board, folder / "board")
     ledger, configured = folder / "ledger.sqlite", folder / "experiment.toml"
     services = running(folder, folder / "board", "model_a", "model_b", **{OPERATOR_KEY: KEY})
-    with (
-        services as house,
-        pytest.MonkeyPatch.context() as environment,
-        socket.create_server(("127.0.0.1", 0), backlog=128) as silent,
-    ):
+    with services as house, pytest.MonkeyPatch.context() as environment:
         champion = f'[[variants]]\nname = "A"\nurl = "{house.model_a.url}"\nweight = 1\n'
         configured.write_text(f'name = "ours"\n{champion}', encoding="utf-8")
         environment.setenv("RUNOFF_EXPERIMENT", str(configured))
@@ -372,14 +378,34 @@ def asked(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask
         from router.app import create_app  # noqa: PLC0415 (it makes an app when it is imported)
 
         app = create_app()
-        parts = app.extensions["router"]
-        keys = {scope: parts.keys.add(scope, scope) for scope in ("predict", "outcome")}
-        keys["one request"] = parts.keys.add("one request", "operator", per_second=0.001)
-        parts.guard.refresh()
         asking = Asking(app)
         asking.changes(experiment(house.services.urls))
         asking.document = asking.gets("/openapi.json").get_json()
         asking.puts_on_record()
+        yield Asked(asking, app, house, ledger)
+
+
+def test_every_address_answers_as_the_document_says(board: Path, tmp_path: Path) -> None:
+    with a_router_to_ask(board, tmp_path) as asked:
+        asked.asking.everything({"as the document says": {}})
+        assert asked.asking.untold == []
+        assert {status for _, _, status in asked.asking.seen} <= {200, 202, 409}
+        told = {(method, path) for path, item in asked.asking.document["paths"].items() for method in item}
+        assert {(method, path) for method, path, _ in asked.asking.seen} == told
+
+
+@pytest.fixture(scope="module")
+def asked(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
+    """Who has asked for everything, in all ways, also while all sorts of things were away."""
+    with (
+        a_router_to_ask(board, tmp_path_factory.mktemp("asked")) as usual,
+        socket.create_server(("127.0.0.1", 0), backlog=128) as silent,
+    ):
+        asking, urls, ledger = usual.asking, usual.house.services.urls, usual.ledger
+        parts = usual.app.extensions["router"]
+        keys = {scope: parts.keys.add(scope, scope) for scope in ("predict", "outcome")}
+        keys["one request"] = parts.keys.add("one request", "operator", per_second=0.001)
+        parts.guard.refresh()
 
         wrong = {f"with a key for {name}": sends(Authorization=f"Bearer {key}") for name, key in keys.items()}
         asking.everything(WAYS | wrong | {f"{name}, again": way for name, way in wrong.items()})
@@ -397,7 +423,7 @@ def asked(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask
             "of another system": {"dialect": "vetiver"},
         }
         for name, trouble in troubles.items():
-            asking.changes(experiment(house.services.urls, **trouble))
+            asking.changes(experiment(urls, **trouble))
             more = {f"{name}, with classes": {"query": {"class": "true"}}}
             asking.everything({name: {}, f"{name}, again": {}} | more)
         with without_tables(ledger):
@@ -409,10 +435,12 @@ def asked(board: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask
         yield asking
 
 
+@pytest.mark.slow
 def test_every_answer_that_occurs_is_in_the_document_in_its_form(asked: Asking) -> None:
     assert asked.untold == []
 
 
+@pytest.mark.slow
 def test_every_error_in_the_document_occurs(asked: Asking) -> None:
     told = {
         (method, path, int(status))
@@ -424,6 +452,7 @@ def test_every_error_in_the_document_occurs(asked: Asking) -> None:
     assert told - asked.seen == NOT_HERE
 
 
+@pytest.mark.slow
 def test_every_header_that_is_read_is_in_the_document_and_no_other(asked: Asking) -> None:
     def cgi(names: set[str]) -> set[str]:
         return {"HTTP_" + name.upper().replace("-", "_") for name in names}
@@ -436,12 +465,14 @@ def test_every_header_that_is_read_is_in_the_document_and_no_other(asked: Asking
             assert read - cgi(OF_HTTP | PASSED_ON) <= told <= read, (method, path)
 
 
+@pytest.mark.slow
 def test_what_the_document_says_must_be_sent_is_all_that_is_needed(asked: Asking) -> None:
     # There may be a conflict with what was done before.
     wrong = {operation: status for operation, status in asked.usual.items() if status not in (200, 202, 409)}
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_the_body_of_every_change_is_in_the_document(asked: Asking) -> None:
     shared = {"components": asked.document["components"]}
     for item in asked.document["paths"].values():
@@ -452,6 +483,7 @@ def test_the_body_of_every_change_is_in_the_document(asked: Asking) -> None:
                     Draft202012Validator(content["schema"] | shared).validate(example["value"])
 
 
+@pytest.mark.slow
 def test_every_reference_in_the_document_leads_somewhere(asked: Asking) -> None:
     def references(part: Any) -> Iterator[str]:
         for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():

@@ -52,6 +52,7 @@ ALPHA = 0.05
 SHORT = Size(streams=500, looks=30, batch=200)
 
 
+@pytest.mark.slow
 def test_equal_models_hardly_ever_get_a_winner_in_any_design_under_any_stress() -> None:
     found = type_one(SHORT)
     assert len(found) == 17
