@@ -1,24 +1,21 @@
-"""`python -m launch [--smoke]`: the whole loop, from training to a first burst of traffic."""
+"""The whole loop, from training to a first burst of traffic."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import signal
 import statistics
-import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 import aiohttp
 import urllib3
 
 from data.credit import BadData
-from launch.progress import Voice
-from launch.services import SERVICES, LaunchError, Services, ports
+from launch.progress import Voice, stopped
+from launch.services import SERVICES, LaunchError, Services
 from notebooks import train
 from router import experiment
 from router.keys import OPERATOR_KEY
@@ -47,23 +44,20 @@ EXPECTED = (
 )
 
 
-def main(*, smoke: bool) -> int:
+def run(voice: Voice, ports: Mapping[str, int], *, smoke: bool) -> int:
     """Train, start, send the burst, and stay up; return an exit code.
 
     Args:
+        voice: says how it goes.
+        ports: of the services, by name.
         smoke: stop after the burst; the exit code says whether all of it went through.
     """
-    voice = Voice()
-    # SIGINT, too: a shell that starts a job in the background has it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     var = Path(os.environ.get("RUNOFF_VAR") or ROOT / "var").resolve()
     os.environ.setdefault("RUNOFF_BOARD", str(var / "models"))
     services: Services | None = None
     try:
-        chosen = ports(os.environ)
         _train(voice)
-        services = Services(chosen, var, os.environ)
+        services = Services(ports, var, os.environ)
         _start(voice, services)
         went_through = _burst(voice, services)
         if smoke:
@@ -74,8 +68,7 @@ def main(*, smoke: bool) -> int:
         voice.say(f"\n{error}")
         return 1
     except KeyboardInterrupt:
-        voice.say("\nStopping …")
-        return train.INTERRUPTED if smoke else 0
+        return stopped(voice, smoke=smoke)
     finally:
         if services:
             services.stop()
@@ -192,23 +185,3 @@ def _stay(voice: Voice, services: Services) -> None:
             told.add(name)
             voice.say(f"\n{name} has stopped. {services.log_tail(name)}")
         time.sleep(0.5)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _asked() -> argparse.Namespace:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch",
-        description="Train both models, start the four services, send a first burst of traffic, and stay up.",
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="stop after the burst; the exit code tells of it"
-    )
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main(smoke=_asked().smoke))

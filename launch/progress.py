@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # Plain progress speaks this many times, so that a log stays short.
 PLAIN_STEPS = 4
 
+# How a shell names what Ctrl-C has ended.
+INTERRUPTED = 130
+
 # Takes how many are done.
 Advance = Callable[[int], None]
 
@@ -49,3 +52,9 @@ class Voice:
                 self.say(f"{what}: {done} of {total}")
 
         return advance
+
+
+def stopped(voice: Voice, *, smoke: bool) -> int:
+    """Say that it stops since somebody wants it to, and return the exit code of that."""
+    voice.say("\nStopping …")
+    return INTERRUPTED if smoke else 0
