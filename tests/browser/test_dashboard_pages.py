@@ -617,6 +617,7 @@ def test_an_operator_releases_a_version_rolls_it_back_and_what_cannot_be_rolled_
     expect(page.locator("#release-trouble")).to_contain_text("Nothing was released to A before")
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_released_the_page_says_so_before_anybody_tries(
     house: House, page: Page
 ) -> None:

@@ -121,7 +121,12 @@ def fill(
 
 
 @pytest.mark.parametrize(
-    ("form", "tag", "units"), [("csv", "real", 0), ("ndjson", "all", 60), ("parquet", "simulation", 20)]
+    ("form", "tag", "units"),
+    [
+        ("csv", "real", 0),
+        pytest.param("ndjson", "all", 60, marks=pytest.mark.slow),
+        pytest.param("parquet", "simulation", 20, marks=pytest.mark.slow),
+    ],
 )
 def test_pairs_in_rows_are_those_in_sums(
     engine: sa.Engine, tmp_path: Path, form: str, tag: str, units: int
@@ -136,7 +141,14 @@ def test_pairs_in_rows_are_those_in_sums(
     assert_same(book, mine, None if tag == "all" else tag)
 
 
-@pytest.mark.parametrize(("mode", "units"), [("split", 0), ("split", 80), ("bandit", 80)])
+@pytest.mark.parametrize(
+    ("mode", "units"),
+    [
+        pytest.param("split", 0, marks=pytest.mark.slow),
+        ("split", 80),
+        pytest.param("bandit", 80, marks=pytest.mark.slow),
+    ],
+)
 def test_arms_in_rows_are_those_in_sums_also_where_shares_changed(
     engine: sa.Engine, tmp_path: Path, mode: str, units: int
 ) -> None:

@@ -28,6 +28,7 @@ def test_that_fails(page, tmp_path):
 """
 
 
+@pytest.mark.slow
 def test_a_failure_names_a_folder_with_logs_requests_and_a_picture_of_the_page(
     page: Page, tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_port_that_is_none_is_refused(surroundings: dict[str, str], text: str)
     assert f"DASHBOARD_PORT={text} is no port" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(
     surroundings: dict[str, str], tmp_path: Path
 ) -> None:

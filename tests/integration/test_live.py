@@ -294,6 +294,7 @@ def test_a_service_that_starts_with_nothing_answers_as_soon_as_there_is_a_versio
         assert answers_of_both_workers(house, client) == {version.id}
 
 
+@pytest.mark.slow
 def test_any_stored_version_answers_by_its_address_as_offline_and_the_last_of_them_from_memory(
     own: Store, clients: list[dict[str, int]], tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_users_wait_for_their_answers_and_each_asks_once_a_second(house: House, 
     assert len({row["unit"] for row in record}) <= 7
 
 
+@pytest.mark.slow
 def test_a_stall_is_seen_by_all_who_were_to_ask_in_it() -> None:
     offered = {"rate": 50.0, "users": 50}
     for how, height in offered.items():
@@ -215,6 +216,7 @@ def test_a_process_of_its_own_runs_one_test_at_a_time_and_stops_when_it_is_told_
         loader.start(Load(target="http://127.0.0.1:1", rate=1))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_told_of(loader: Loader) -> None:
     id_ = loader.start(Load(rate=20, seconds=60))
     assert id_ is not None

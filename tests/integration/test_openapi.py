@@ -193,6 +193,7 @@ def closed(schema: Any) -> Any:
     return {"additionalProperties": False, **inner} if "properties" in schema else inner
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_document_and_asks_the_service_below_any_prefix(store: Store, page: Page) -> None:
     with served(create_app("model-a", store=store), PREFIX) as url:
         page.goto(f"{url}/docs")

@@ -320,7 +320,6 @@ def test_a_service_without_digests_is_known_by_its_version_and_one_that_tells_no
     assert (story.phase, story.numbers) == (3, [1, 2, 3])
 
 
-@BOTH
 def test_rows_of_both_models_that_come_in_turns_count_by_what_answered(story: Story) -> None:
     rng = random.Random(3)
     story.both()

@@ -302,6 +302,7 @@ def caller(own_house: House, client: dict[str, int]) -> Caller:
     return Caller(own_house, (json.dumps(client) + "\n").encode())
 
 
+@pytest.mark.slow
 def test_a_model_that_is_killed_midway_takes_no_more_than_its_rows(own_house: House, caller: Caller) -> None:
     caller.sends(1_500)
     caller.reads(1_000)

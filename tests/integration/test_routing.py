@@ -301,6 +301,7 @@ def test_a_ramp_is_live_in_every_worker_within_a_moment_and_moves_only_those_it_
         assert stats["variants"]["B"]["share_of"] == 150, "the share is told of what these weights assigned"
 
 
+@pytest.mark.slow
 def test_two_routers_on_one_postgresql_assign_alike_and_tell_one_truth(
     board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:

@@ -123,7 +123,6 @@ def seen(verdict: Verdict, name: str) -> str:
     return check.seen
 
 
-@BOTH
 def test_units_that_come_again_and_batches_count_once_among_what_chance_assigned(engine: sa.Engine) -> None:
     book = Book(engine)
     current = book.experiments.current()
