@@ -32,7 +32,7 @@ from tests.house import House, Visitor, running, until
 from tests.integration.test_ledger import recounted, sums_of
 from tests.integration.test_upstream import Line, Service, response
 
-SECONDS = float(os.environ.get("RUNOFF_CHAOS_SECONDS", "12"))
+SECONDS = float(os.environ.get("RUNOFF_CHAOS_SECONDS", "8"))
 CALLERS = 6
 # Of one request, timeouts and a turn of the ledger included.
 BOUND_SECONDS = 60.0

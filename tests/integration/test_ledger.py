@@ -35,6 +35,10 @@ from tests.house import until
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = count()
+# Tried on PostgreSQL in the long part.
+SQLITE_FIRST = pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -215,6 +219,7 @@ def writers(url: str, count: int, threads: int, each: int) -> list[subprocess.Po
     ]
 
 
+@SQLITE_FIRST
 def test_a_reader_misses_nothing_while_many_write(engine: sa.Engine, url: str) -> None:
     working = writers(url, count=3, threads=4, each=50)
     ledger, cursor = Ledger(engine), 0
@@ -355,6 +360,7 @@ def test_sums_that_are_wrong_are_made_anew_while_others_fold(engine: sa.Engine) 
     assert sums_of(engine) == recounted(engine)
 
 
+@SQLITE_FIRST
 def test_what_was_pruned_stays_in_the_sums_when_they_are_made_anew(engine: sa.Engine) -> None:
     ledger, reported, fold = Ledger(engine), Outcomes(engine), Fold(engine)
     now = datetime.now(UTC)
@@ -435,7 +441,7 @@ def test_an_outcome_is_taken_once_and_corrected_only_as_such(engine: sa.Engine) 
         ({"id": "p", "outcome": 1, "colour": "red"}, "colour: "),
     ],
 )
-@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
+@SQLITE_FIRST
 def test_a_report_that_breaks_a_rule_is_told_by_its_field(engine: sa.Engine, report: Any, why: str) -> None:
     [[told, good]] = Outcomes(engine).append([report, {"id": "good", "outcome": 1}])
     assert told.status == "invalid"
@@ -443,7 +449,7 @@ def test_a_report_that_breaks_a_rule_is_told_by_its_field(engine: sa.Engine, rep
     assert good.status == "pending", "the others are taken"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
 def test_many_databases_of_one_place_are_opened_at_once(tmp_path: Path, kind: str) -> None:
     url = databases.empty(kind, tmp_path)
     script = "import sys; from router import database; database.migrate(database.connect(sys.argv[1]))"
