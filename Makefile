@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 PYTHON ?= python3
-# How many tests run at a time: a test starts processes of its own, so more than cores gain nothing.
-WORKERS ?= logical
+# How many tests run at a time. A test waits for processes that it starts, so one more than there are cores.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 VENV = .venv/bin/python
 export PYTHONUNBUFFERED = 1

@@ -179,6 +179,7 @@ def is_free_and_fits(page: Page, path: str, theme: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.slow
 def test_pages_are_gone_to_by_links_that_keep_what_was_chosen_and_a_reload_keeps_it_too(
     keyed: House, page: Page
 ) -> None:
@@ -365,6 +366,7 @@ def test_an_operator_ramps_sees_the_difference_first_gives_a_reason_and_undoes_i
     assert kept == []
 
 
+@pytest.mark.slow
 def test_an_experiment_is_paused_and_resumed_and_its_document_is_changed_and_set_back(
     keyed: House, page: Page
 ) -> None:
@@ -629,6 +631,7 @@ def test_where_nothing_can_be_released_the_page_says_so_before_anybody_tries(
     expect(page.get_by_label("Operator's key", exact=True)).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_drift_is_told_of_each_feature_against_what_the_model_was_trained_on(
     keyed: House, page: Page
 ) -> None:

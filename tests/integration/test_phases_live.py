@@ -184,6 +184,7 @@ def test_what_a_change_ends_is_said_before_it_is_made_and_is_there_again_when_it
         assert "other rules" in table
 
 
+@pytest.mark.slow
 def test_variants_that_are_swapped_to_one_model_are_said_to_be_the_same(
     two_versions: tuple[Path, list[str]], tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:

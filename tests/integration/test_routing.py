@@ -221,6 +221,7 @@ def test_where_one_fails_the_fallback_answers_and_both_are_on_record(
             assert failed["status"] in (502, 503)
 
 
+@pytest.mark.slow
 def test_a_service_that_fails_is_left_alone_for_a_while_and_taken_back(
     board: Path, tmp_path: Path, client: dict[str, int]
 ) -> None:

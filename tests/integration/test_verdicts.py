@@ -721,6 +721,7 @@ def test_a_dry_run_moves_nothing(engine: sa.Engine) -> None:
     assert [entry.action for entry in book.experiments.last(5)] == ["configure"]
 
 
+@pytest.mark.slow
 def test_what_the_evidence_has_doubts_of_is_promoted_only_by_name(
     board: Path, models: House, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_calibration_counts_what_came_true_by_what_was_said(
         assert each["count"] == len(mine)
 
 
+@pytest.mark.slow
 def test_who_is_asked_about_again_and_again_is_no_drift(house: House, clients: list[dict[str, int]]) -> None:
     # Held-out clients, of whom each comes four times.
     for client in clients * 4:

@@ -107,6 +107,7 @@ def test_an_area_is_shown_where_bins_can_tell_it_and_right_then(rate: float, tol
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.08, 0.2, 0.5])
+@pytest.mark.slow
 def test_bins_blur_an_area_by_no_more_than_is_said(rate: float) -> None:
     rows = clients(40_000, rate=rate)
     for p, arm in ((rows.champion, "A"), (rows.challenger, "B")):
