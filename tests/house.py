@@ -167,18 +167,20 @@ def answers(house: Services, name: str) -> bool:
 
 
 @contextmanager
-def running(
-    var: Path, board: Path, *services: str, models: House | None = None, **environment: str
-) -> Iterator[House]:
+def running(var: Path, board: Path, *services: str, **environment: str) -> Iterator[House]:
     """The services, or the named ones, for the length of a `with`; with variables of their environment.
 
-    All of them are waited for until ready; named ones only until they answer at all. Models may be those of
-    another house.
+    All of them are waited for until ready; named ones only until they answer at all.
     """
+    with _running(var, board, services, environment, free_ports()) as house:
+        yield house
+
+
+@contextmanager
+def _running(
+    var: Path, board: Path, services: tuple[str, ...], environment: Mapping[str, str], ports: dict[str, int]
+) -> Iterator[House]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNOFF_")}
-    ports = free_ports()
-    if models:
-        ports |= {name: int(models.services.urls[name].rpartition(":")[2]) for name in ("model_a", "model_b")}
     house = Services(ports, var, {**inherited, "RUNOFF_BOARD": str(board), **environment})
     artifacts.logs.append(var / "log")
     try:
@@ -208,7 +210,8 @@ def running_without_dashboard(var: Path, board: Path, **environment: str) -> Ite
 @contextmanager
 def a_router(var: Path, board: Path, models: House, **environment: str) -> Iterator[House]:
     """A router, ready, before the models of another house."""
-    with running(var, board, "router", models=models, **environment) as house:
+    theirs = {name: int(models.services.urls[name].rpartition(":")[2]) for name in ("model_a", "model_b")}
+    with _running(var, board, ("router",), environment, free_ports() | theirs) as house:
         house.services.wait_ready("router")
         yield house
 

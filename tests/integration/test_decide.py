@@ -24,7 +24,7 @@ from router.entries import Entry
 from router.verdicts import Verdicts
 from tests.house import House, until
 from tests.integration.test_ledger import aside, record
-from tests.integration.test_routing import a_house
+from tests.integration.test_routing import a_router_by
 from tests.integration.test_verdicts import NOW, Book, _document, reports
 from verdict import report
 from verdict.decision import judge
@@ -246,7 +246,7 @@ def fetched(house: House, accept: str, path: str) -> bytes:
 def test_a_split_is_decided_from_the_router_as_the_router_decides_it(
     board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with a_house(tmp_path, board, "", models=models) as house:
+    with a_router_by(tmp_path, board, models, "") as house:
         asks_and_reports(house, clients)
         # Another kind of traffic counts only where it is asked for.
         house.router.asks(clients[0], X_Traffic_Tag="simulation")
@@ -262,7 +262,7 @@ def test_shadows_are_decided_from_kept_files_without_a_router(
     board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
     costs = "[decision.costs]\ntp = 0.0\nfp = -1.0\ntn = 1.0\nfn = -4.0\n"
-    with a_house(tmp_path, board, f'mode = "shadow"\n{costs}', models=models) as house:
+    with a_router_by(tmp_path, board, models, f'mode = "shadow"\n{costs}') as house:
         asks_and_reports(house, clients)
         until(
             lambda: house.router.gets("/v1/verdict").json["comparisons"][0]["n"] == 270,

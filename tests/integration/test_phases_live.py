@@ -17,7 +17,7 @@ from runoff.releases import Action, Releases, Served
 from runoff.store import Store
 from tests import shell
 from tests.house import House, until
-from tests.integration.test_routing import a_house
+from tests.integration.test_routing import a_house, a_router_by
 from tests.integration.test_verdicts import reports
 
 
@@ -146,7 +146,7 @@ def test_what_a_change_ends_is_said_before_it_is_made_and_is_there_again_when_it
     board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
     # One worker: another one would go by the document before for a moment.
-    with a_house(tmp_path, board, "", models=models, WEB_CONCURRENCY="1") as house:
+    with a_router_by(tmp_path, board, models, "", WEB_CONCURRENCY="1") as house:
 
         def runoff(*words: object) -> CompletedProcess[str]:
             done = shell.runoff(*words, RUNOFF_ROUTER_URL=house.router_url)

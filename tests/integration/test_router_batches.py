@@ -21,7 +21,7 @@ from router.upstream import Answer
 from runoff.batches import FORMS as FORMS_OF_OURS
 from tests.house import House, Reply, Visitor, running, running_without_dashboard, served, until
 from tests.integration.test_batches import ARROW, CSV, NDJSON, PARQUET, peak_megabytes, rows_of, written
-from tests.integration.test_routing import a_house
+from tests.integration.test_routing import a_house, a_router_by
 
 Clients = list[dict[str, int]]
 
@@ -321,7 +321,7 @@ def test_a_model_that_is_killed_midway_takes_no_more_than_its_rows(own_house: Ho
 def test_the_rows_of_a_batch_have_shadows_too(
     board: Path, models: House, tmp_path: Path, many: Clients, form: str
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
+    with a_router_by(tmp_path, board, models, 'mode = "shadow"') as house:
         body = written(form, [*many[:1_200], many[0] | {"SEX": 3}])
         reply = sends(house.router, form, body, X_Request_ID="shadowed")
         assert (reply.status, reply.headers["X-Variant"]) == (200, "A")

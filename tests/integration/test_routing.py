@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests import databases
-from tests.house import House, Reply, running, until
+from tests.house import House, Reply, a_router, running, until
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = count()
@@ -41,16 +41,30 @@ def a_house(
     board: Path,
     settings: str,
     *services: str,
-    models: House | None = None,
     **environment: str,
 ) -> Iterator[House]:
-    """A router by an experiment's settings, before models of its own, all or those named, or another's."""
+    """A router by an experiment's settings, before both models or those that are named."""
+    names = services or ("model_a", "model_b", "router")
+    environment["RUNOFF_EXPERIMENT"] = written(folder, settings)
+    with running(folder, board, *names, **environment) as house:
+        yield house
+
+
+@contextmanager
+def a_router_by(
+    folder: Path, board: Path, models: House, settings: str, **environment: str
+) -> Iterator[House]:
+    """A router by an experiment's settings, before the models of another house."""
+    environment["RUNOFF_EXPERIMENT"] = written(folder, settings)
+    with a_router(folder, board, models, **environment) as house:
+        yield house
+
+
+def written(folder: Path, settings: str) -> str:
+    """The file of an experiment of two variants with some settings."""
     document = folder / "experiment.toml"
     document.write_text(f'name = "ours"\nmaturity = "0d"\n{settings}\n{TWO}')
-    names = services or (("router",) if models else ("model_a", "model_b", "router"))
-    environment["RUNOFF_EXPERIMENT"] = str(document)
-    with running(folder, board, *names, models=models, **environment) as house:
-        yield house
+    return str(document)
 
 
 def prediction(house: House, id_: str) -> dict[str, Any]:
@@ -180,7 +194,7 @@ def test_what_is_refused_is_refused_in_its_dialect(house: House) -> None:
 def test_shadows_score_what_the_champion_answers_and_the_caller_sees_nothing_of_it(
     board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
+    with a_router_by(tmp_path, board, models, 'mode = "shadow"') as house:
         replies = [house.router.asks(client) for client in clients[:20]]
         assert {reply.headers["X-Variant"] for reply in replies} == {"A"}
         ids = [reply.headers["X-Request-ID"] for reply in replies]
@@ -242,7 +256,7 @@ def test_columns_are_left_out_or_hashed_where_the_document_says_so(
     board: Path, models: House, tmp_path: Path, client: dict[str, int]
 ) -> None:
     privacy = 'privacy = { omitted = ["SEX"], hashed = ["AGE"] }'
-    with a_house(tmp_path, board, privacy, models=models) as house:
+    with a_router_by(tmp_path, board, models, privacy) as house:
         id_ = house.router.asks(client).headers["X-Request-ID"]
         kept = prediction(house, id_)["features"]
         assert kept.keys() == client.keys() - {"SEX"}
@@ -253,7 +267,7 @@ def test_columns_are_left_out_or_hashed_where_the_document_says_so(
 def test_with_keys_each_may_do_what_its_scope_says(
     board: Path, models: House, tmp_path: Path, client: dict[str, int]
 ) -> None:
-    with a_house(tmp_path, board, "", models=models, RUNOFF_OPERATOR_KEY="secret") as house:
+    with a_router_by(tmp_path, board, models, "", RUNOFF_OPERATOR_KEY="secret") as house:
         key = {"Authorization": "Bearer secret"}
         assert house.router.asks(client).status == 401
         assert house.router.asks(client, **key).status == 200
@@ -282,7 +296,7 @@ def changes(house: House, path: str, body: Mapping[str, Any], version: int = 1) 
 def test_a_ramp_is_live_in_every_worker_within_a_moment_and_moves_only_those_it_must(
     board: Path, models: House, tmp_path: Path, client: dict[str, int]
 ) -> None:
-    with a_house(tmp_path, board, "", models=models) as house:
+    with a_router_by(tmp_path, board, models, "") as house:
         units = [f"u{number}" for number in range(150)]
 
         def assigned() -> dict[str, str]:
@@ -309,7 +323,7 @@ def test_two_routers_on_one_postgresql_assign_alike_and_tell_one_truth(
     same = {"RUNOFF_SECRET": "of both", "RUNOFF_LEDGER": ""}
     url = databases.empty("postgresql", tmp_path)
     same["RUNOFF_LEDGER"] = url
-    with a_house(tmp_path, board, "", models=models, **same) as one:
+    with a_router_by(tmp_path, board, models, "", **same) as one:
         # The other has no models of its own: it follows the document that is there.
         document = (tmp_path / "experiment.toml").read_text()
         for name in ("model_a", "model_b"):

@@ -16,7 +16,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from data import credit
 from tests.house import House, running, served, until
-from tests.integration.test_routing import TWO, a_house
+from tests.integration.test_routing import TWO, a_router_by
 from tests.integration.test_verdicts import reports
 
 # A challenger that learnt nothing is sent back within so many requests of both.
@@ -68,7 +68,7 @@ def state_of(house: House) -> Any:
 def test_the_verdict_is_about_the_difference_on_all_who_were_held_out(
     board: Path, models: House, tmp_path: Path, held_out: list[tuple[dict[str, int], int]]
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
+    with a_router_by(tmp_path, board, models, 'mode = "shadow"') as house:
         became: dict[str, int] = {}
         seen = []
         for number, (client, outcome) in enumerate(held_out):

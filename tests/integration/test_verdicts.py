@@ -31,7 +31,7 @@ from tests import shell
 from tests.databases import BOTH, migrated
 from tests.house import House, Reply
 from tests.integration.test_ledger import aside, record
-from tests.integration.test_routing import a_house
+from tests.integration.test_routing import a_router_by
 from verdict.evidence import Arm, Evidence
 from verdict.moments import ClusteredMoments, Moments, Swings
 from verdict.results import Verdict
@@ -725,7 +725,7 @@ def test_a_dry_run_moves_nothing(engine: sa.Engine) -> None:
 def test_what_the_evidence_has_doubts_of_is_promoted_only_by_name(
     board: Path, models: House, tmp_path: Path
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
+    with a_router_by(tmp_path, board, models, 'mode = "shadow"') as house:
 
         def promotes(variant: str, **more: str) -> Reply:
             body = {"variant": variant, "reason": "so", **more}
@@ -800,7 +800,7 @@ def test_a_split_in_which_the_challenger_seems_worse_and_not_surely_has_doubts(e
 def test_the_verdict_is_told_over_rest_and_from_a_shell(
     board: Path, models: House, tmp_path: Path, clients: list[dict[str, int]]
 ) -> None:
-    with a_house(tmp_path, board, 'mode = "shadow"', models=models) as house:
+    with a_router_by(tmp_path, board, models, 'mode = "shadow"') as house:
         nothing = house.router.gets("/v1/verdict").json
         assert (nothing["decision"], nothing["requests"], nothing["labelled"]) == ("keep collecting", 0, 0)
         ids = [house.router.asks(client).headers["X-Request-ID"] for client in clients[:60]]
