@@ -90,16 +90,19 @@ class Points:
 
     @property
     def split(self) -> list[bool]:
-        """Of each of the records that the weights in force assigned, whether the followed variant got it."""
+        """Of each of the records that the weights in force assigned, whether the followed variant got it.
+
+        Units and batches count once: chance assigned them as a whole.
+        """
         return [
             row["variant"] == self.followed
             for row in self.rows
-            if (row["experiment_version"], row["allocation"]) == self.weights
+            if row["assigned"] and (row["experiment_version"], row["allocation"]) == self.weights
         ]
 
     @property
     def split_last(self) -> int:
-        """How many requests the weights in force have assigned."""
+        """How many units, batches and single requests the weights in force have assigned."""
         return self.split_first + len(self.split)
 
     @property

@@ -483,7 +483,7 @@ def _share_note(variant: Stats) -> list[Any]:
     return [
         _strip(variant["share"], lower, upper, configured),
         html.Div(f"{lower:.1%} to {upper:.1%}, always valid"),
-        html.Div(f"configured {configured:.0%}, {variant['share_of']:,} requests"),
+        html.Div(f"configured {configured:.0%}, {variant['share_of']:,} assigned"),
     ]
 
 
@@ -554,7 +554,7 @@ def _order(tag: str) -> tuple[bool, bool, str]:
 def _of(variant: Stats, total: int) -> str:
     """A variant's share, and of which requests, where other weights have assigned some."""
     told = f"{variant['share']:.1%}"
-    return told if variant["share_of"] == total else f"{told} of the last {variant['share_of']:,}"
+    return told if variant["share_of"] == total else f"{told} of {variant['share_of']:,} assigned"
 
 
 def _split(variant: Stats) -> str:

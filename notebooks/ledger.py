@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import urllib3
 
-from verdict.counted import ROWS_OF_A_UNIT, Answers, evidence
+from verdict.counted import Answers, evidence
 from verdict.declared import LIVE, Declared
 from verdict.evidence import Evidence
 
@@ -31,7 +31,10 @@ TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 # Traffic of whatever tag, and that without one.
 ALL, REAL = "all", "real"
 
-TEXTS = ("time", "experiment", "variant", "answered_by", "tag", "unit", "features", "side_answers")
+TEXTS = (
+    *("time", "experiment", "variant", "answered_by", "tag", "unit", "request_id", "features"),
+    "side_answers",
+)
 NUMBERS = (
     *("experiment_version", "allocation", "phase", "row", "propensity"),
     *("prediction", "latency_ms", "status", "outcome"),
@@ -152,21 +155,17 @@ def answers(found: pd.DataFrame) -> Answers:
         latency=latency,
         outcome=row("outcome", float),
         saved=both(saved, [False] * len(side), bool),
-        unit=_units(found)[request],
+        unit=_numbers(found, found["unit"])[request],
         row=row("row", np.int64),
+        cluster=_numbers(found, found["unit"].fillna("batch " + found["request_id"]))[request],
     )
 
 
-def _units(found: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A number for each unit; of what came without one, or with another tag, one of its own."""
+def _numbers(found: pd.DataFrame, names: pd.Series[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A number for each name; for what has none, or another tag, one of its own."""
     alone = [f"row {number}" for number in range(len(found))]
-    named = found["tag"].fillna("") + "/" + found["unit"]
-    return np.asarray(pd.factorize(named.where(found["unit"].notna(), alone))[0], np.int64)
-
-
-def often(found: pd.DataFrame) -> int:
-    """How many units have more rows than the router counts together, so that its errors may be others."""
-    return int((np.bincount(_units(found)) > ROWS_OF_A_UNIT).sum())
+    named = found["tag"].fillna("") + "/" + names
+    return np.asarray(pd.factorize(named.where(names.notna(), alone))[0], np.int64)
 
 
 def counted(found: pd.DataFrame, told: Said) -> Evidence:

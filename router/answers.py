@@ -15,8 +15,9 @@ Index = TypedDict(
 class RoutedPrediction(TypedDict):
     """A row that was routed; what it would not count with has no propensity.
 
-    `phase` is 0 until the row was counted. `variant` is the one it was assigned to; `answered_by` is another
-    one, where that failed. `outcome` is the one that holds.
+    `phase` is 0 until the row was counted; `assigned` are the rows that chance assigned for themselves, the
+    first of units in a phase, and of batches. `variant` is the one it was assigned to; `answered_by` is
+    another one, where that failed. `outcome` is the one that holds.
     """
 
     cursor: int
@@ -28,6 +29,7 @@ class RoutedPrediction(TypedDict):
     experiment_version: int
     allocation: int
     phase: int
+    assigned: bool
     variant: str
     answered_by: str | None
     propensity: float | None
@@ -125,9 +127,9 @@ class ShadowStats(TypedDict):
 class VariantStats(TypedDict):
     """What happened to the requests of a variant.
 
-    Its share is of the `share_of` requests that were assigned by the weights in force; the interval holds
-    however often one looks. Where its newest request failed, `failing` says why, and `failing_request` is the
-    id of that request. What it answered unseen is in `shadow`, if it did.
+    Its share is of the `share_of` units, batches and single requests that chance assigned by the weights in
+    force; the interval holds however often one looks. Where its newest request failed, `failing` says why,
+    and `failing_request` is the id of that request. What it answered unseen is in `shadow`, if it did.
     """
 
     name: str

@@ -453,11 +453,11 @@ def _stands(
 ) -> dict[str, Any]:
     """What the ledger says of a variant, as `/stats` tells it.
 
-    Its share, and whether that is as configured, can be told of requests that were assigned by the weights
-    in force alone.
+    Its share, and whether that is as configured, can be told of what chance assigned by the weights in force
+    alone: units and batches count once, as to the verdict.
     """
     mine = sum((each for key, each in counts.items() if key[2] == variant.name), NOTHING)
-    period = {key[2]: each.requests for key, each in counts.items() if key[:2] == tuple(current.place)}
+    period = {key[2]: each.assigned for key, each in counts.items() if key[:2] == tuple(current.place)}
     k, n = period.get(variant.name, 0), sum(period.values())
     # What its service failed at before it was another one says nothing of this one.
     asked = any(key[2] == variant.name and key[0] in current.versions for key in counts)

@@ -29,6 +29,7 @@ _MOVE = (
     folds.update()
     .where(
         folds.c.name == sa.bindparam("reader"),
+        folds.c.recounts == sa.bindparam("at_recounts"),
         *(folds.c[name] == sa.bindparam(f"at_{name}") for name in Cursors._fields),
     )
     .values({name: sa.bindparam(f"to_{name}") for name in Cursors._fields})
@@ -52,9 +53,10 @@ def of(connection: sa.Connection, reader: str) -> Cursors:
     return Cursors._make(found) if found else Cursors()
 
 
-def moved(connection: sa.Connection, reader: str, at: Cursors, to: Cursors) -> bool:
-    """Move a reader's cursors, if nobody has moved them meanwhile; says whether they were moved."""
-    return connection.execute(_MOVE, {"reader": reader, **bounds(at, to)}).rowcount == 1
+def moved(connection: sa.Connection, reader: str, at: Cursors, to: Cursors, recounts: int = 0) -> bool:
+    """Move a reader's cursors, if nobody has moved them, or counted anew, since; says whether they were."""
+    where = {"reader": reader, "at_recounts": recounts, **bounds(at, to)}
+    return connection.execute(_MOVE, where).rowcount == 1
 
 
 def reached(connection: sa.Connection, at: Cursors) -> Cursors:

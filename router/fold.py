@@ -3,8 +3,8 @@
 The table `folds` has the cursors up to which the ledger's tables are in the sums. A fold takes what is new
 after those. Of new predictions the database itself counts requests, latencies and scores. What depends on
 outcomes is added by prediction: for each that something new is known of, what it adds now less what it added
-before; and what those of its unit add together, likewise. So answers, outcomes, corrections and shadows may
-come in any order.
+before. Rows of a unit or of a batch are a cluster: from its sums by hours follows what its rows add together,
+and so what further ones do. So answers, outcomes, corrections and shadows may come in any order.
 
 What is new is read and added up without a lock, as of one moment; then the cursors are moved and the sums
 are added in one transaction, if nobody has moved them meanwhile. Reading the sums costs the same however many
@@ -19,8 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -31,11 +31,25 @@ from router.controllers import Sums
 from router.cursors import Cursors, bounds, new_rows
 from router.database import DatabaseDown, stamp
 from router.experiment import Decision, ExperimentError, read
-from router.labelling import ALL, Beside, Known, Rules, adds, adds_of_unit
-from router.phases import NONE, Book, Model, Phases, phase_of
+from router.labelling import (
+    ALL,
+    SUMS_OF_CLUSTER,
+    Addition,
+    Beside,
+    Cell,
+    Cluster,
+    Known,
+    Rules,
+    adds,
+    adds_of_cluster,
+    segments_of,
+    together,
+)
+from router.phases import NONE, Book, Model, Phases, first_of_its_own, phase_of, row_before
 from router.tables import (
     NO_ANSWER,
     allocations,
+    clusters,
     experiments,
     folds,
     gaps,
@@ -46,7 +60,6 @@ from router.tables import (
     outcomes,
     pairs,
     predictions,
-    repeat_decisions,
     repeats,
     scores,
     side_answers,
@@ -54,9 +67,9 @@ from router.tables import (
     sums,
 )
 from verdict.bandit import tilt
-from verdict.counted import LEAST_MS, ROWS_OF_A_UNIT
+from verdict.counted import LEAST_MS
 from verdict.declared import LIVE
-from verdict.evidence import SCORE_BINS
+from verdict.evidence import SCORE_BINS, Costs
 
 # Less is a difference in rounding.
 NOISE = 1e-6
@@ -65,7 +78,7 @@ GROWTH = math.log(1.01)
 
 SUMS = (
     *(sums, latencies, scores, labels, outcome_scores, pairs, gaps, joint_scores),
-    *(repeats, repeat_decisions),
+    repeats,
 )
 BINNED = (latencies, scores)
 # The kinds of side answers that make a pair with the live one.
@@ -77,18 +90,28 @@ READER = "ledger"
 Key = tuple[Any, ...]
 # What a version of the experiment and an allocation in it declare of decisions.
 Declared = Callable[[sa.Connection, int, int], Rules]
+At = TypeVar("At")
 # What is added, by table and key.
 Added = dict[tuple[sa.Table, Key], list[float]]
+# Sums of clusters, by the hour and the weights; and what is added to them.
+Cells = dict[Cluster, dict[Cell, list[float]]]
+News = dict[Cluster, list[Addition]]
+# All that came before some hour.
+BEFORE: Cell = (TOTAL, 0, 0)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the ledger holds of one variant: requests = answered + refused (4xx) + failed (5xx)."""
+    """What the ledger holds of one variant: requests = answered + refused (4xx) + failed (5xx).
+
+    `assigned` are those that chance assigned for themselves: the first of units and of batches.
+    """
 
     requests: int
     answered: int
     refused: int
     failed: int
+    assigned: int
     sum_p: float
 
     def __add__(self, other: Counts) -> Counts:
@@ -97,6 +120,7 @@ class Counts:
             self.answered + other.answered,
             self.refused + other.refused,
             self.failed + other.failed,
+            self.assigned + other.assigned,
             self.sum_p + other.sum_p,
         )
 
@@ -105,7 +129,7 @@ class Counts:
         return self.sum_p / self.answered if self.answered else None
 
 
-NOTHING = Counts(0, 0, 0, 0, 0.0)
+NOTHING = Counts(0, 0, 0, 0, 0, 0.0)
 
 
 class Histogram(Counter[int]):
@@ -134,8 +158,9 @@ class Fold:
         # Made once: to build a statement costs more than to execute it.
         begin = {"name": READER, **Cursors()._asdict(), "recounts": 0, "pruned": ""}
         self._begin_at_0 = insert(folds).values(begin).on_conflict_do_nothing()
-        self._upserts = {table: _upsert(insert(table), table, _plus) for table in SUMS}
-        self._stand = _upsert(insert(standings), standings, _newer)
+        mark = {"sqlite": "?", "postgresql": "%s"}[engine.dialect.name]
+        self._adds = {table: _adding(table, mark) for table in (*SUMS, clusters)}
+        self._stand = _standing(insert(standings))
         self._rules: dict[tuple[int, int], Rules] = {}
         self.phases = Phases(engine)
 
@@ -148,17 +173,21 @@ class Fold:
         try:
             while True:
                 with database.snapshot(self._engine) as connection:
-                    at = cursors.of(connection, READER)
+                    at, recounts = cursors.of(connection, READER), _history(connection)[0]
                     to = cursors.reached(connection, at)
                     if to == at:
                         return at.predictions
                     # What is counted has a phase.
                     known = _is_marked(connection, to)
                     if known:
-                        added = _added(connection, at, to, self._declared)
+                        added, news = _added(connection, at, to, self._declared)
+                        summed = {cluster: _summed(rows) for cluster, rows in news.items()}
+                        for place, values in _repeated(connection, news, summed):
+                            _into(added, place, values)
+                        added |= _totals(added) | _of_cells(summed)
                         stand = _standings(connection, at, to)
                 if known:
-                    self._add(at, to, added, stand)
+                    self._add(at, to, recounts, added, stand)
                 else:
                     self.phases.mark()
         except sa.exc.SQLAlchemyError as error:
@@ -185,16 +214,10 @@ class Fold:
         try:
             with database.snapshot(self._engine) as connection:
                 at, recounts, pruned = cursors.of(connection, READER), *_history(connection)
-                added: Added = defaultdict(list)
-                done = Cursors(0, at.side_answers, at.outcomes)
-                while done.predictions < at.predictions:
-                    to = cursors.reached(connection, done)._replace(
-                        side_answers=at.side_answers, outcomes=at.outcomes
-                    )
-                    to = to._replace(predictions=min(to.predictions, at.predictions))
-                    for place, values in _added(connection, done, to, self._declared).items():
-                        _into(added, place, values)
-                    done = to if to != done else at
+                added, should = _anew(connection, at, self._declared)
+                are = _as_cells(connection.execute(sa.select(*_CELL, *_OF_CLUSTER)))
+                for place, made in _as_kept(are, should):
+                    _into(added, place, made)
                 hours: Added = {}
                 totals: Added = {}
                 for table in SUMS:
@@ -205,33 +228,47 @@ class Fold:
                 (table, key): lack for (table, key), lack in _differ(added, hours).items() if key[1] >= pruned
             }
             wrong |= _differ(_totals(_together(hours, wrong)), totals)
+            lacking = {}
+            for cluster in are.keys() | should.keys():
+                lacks = _differ(_summed(should.get(cluster, [])), are.get(cluster, {}))
+                if lacks := {cell: lack for cell, lack in lacks.items() if cell[0] >= pruned}:
+                    lacking[cluster] = lacks
             with database.writing(self._engine) as connection:
                 # Who recounts at the same time would correct the same again.
                 if not connection.execute(_RECOUNTED, {"at_recounts": recounts}).rowcount:
                     return 0
+                # To those of clusters others may have added meanwhile.
+                changed: Added = {}
+                for cluster, cells in _changes(connection, lacking):
+                    for cell, values in cells.items():
+                        _into(changed, _repeats_of(cluster)(cell), values)
+                for more in (changed, _totals(changed), _of_cells(lacking)):
+                    wrong = _together(wrong, more)
                 self._upsert(connection, wrong)
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseDown(error) from error
         return len(wrong)
 
-    def _add(self, at: Cursors, to: Cursors, added: Added, stand: list[dict[str, Any]]) -> None:
+    def _add(
+        self, at: Cursors, to: Cursors, recounts: int, added: Added, stand: list[dict[str, Any]]
+    ) -> None:
         """Add to the sums, if those are still where they were when the rows were read."""
         with database.writing(self._engine) as connection:
             if at == Cursors():
                 connection.execute(self._begin_at_0)
-            if not cursors.moved(connection, READER, at, to):
+            if not cursors.moved(connection, READER, at, to, recounts):
                 return
-            self._upsert(connection, added | _totals(added))
+            self._upsert(connection, added)
             if stand:
                 connection.execute(self._stand, stand)
 
     def _upsert(self, connection: sa.Connection, added: Added) -> None:
-        by_table: dict[sa.Table, list[dict[str, Any]]] = defaultdict(list)
+        by_table: dict[sa.Table, list[tuple[Any, ...]]] = defaultdict(list)
         for (table, key), values in added.items():
             if any(values):
-                by_table[table].append(_row(table, key, values))
+                by_table[table].append((*key, *values))
         for table, rows in by_table.items():
-            connection.execute(self._upserts[table], rows)
+            connection.exec_driver_sql(self._adds[table], rows)
 
     def _declared(self, connection: sa.Connection, version: int, allocation: int) -> Rules:
         """What a version of the experiment declares, and an allocation in it; they never change."""
@@ -256,6 +293,7 @@ class Fold:
                 decision,
                 # Where one of them has no chance there is nothing to compare.
                 tilt(decision.weighting, _shares(shares)) if all(shares.values()) else 1.0,
+                Costs(**decision.costs.model_dump()) if decision.costs else None,
             )
         return known
 
@@ -271,15 +309,17 @@ class Fold:
             kind: of side answer, or LIVE.
         """
         key = (sums.c.experiment_version, sums.c.allocation, sums.c.variant)
-        added = [sums.c[name] for name in ("requests", "answered", "refused", "failed", "sum_p")]
+        added = [sums.c[name] for name in ("requests", "answered", "refused", "failed", "assigned", "sum_p")]
         query = (
             sa.select(*key, *(sa.func.sum(column) for column in added))
             .where(_over(sums, experiment, since, kind), _of(sums, tag))
             .group_by(*key)
         )
         return {
-            (version, allocation, variant): Counts(int(n), int(answered), int(refused), int(failed), sum_p)
-            for version, allocation, variant, n, answered, refused, failed, sum_p in map(
+            (version, allocation, variant): Counts(
+                int(n), int(answered), int(refused), int(failed), int(assigned), sum_p
+            )
+            for version, allocation, variant, n, answered, refused, failed, assigned, sum_p in map(
                 tuple, database.read(self._engine, query)
             )
         }
@@ -451,25 +491,6 @@ _P = predictions.c
 _S = side_answers.c
 
 
-def _of_row_before(what: Callable[[Any], Any]) -> sa.ColumnElement[Any]:
-    """Something of the row of the same unit that came before; NULL where there is none."""
-    before = predictions.alias()
-    return (
-        sa.select(what(before.c))
-        .where(
-            before.c.unit == _P.unit,
-            before.c.cursor < _P.cursor,
-            before.c.propensity.is_not(None),
-            before.c.experiment == _P.experiment,
-            sa.func.coalesce(before.c.tag, "") == sa.func.coalesce(_P.tag, ""),
-        )
-        .order_by(before.c.cursor.desc())
-        .limit(1)
-        .correlate(predictions)
-        .scalar_subquery()
-    )
-
-
 def _ten_minutes(of: Any) -> Any:
     """By which weights a row was assigned, and in which ten minutes: the first 15 letters of its time."""
     version, allocation = (sa.cast(each, sa.String) for each in (of.experiment_version, of.allocation))
@@ -477,16 +498,12 @@ def _ten_minutes(of: Any) -> Any:
 
 
 _PHASE = phase_of(_P)
-# Whoever has a unit stays with its variant: of a phase the first row was assigned by chance.
-_FIRST = sa.case(
-    (_P.unit.is_(None), _P.row == 0),
-    else_=sa.func.coalesce(_of_row_before(phase_of), -1) != _PHASE,
-)
+_FIRST = first_of_its_own(_P)
 _APART = sa.and_(
     _P.row == 0,
     sa.or_(
         _P.unit.is_(None),
-        sa.func.coalesce(_of_row_before(_ten_minutes), "") != _ten_minutes(_P),
+        sa.func.coalesce(row_before(_P, _ten_minutes), "") != _ten_minutes(_P),
     ),
 )
 # What was forced, or asked during a pause, says nothing of the experiment.
@@ -609,7 +626,7 @@ _shadowed = (
 _predicted = sa.select(_P.id).join(outcomes, outcomes.c.prediction_id == _P.id).where(_COUNTS, _known_outcome)
 _LABELLABLE = sa.select(
     *(_P.cursor, _P.id, _P.experiment, _P.experiment_version, _P.allocation, _P.variant, _P.tag, _P.time),
-    *(_P.prediction, _P.features, _P.propensity, _P.unit),
+    *(_P.prediction, _P.features, _P.propensity, _P.unit, _P.request_id),
     sa.case((_FIRST, 1), else_=0).label("first"),
     _PHASE.label("phase"),
 ).where(
@@ -620,17 +637,29 @@ _LABELLABLE = sa.select(
     _P.answered_by.is_(None),
 )
 _CONCERNED = _LABELLABLE.where(_P.id.in_(sa.union(_told, _shadowed, _predicted)))
-# Of units all rows, but of those that have very many.
-_REPEATED = (
-    sa.select(_P.unit, sa.func.count().label("rows"))
-    .where(_P.unit.in_(sa.bindparam("units", expanding=True)))
-    .group_by(_P.unit)
-    .having(sa.func.count() > 1)
+# A cluster's sums by hours, those before some hour together.
+_CELL = [
+    clusters.c[name]
+    for name in (
+        *("cluster", "experiment", "phase", "variant", "kind", "tag", "beside", "segment"),
+        *("hour", "experiment_version", "allocation"),
+    )
+]
+_OF_CLUSTER = [column for column in clusters.columns if not column.primary_key]
+_EARLIER = clusters.c.hour < sa.bindparam("since")
+_KEY_OF_CELL = [
+    *_CELL[:-3],
+    *(
+        sa.case((_EARLIER, none), else_=column).label(f"key{number}")
+        for number, (column, none) in enumerate(zip(_CELL[-3:], BEFORE, strict=True))
+    ),
+]
+_CELLS = (
+    sa.select(*_KEY_OF_CELL, *(sa.func.sum(column) for column in _OF_CLUSTER))
+    .where(clusters.c.cluster.in_(sa.bindparam("clusters", expanding=True)))
+    .group_by(*(sa.literal_column(each.name) for each in _KEY_OF_CELL))
 )
-_OF_UNITS = _LABELLABLE.where(_P.unit.in_(sa.bindparam("units", expanding=True)))
-_OF_A_UNIT = (
-    _LABELLABLE.where(_P.unit == sa.bindparam("unit")).order_by(_P.cursor.desc()).limit(ROWS_OF_A_UNIT)
-)
+HOUR_AT = list(clusters.columns).index(clusters.c.hour)
 _IDS: Any = sa.bindparam("ids", expanding=True)
 _OUTCOMES = (
     sa.select(outcomes.c.cursor, outcomes.c.prediction_id, outcomes.c.outcome)
@@ -660,10 +689,11 @@ _BY_CURSOR = sa.select(_P.cursor, _P.model, _P.version, _P.status, _P.problem).w
 )
 
 
-def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared) -> Added:
-    """What is added to the sums by what came after some cursors, up to others."""
+def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared) -> tuple[Added, News]:
+    """What is added to the sums, and to those of clusters, by what came after some cursors, up to others."""
     between = bounds(at, to)
     added: Added = defaultdict(list)
+    news: News = defaultdict(list)
     book = phases.read(connection)
     live, *beside = _COUNTED
     for table, query in live.items():
@@ -679,9 +709,30 @@ def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declar
                 _into(added, (table, tuple(key)), row[3 + keys :])
     for place, values in _of_failed(connection, at, to):
         _into(added, place, values)
-    for place, values, sign in _of_known(connection, at, to, declared, book):
-        _into(added, place, values, sign)
-    return added
+    for known, rules, sign in _known(connection, at, to, declared, book):
+        for place, values in adds(known, rules.decision):
+            _into(added, place, values, sign)
+        for its, addition in adds_of_cluster(known, rules, sign):
+            for cluster in its:
+                news[cluster].append(addition)
+    return added, news
+
+
+def _anew(connection: sa.Connection, at: Cursors, declared: Declared) -> tuple[Added, News]:
+    """What is added by all that came up to some cursors, but for what rows of clusters add together."""
+    added: Added = defaultdict(list)
+    should: News = defaultdict(list)
+    done = Cursors(0, at.side_answers, at.outcomes)
+    while done.predictions < at.predictions:
+        to = min(cursors.reached(connection, done).predictions, at.predictions)
+        upto = done._replace(predictions=to)
+        more, news = _added(connection, done, upto, declared)
+        for place, values in more.items():
+            _into(added, place, values)
+        for cluster, rows in news.items():
+            should[cluster] += rows
+        done = upto if upto != done else at
+    return added, should
 
 
 def _is_marked(connection: sa.Connection, to: Cursors) -> bool:
@@ -711,16 +762,14 @@ def _of_failed(
         mine.add(row.minutes)
 
 
-def _of_known(
+def _known(
     connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared, book: Book
-) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float], int]]:
-    """What depends on outcomes: what is added, and with the sign -1 what is taken away."""
-    between = bounds(at, to)
-    rows = {row.id: row for row in connection.execute(_CONCERNED, between)}
-    units = _of_units(connection, {row.unit for row in rows.values() if row.unit}, between)
+) -> Iterator[tuple[Known, Rules, int]]:
+    """What is known of predictions and has outcomes: now, and with the sign -1 as it was counted before."""
+    rows = {row.id: row for row in connection.execute(_CONCERNED, bounds(at, to))}
     told: dict[str, list[Any]] = defaultdict(list)
     beside: dict[str, list[Any]] = defaultdict(list)
-    for ids in _slices([*rows.keys() | {row.id for unit in units for row in unit}]):
+    for ids in _slices([*rows]):
         for outcome in connection.execute(_OUTCOMES, {"ids": ids}):
             told[outcome.prediction_id].append(outcome)
         for other in connection.execute(_BESIDE, {"ids": ids}):
@@ -730,40 +779,113 @@ def _of_known(
         model = Model(said.model, said.version, said.digest)
         return book.of_answer(phase, said.kind, said.name, model)
 
-    def known(row: Any, upto: Cursors) -> Known:
+    def known(row: Any, upto: Cursors, segments: Sequence[str]) -> Known:
         outcome = [each.outcome for each in told[row.id] if each.cursor <= upto.outcomes]
         others = (each for each in beside[row.id] if each.cursor <= upto.side_answers)
         said = tuple(
             Beside(each.kind, each.name, each.prediction, phase_beside(row.phase, each)) for each in others
         )
-        return Known(row, outcome[-1] if outcome else None, said)
+        return Known(row, outcome[-1] if outcome else None, said, segments)
 
     for row in rows.values():
-        decision = declared(connection, row.experiment_version, row.allocation).decision
+        rules = declared(connection, row.experiment_version, row.allocation)
+        segments = segments_of(row.features, rules.decision)
+        now = known(row, to, segments)
         if row.cursor <= at.predictions:
-            for place, values in adds(known(row, at), decision):
-                yield place, values, -1
-        for place, values in adds(known(row, to), decision):
-            yield place, values, 1
-    for unit in units:
-        for upto, sign in ((at, -1), (to, 1)):
-            those = [known(row, upto) for row in unit if row.cursor <= upto.predictions]
-            for place, values in adds_of_unit(those, partial(declared, connection)):
-                yield place, values, sign
+            before = known(row, at, segments)
+            if before == now:
+                continue
+            yield before, rules, -1
+        yield now, rules, 1
 
 
-def _of_units(connection: sa.Connection, units: Iterable[str], between: Mapping[str, int]) -> list[list[Any]]:
-    """The rows of each of some units that has more than one."""
-    found: dict[str, list[Any]] = defaultdict(list)
-    for some in _slices(sorted(units)):
-        counts = {row.unit: row.rows for row in connection.execute(_REPEATED, {"units": some})}
-        few = [unit for unit, rows in counts.items() if rows <= ROWS_OF_A_UNIT]
-        if few:
-            for row in connection.execute(_OF_UNITS, {**between, "units": few}):
-                found[row.unit].append(row)
-        for unit in counts.keys() - set(few):
-            found[unit] = list(connection.execute(_OF_A_UNIT, {**between, "unit": unit}))
-    return [rows for rows in found.values() if len(rows) > 1]
+def _repeated(
+    connection: sa.Connection, news: News, summed: Cells
+) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
+    """What new rows of clusters add together with all others, beyond what each adds alone."""
+    for cluster, made in _changes(connection, summed):
+        place = _repeats_of(cluster)
+        for cell, changed in made.items():
+            yield place(cell), changed
+        for row in news[cluster]:
+            yield place(row.cell), row.alone
+
+
+def _changes(connection: sa.Connection, added: Cells) -> Iterator[tuple[Cluster, dict[Cell, list[float]]]]:
+    """By how much it changes what rows of clusters make together, when something is added to their sums."""
+    by_name: dict[str, list[Cluster]] = defaultdict(list)
+    since: dict[str, str] = {}
+    for cluster, cells in added.items():
+        by_name[cluster[0]].append(cluster)
+        since[cluster[0]] = min(since.get(cluster[0], "~"), *(hour for hour, *_ in cells))
+    # Those of which something came late are read together: of the others less is to be read.
+    for names in _slices(sorted(by_name, key=lambda name: since[name])):
+        first = min(since[name] for name in names)
+        known = _as_cells(connection.execute(_CELLS, {"clusters": names, "since": first}))
+        for cluster in chain.from_iterable(by_name[name] for name in names):
+            before, cells = known.get(cluster, {}), added[cluster]
+            if before or not _is_one(cells):
+                yield cluster, _together(_made(_together(before, cells)), _made(before), -1)
+
+
+def _is_one(cells: Mapping[Cell, Sequence[float]]) -> bool:
+    """Whether a cluster is a row at most."""
+    return len(cells) < 2 and all(values[0] <= 1 for values in cells.values())  # noqa: PLR2004
+
+
+def _summed(rows: Iterable[Addition]) -> dict[Cell, list[float]]:
+    """What rows add to their cluster's sums."""
+    found: dict[Cell, list[float]] = {}
+    for row in rows:
+        _into(found, row.cell, row.values, row.sign)
+    return found
+
+
+def _made(cells: Mapping[Cell, Sequence[float]]) -> dict[Cell, list[float]]:
+    """What the rows of a cluster make together, by hours and weights."""
+    found: dict[Cell, list[float]] = {}
+    before: Sequence[float] = (0.0,) * SUMS_OF_CLUSTER
+    for cell, values in sorted(cells.items()):
+        if cell != BEFORE:
+            found[cell] = together(values, before)
+        before = [one + other for one, other in zip(before, values, strict=True)]
+    return found
+
+
+def _as_kept(are: Cells, should: News) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
+    """What clusters make by their sums as they are kept, less what their rows add alone."""
+    for cluster in are.keys() | should.keys():
+        cells, rows = are.get(cluster, {}), should.get(cluster, [])
+        if len(rows) > 1 or not _is_one(cells):
+            place = _repeats_of(cluster)
+            for cell, made in _made(cells).items():
+                yield place(cell), made
+            for row in rows:
+                yield place(row.cell), row.alone
+
+
+def _repeats_of(cluster: Cluster) -> Callable[[Cell], tuple[sa.Table, Key]]:
+    """Where it is kept what rows of a cluster make together."""
+    _, experiment, phase, *more = cluster
+    return lambda cell: (repeats, (experiment, *cell, phase, *more))
+
+
+def _as_cells(rows: Iterable[Any]) -> Cells:
+    """Sums of clusters as they are read: the key of _CELL, and what is summed."""
+    found: Cells = defaultdict(dict)
+    for row in rows:
+        key, values = tuple(row[: len(_CELL)]), row[len(_CELL) :]
+        found[key[:-3]][key[-3:]] = [*map(float, values)]
+    return found
+
+
+def _of_cells(cells: Mapping[Cluster, Mapping[Cell, list[float]]]) -> Added:
+    """Sums of clusters as they are added."""
+    return {
+        (clusters, (name, experiment, *cell, *more)): values
+        for (name, experiment, *more), its in cells.items()
+        for cell, values in its.items()
+    }
 
 
 def _shares(weights: Mapping[str, float]) -> list[float]:
@@ -781,14 +903,16 @@ def _totals(added: Added) -> Added:
     return found
 
 
-def _together(one: Added, other: Added, sign: int = 1) -> Added:
-    found: Added = defaultdict(list, one)
+def _together(
+    one: Mapping[At, list[float]], other: Mapping[At, list[float]], sign: int = 1
+) -> dict[At, list[float]]:
+    found = dict(one)
     for place, values in other.items():
         _into(found, place, values, sign)
     return found
 
 
-def _differ(should: Added, are: Added) -> Added:
+def _differ(should: Mapping[At, list[float]], are: Mapping[At, list[float]]) -> dict[At, list[float]]:
     """What some sums lack, where it is more than rounding."""
     lack = _together(should, are, -1)
     return {place: values for place, values in lack.items() if any(abs(each) > NOISE for each in values)}
@@ -799,9 +923,9 @@ def _slices(ids: list[str]) -> Iterator[list[str]]:
     return (ids[start : start + 500] for start in range(0, len(ids), 500))
 
 
-def _into(added: Added, place: tuple[sa.Table, Key], values: Iterable[float], sign: int = 1) -> None:
+def _into(added: dict[At, list[float]], place: At, values: Iterable[float], sign: int = 1) -> None:
     """Add values at a place, or with the sign -1 take them away."""
-    mine = added[place]
+    mine = added.get(place)
     added[place] = (
         [old + sign * new for old, new in zip(mine, values, strict=True)]
         if mine
@@ -827,10 +951,6 @@ def _standings(connection: sa.Connection, at: Cursors, to: Cursors) -> list[dict
     ]
 
 
-def _row(table: sa.Table, key: Key, values: Sequence[float]) -> dict[str, Any]:
-    return dict(zip((column.name for column in table.columns), (*key, *values), strict=True))
-
-
 def _over(table: sa.Table, experiment: str, since: str = TOTAL, kind: str = LIVE) -> sa.ColumnElement[bool]:
     """The sums of an experiment over all hours, or over those from one on."""
     hours = table.c.hour == TOTAL if since == TOTAL else table.c.hour >= since
@@ -847,21 +967,25 @@ def _of(table: sa.Table, tag: str | None) -> sa.ColumnElement[bool]:
     return sa.true() if tag is None else table.c.tag == ("" if tag == "real" else tag)
 
 
-def _upsert(statement: Any, table: sa.Table, merge: Callable[[sa.Column[Any], Any], Any]) -> Any:
-    """Insert rows, or merge them into those that have their keys."""
-    key = [column.name for column in table.primary_key]
-    merged: Mapping[str, Any] = {
-        column.name: merge(column, statement.excluded[column.name])
-        for column in table.columns
-        if column.name not in key
-    }
-    return statement.on_conflict_do_update(index_elements=key, set_=merged)
+def _adding(table: sa.Table, mark: str) -> str:
+    """The statement that adds rows to those that have their keys, with so many marks for their columns.
+
+    As a text, since there are many rows of it: sqlalchemy would take longer with them than the database.
+    """
+    names, keys = [each.name for each in table.columns], [each.name for each in table.primary_key]
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in names if name not in keys)
+    marks = ", ".join([mark] * len(names))
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "  # noqa: S608 (our own names)
+        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {added}"
+    )
 
 
-def _plus(old: sa.Column[Any], new: Any) -> Any:
-    return old + new
-
-
-def _newer(old: sa.Column[Any], new: Any) -> Any:
-    """A variant that has not answered of late stands by who answered before; what is wrong is as of now."""
-    return new if old.name == "problem" else sa.func.coalesce(new, old)
+def _standing(statement: Any) -> Any:
+    """Insert how variants stand, or put it in the place of how they stood."""
+    new = statement.excluded
+    # A variant that has not answered of late stands by who answered before; what is wrong is as of now.
+    who = {name: sa.func.coalesce(new[name], standings.c[name]) for name in ("model", "version")}
+    return statement.on_conflict_do_update(
+        index_elements=["experiment", "variant"], set_={**who, "problem": new.problem}
+    )

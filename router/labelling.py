@@ -1,7 +1,7 @@
 """What a prediction adds to the sums by what became of it: its outcome, and what others said of the same row.
 
 A prediction has its adds once: whoever knows something new of it takes away what it added before
-(`router/fold.py`). Here is only what one adds; and what those of a unit add together, since they are not
+(`router/fold.py`). Here is only what one adds; and what those of a cluster add together, since they are not
 independent of each other.
 """
 
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from router.experiment import Decision
-from router.tables import gaps, joint_scores, labels, outcome_scores, pairs, repeat_decisions, repeats
+from router.tables import clusters, gaps, joint_scores, labels, outcome_scores, pairs, repeats
+from verdict import money
 from verdict.counted import CLIP, JOINT_BINS
 from verdict.declared import LIVE
-from verdict.evidence import GAP_BINS, SCORE_BINS
+from verdict.evidence import GAP_BINS, SCORE_BINS, Costs
 from verdict.segments import part
 
 ALL = ""
@@ -40,11 +41,15 @@ class Beside(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of a prediction: its row, its outcome if it has one, what others said of it."""
+    """What is known of a prediction: its row, its outcome if it has one, and what others said of it.
+
+    `segments` are all of the traffic, and the declared parts of it that the record is of.
+    """
 
     row: Any
     outcome: float | None
     beside: tuple[Beside, ...]
+    segments: Sequence[str]
 
 
 def adds(known: Known, declared: Decision) -> Iterator[Add]:
@@ -52,14 +57,13 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
 
     Args:
         known: what is known of it.
-        declared: the thresholds and segments of the experiment's version that it was assigned by.
+        declared: the thresholds of the experiment's version that it was assigned by.
     """
     row, p, y = known.row, known.row.prediction, known.outcome
     if y not in (0, 1):
         return
     weights = (row.experiment, row.time[:13], row.experiment_version, row.allocation)
     tag = row.tag or ""
-    segments = _segments(row.features, declared)
 
     def scored(name: str, kind: str, p: float, phase: int) -> Iterator[Add]:
         period = (*weights, phase, name, kind, tag)
@@ -69,7 +73,7 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         (brier, loss), swings = here, _swings(y, here, _losses(p, 1 - y))
         values = (1, int(y), *decided, row.first, brier, brier**2, loss, loss**2, residual, residual**2)
         values += swings
-        for segment in segments:
+        for segment in known.segments:
             yield (labels, (*period, segment)), values
         yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)
 
@@ -83,30 +87,11 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
         only = [float(a and not b and y == c) for a, b in ((one, two), (two, one)) for c in (1, 0)]
         values = (1, d, d**2, e, e**2, gap, gap**2, *only, *swings)
-        for segment in segments:
+        for segment in known.segments:
             yield (pairs, (*period, segment)), values
         yield (gaps, (*period, _bin(gap, GAP_BINS))), (1,)
         bins = (_bin(p, JOINT_BINS), _bin(other, JOINT_BINS))
         yield (joint_scores, (*period, int(y), *bins)), (1,)
-
-
-@dataclass
-class _Before:
-    """The rows of a unit that came before: how many, Σw, Σx and Σwx of each score; and of each cell."""
-
-    n: int = 0
-    w: float = 0.0
-    totals: tuple[float, ...] = (0.0, 0.0, 0.0)
-    weighted: tuple[float, ...] = (0.0, 0.0, 0.0)
-    cells: dict[int, tuple[int, float]] = field(default_factory=dict)
-
-    def add(self, w: float, scores: tuple[float, ...], cell: int) -> None:
-        self.n += 1
-        self.w += w
-        self.totals = tuple(t + x for t, x in zip(self.totals, scores, strict=True))
-        self.weighted = tuple(t + w * x for t, x in zip(self.weighted, scores, strict=True))
-        count, weight = self.cells.get(cell, (0, 0.0))
-        self.cells[cell] = count + 1, weight + w
 
 
 class Rules(NamedTuple):
@@ -117,47 +102,83 @@ class Rules(NamedTuple):
 
     decision: Decision
     tilt: float
+    costs: Costs | None
 
 
-def adds_of_unit(rows: Sequence[Known], declared: Callable[[int, int], Rules]) -> Iterator[Add]:
-    """What the predictions of one unit add together, beyond what each adds by itself.
+# So many sums are kept of a cluster, and of what its rows make together.
+SUMS_OF_CLUSTER, SUMS_OF_REPEATS = (len(each.columns) - len(each.primary_key) for each in (clusters, repeats))
+# A cluster within what is counted together: all of the key of its sums but these, the hour and the weights.
+Cluster = tuple[str, str, int, str, str, str, str, str]
+Cell = tuple[str, int, int]
+
+
+def cluster_of(row: Any) -> str | None:
+    """With which others a row is not independent: those of its unit, else of its batch."""
+    if row.unit is not None:
+        return str(row.unit)
+    return str(row.request_id) if row.id != row.request_id else None
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a prediction adds to its cluster's sums, in their order; with the sign -1 it takes that away."""
+
+    cell: Cell
+    values: Sequence[float]
+    sign: int
+
+    @cached_property
+    def alone(self) -> Sequence[float]:
+        """What it makes with itself: half of that is in what the cluster's sums say, and is taken away."""
+        return [-self.sign * each for each in together(self.values, (0.0,) * SUMS_OF_CLUSTER)]
+
+
+def adds_of_cluster(known: Known, rules: Rules, sign: int) -> Iterator[tuple[Sequence[Cluster], Addition]]:
+    """What an answered prediction adds to the sums of its cluster, of each part that it is of.
 
     Args:
-        rows: answered ones, in any order.
-        declared: by version of the experiment, and allocation within it.
+        known: what is known of it.
+        rules: of the experiment's version and allocation that it was assigned by.
+        sign: -1 where it is to be taken away.
     """
-    before: dict[Key, _Before] = defaultdict(_Before)
-    for known in sorted(rows, key=lambda each: (each.row.time, each.row.cursor)):
-        row, p, y = known.row, known.row.prediction, known.outcome
-        if y not in (0, 1):
-            continue
-        decision, tilt = declared(row.experiment_version, row.allocation)
-        w, tag = tilt / row.propensity, row.tag or ""
-        weights = (row.experiment, row.time[:13], row.experiment_version, row.allocation)
-        one = p >= decision.threshold(row.variant)
-        said = [(row.phase, LIVE, "", (*_losses(p, y), y - p), _decided(one, y).index(True))]
-        for kind, name, other, phase in known.beside:
-            cell = 4 * one + 2 * (other >= decision.threshold(name)) + int(y)
-            said.append((phase, kind, name, (*_differences(p, other, y), other - p), cell))
-        segments = _segments(row.features, decision)
-        for phase, kind, beside, scores, cell in said:
-            for segment in segments:
-                mine = before[phase, tag, row.variant, kind, beside, segment]
-                if mine.n:
-                    key = (*weights, phase, row.variant, kind, tag, beside, segment)
-                    yield (repeats, key), (1, mine.n, w * mine.w, *_together(mine, w, scores))
-                    for earlier, (count, weight) in mine.cells.items():
-                        yield (repeat_decisions, (*key, cell, earlier)), (count, w * weight)
-                mine.add(w, scores, cell)
+    row, p, y = known.row, known.row.prediction, known.outcome
+    cluster = cluster_of(row) if y in (0, 1) else None
+    if cluster is None or y is None:
+        return
+    w, tag = rules.tilt / row.propensity, row.tag or ""
+    cell = (row.time[:13], row.experiment_version, row.allocation)
+
+    def profit(p: float, name: str) -> float:
+        return money.of(rules.costs, p >= rules.decision.threshold(name), int(y)) if rules.costs else 0.0
+
+    mine = profit(p, row.variant)
+    said = [(row.phase, LIVE, "", (*_losses(p, y), mine, y - p))]
+    for kind, name, other, phase in known.beside:
+        its = (*_differences(p, other, y), mine - profit(other, name), other - p)
+        said.append((phase, kind, name, its))
+    for phase, kind, beside, scores in said:
+        values = (1.0, w, *scores, *(w * x for x in scores[:-1]))
+        key = (cluster, row.experiment, phase, row.variant, kind, tag, beside)
+        yield [(*key, segment) for segment in known.segments], Addition(cell, values, sign)
 
 
-def _together(before: _Before, w: float, scores: tuple[float, ...]) -> Iterator[float]:
-    """Of each score x of a row: x·n + t, x·t, and both with weights; of the residual, the last, without."""
-    *told, residual = zip(scores, before.totals, before.weighted, strict=True)
-    for x, t, t_w in told:
-        yield from (x * before.n + t, x * t, w * (x * before.w + t_w), w * x * t_w)
-    x, t, _ = residual
-    yield from (x * before.n + t, x * t)
+def together(sums: Sequence[float], before: Sequence[float]) -> list[float]:
+    """What rows of a cluster make with each other and with those before, in the order of `repeats`.
+
+    Of what a row makes with itself half is in it: `Addition.alone`.
+
+    Args:
+        sums: over the rows, in the order of `clusters`.
+        before: over those before.
+    """
+    n, w, *scores = sums
+    m, v, *others = before
+    found = [n - (n > 0 and m == 0), n * (m + n / 2), w * (v + w / 2)]
+    for score in range(3):
+        t, s, wt, ws = scores[score], others[score], scores[4 + score], others[4 + score]
+        found += [t * m + s * n + t * n, t * (s + t / 2), wt * v + ws * w + wt * w, wt * (ws + wt / 2)]
+    t, s = scores[3], others[3]
+    return [*found, t * m + s * n + t * n, t * (s + t / 2)]
 
 
 def brier_score(p: float, y: float) -> float:
@@ -201,7 +222,7 @@ def _bin(value: float, bins: int) -> int:
     return min(int(value * bins), bins - 1)
 
 
-def _segments(features: str | None, decision: Decision) -> list[str]:
+def segments_of(features: str | None, decision: Decision) -> list[str]:
     """All of the traffic, and the declared parts of it that a record is of, each COLUMN=value."""
     declared = (*decision.segments, *decision.sensitive)
     if not declared:

@@ -18,7 +18,7 @@ from router import database, spool
 from router.database import DatabaseDown, spool_folder
 from router.entries import Entry, Reply
 from router.group_commit import GroupCommit
-from router.phases import Book, Model, Phases, phase_of
+from router.phases import Book, Model, Phases, first_of_its_own, phase_of
 from router.spool import Spool
 from router.store import DuplicateRequest, Store, reply_of
 from router.tables import outcomes, predictions, side_answers
@@ -203,7 +203,11 @@ class Ledger:
         return [row | {"outcome": known.get(row["id"])} for row in rows]
 
 
-_RECORDS = sa.select(predictions, phase_of(predictions.c).label("phase"))
+_RECORDS = sa.select(
+    predictions,
+    phase_of(predictions.c).label("phase"),
+    sa.and_(predictions.c.propensity.is_not(None), first_of_its_own(predictions.c)).label("assigned"),
+)
 
 
 def reported(outcome: str) -> sa.ColumnElement[bool]:
@@ -228,4 +232,5 @@ def tagged(tag: str | None) -> sa.ColumnElement[bool]:
 
 def _as_json(row: Mapping[Any, Any]) -> dict[str, Any]:
     features = row["features"]
-    return {**row, "features": None if features is None else json.loads(features)}
+    features = None if features is None else json.loads(features)
+    return {**row, "features": features, "assigned": bool(row["assigned"])}

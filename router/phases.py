@@ -18,7 +18,7 @@ has been counted already at the next one, and counts itself in the phase of what
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -145,6 +145,36 @@ def phase_of(row: Any) -> sa.ColumnElement[int]:
         .scalar_subquery()
     )
     return sa.func.coalesce(found, NONE)
+
+
+def row_before(row: Any, what: Callable[[Any], Any]) -> sa.ColumnElement[Any]:
+    """Something of the row of `predictions` that came before, of the same unit; NULL where there is none."""
+    before = predictions.alias()
+    return (
+        sa.select(what(before.c))
+        .where(
+            before.c.unit == row.unit,
+            before.c.cursor < row.cursor,
+            before.c.propensity.is_not(None),
+            before.c.experiment == row.experiment,
+            sa.func.coalesce(before.c.tag, "") == sa.func.coalesce(row.tag, ""),
+        )
+        .order_by(before.c.cursor.desc())
+        .limit(1)
+        .correlate(row.cursor.table)
+        .scalar_subquery()
+    )
+
+
+def first_of_its_own(row: Any) -> sa.ColumnElement[bool]:
+    """Whether chance assigned a row of `predictions` for itself: the first of its unit, or of its batch.
+
+    Whoever has a unit stays with its variant: of a phase the first row was assigned by chance.
+    """
+    return sa.case(
+        (row.unit.is_(None), row.row == 0),
+        else_=sa.func.coalesce(row_before(row, phase_of), -1) != phase_of(row),
+    )
 
 
 _P = predictions.c

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from router import database
 from router.database import DatabaseDown, stamp
 from router.fold import Fold
-from router.tables import folds, outcomes, predictions, replies, side_answers
+from router.tables import clusters, folds, outcomes, predictions, replies, side_answers
 
 # Predictions that are deleted in one transaction: others write meanwhile.
 AT_ONCE = 500
@@ -37,6 +37,8 @@ def prune(engine: sa.Engine, before: datetime) -> int:
         (table, sa.and_(time < hour, table.c.prediction_id.not_in(sa.select(predictions.c.id))))
         for table, time in ((side_answers, side_answers.c.time), (outcomes, outcomes.c.reported))
     ]
+    # Whoever has not been seen since is forgotten, and begins anew. Batches and records do not come again.
+    gone = clusters.c.cluster.not_in(sa.select(predictions.c.unit).where(predictions.c.unit.is_not(None)))
     deleted = 0
     try:
         with database.writing(engine) as connection:
@@ -52,6 +54,7 @@ def prune(engine: sa.Engine, before: datetime) -> int:
                     for table, where in lost:
                         connection.execute(table.delete().where(where))
                     connection.execute(replies.delete().where(replies.c.time < hour))
+                    connection.execute(clusters.delete().where(clusters.c.hour < hour, gone))
                     return deleted
             deleted += len(ids)
     except sa.exc.SQLAlchemyError as error:

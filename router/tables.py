@@ -314,11 +314,25 @@ joint_scores = sa.Table(
     _sum("pairs", sa.BigInteger),
 )
 
-# Rows of units that are seen more than once, in a phase of the experiment: of the live answers of a variant
-# (`beside` is ''), or of pairs. Each row counts in its own hour, by those of its unit that came before it:
-# how many rows have any, how many pairs of rows that makes (twins), for a score x of the row and the sum t of
-# the n before it Σ(x·n + t) (cross) and Σx·t (product), and the same with each row weighted by its inverse
-# propensity. From these follows how means spread over units (`verdict/moments.py`).
+# Rows of one cluster are not independent of each other: those of a unit, or of a batch
+# (`labelling.cluster_of`). Over those of a cluster in an hour whose outcome is known, of the live answers of
+# a variant (`beside` is ''), or of pairs: how many, Σw of their weights, and of each score Σx and Σwx. A fold
+# reads them to tell what further rows add together with these: `repeats`.
+clusters = sa.Table(
+    "clusters",
+    metadata,
+    sa.Column("cluster", sa.String(128), primary_key=True, autoincrement=False),
+    *_key(("beside", NAME), _SEGMENT),
+    _sum("labelled", sa.BigInteger),
+    *(_sum(name) for name in ("w", "brier", "log_loss", "profit", "residual")),
+    *(_sum(f"{score}_w") for score in ("brier", "log_loss", "profit")),
+    sqlite_with_rowid=False,
+)
+
+# What rows of a cluster add together, beyond what each adds by itself: those of an hour with each other, and
+# with those of the hours before. How many rows have others before them, how many pairs of rows i, j that
+# makes (twins), Σw_i·w_j over these, and of each score Σ(x_i + x_j) (cross) and Σx_i·x_j (product), also with
+# each pair weighted by w_i·w_j. From these follows how means spread over clusters (`verdict/moments.py`).
 repeats = sa.Table(
     "repeats",
     metadata,
@@ -327,21 +341,10 @@ repeats = sa.Table(
     _sum("twins_w"),
     *(
         _sum(f"{score}_{what}")
-        for score in ("brier", "log_loss")
+        for score in ("brier", "log_loss", "profit")
         for what in ("cross", "product", "cross_w", "product_w")
     ),
     *(_sum(f"residual_{what}") for what in ("cross", "product")),
-)
-
-# How many of those pairs of rows by what was decided of the later row and of the earlier one, and what came
-# of them: for a live answer 0 is a true positive, 1 a false one, 2 a true negative, 3 a false one; for a pair
-# of models 4·(the live one is positive) + 2·(the other is) + the outcome.
-repeat_decisions = sa.Table(
-    "repeat_decisions",
-    metadata,
-    *_key(("beside", NAME), _SEGMENT, ("cell", sa.Integer), ("other_cell", sa.Integer)),
-    _sum("twins", sa.BigInteger),
-    _sum("twins_w"),
 )
 
 # How a variant stands now: who answered for it last, and what is wrong where its newest request failed.

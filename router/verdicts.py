@@ -32,7 +32,6 @@ from router.tables import (
     latencies,
     outcome_scores,
     pairs,
-    repeat_decisions,
     repeats,
     sums,
 )
@@ -146,7 +145,7 @@ class Question:
 
     scope: Scope
     declared: Declared
-    # Whether units are seen more than once: rows then do not count by themselves.
+    # Whether there are clusters of more than one row: rows then do not count by themselves.
     by_unit: bool = False
 
     @property
@@ -353,8 +352,6 @@ class Verdicts:
         if question.by_unit:
             for row in _summed(self._repeats(question, ALL), REPEATS, cells):
                 yield _begin(row.hour), _begin(row.last), _of_repeats(row, question)
-            for row in _summed(self._decided(question, ALL), DECIDED, cells):
-                yield _begin(row.hour), _begin(row.last), _of_decided(row, question)
 
     def _segments(self, question: Question) -> dict[tuple[str, str], Evidence]:
         """The declared parts of the traffic, over all hours."""
@@ -380,21 +377,13 @@ class Verdicts:
         if question.by_unit:
             for row in self._repeats(question):
                 put(row.segment, _of_repeats(row, question))
-            for row in self._decided(question):
-                put(row.segment, _of_decided(row, question))
         return found
 
     def _repeats(self, question: Question, segment: str | None = None) -> Sequence[sa.Row[Any]]:
-        """Sums over units that are seen more than once, of a segment or of all but ALL."""
-        return self._sums(repeats, _of_segment(question, repeats, segment), REPEATS, ("beside", "segment"))
-
-    def _decided(self, question: Question, segment: str | None = None) -> Sequence[sa.Row[Any]]:
-        """The same of what was decided of them, where that matters."""
-        if not question.declared.rules.costs:
-            return ()
-        more = ("beside", "segment", "cell", "other_cell")
-        chosen = _of_segment(question, repeat_decisions, segment)
-        return self._sums(repeat_decisions, chosen, DECIDED, more)
+        """Sums over clusters of more than one row, of a segment or of all but ALL."""
+        which = repeats.c.segment != ALL if segment is None else repeats.c.segment == segment
+        some = sa.and_(question.scope.matured_of(repeats), _compared(question.who, repeats), which)
+        return self._sums(repeats, some, REPEATS, ("beside", "segment"))
 
     def _histograms(self, scope: Scope, who: Roles) -> dict[str, Arm]:
         """Latencies, and scores by outcome, over all hours."""
@@ -466,19 +455,13 @@ PAIRS = (
 
 
 REPEATS = tuple(column.name for column in repeats.columns if not column.primary_key)
-DECIDED = ("twins", "twins_w")
 
 
 def _compared(who: Roles, table: sa.Table) -> sa.ColumnElement[bool]:
-    """The sums over units of those who are compared: of pairs, or of live answers."""
+    """The sums over clusters of those who are compared: of pairs, or of live answers."""
     beside = table.c.beside.in_(who.challengers) if who.design == "shadow" else table.c.beside == ""
     names = (who.champion,) if who.design == "shadow" else who.variants
     return sa.and_(beside, table.c.variant.in_(names), table.c.kind == who.kind)
-
-
-def _of_segment(question: Question, table: sa.Table, segment: str | None) -> sa.ColumnElement[bool]:
-    which = table.c.segment != ALL if segment is None else table.c.segment == segment
-    return sa.and_(question.scope.matured_of(table), _compared(question.who, table), which)
 
 
 def _summed(
@@ -598,52 +581,28 @@ def _of_pairs(row: Any, question: Question) -> Evidence:
 
 
 def _of_repeats(row: Any, question: Question) -> Evidence:
-    """What the rows of a unit add together."""
-    repeated, twins = int(row.repeats), int(row.twins)
-    by_unit = {
-        "brier": ClusteredMoments.repeated(repeated, twins, row.brier_cross, row.brier_product),
-        "log-loss": ClusteredMoments.repeated(repeated, twins, row.log_loss_cross, row.log_loss_product),
-    }
-    if question.who.design != "shadow":
-        residual = ClusteredMoments.repeated(repeated, twins, row.residual_cross, row.residual_product)
-        by_unit["calibration"] = residual
-    weighted = {
-        "brier": WeightedMoments.repeated(row.twins_w, row.brier_cross_w, row.brier_product_w),
-        "log-loss": WeightedMoments.repeated(row.twins_w, row.log_loss_cross_w, row.log_loss_product_w),
-    }
+    """What the rows of clusters add together."""
+    who, both = question.who, (int(row.repeats), int(row.twins))
+    scores = {"brier": "brier", "log-loss": "log_loss"}
     if question.declared.rules.costs:
-        # By what was decided: `_of_decided` has the rest.
-        by_unit["profit"] = ClusteredMoments.repeated(repeated, twins, 0.0, 0.0)
-        weighted["profit"] = WeightedMoments.repeated(row.twins_w, 0.0, 0.0)
-    return _together(row, question, by_unit, weighted)
+        scores["profit"] = "profit"
 
+    def told(*names: str) -> list[float]:
+        return [getattr(row, name) for name in names]
 
-def _of_decided(row: Any, question: Question) -> Evidence:
-    """What the decisions on the rows of a unit bring together."""
-    costs = question.declared.rules.costs
-    assert costs
-    value = money.of_pair if row.beside else money.of_cell
-    one, other = value(costs, row.cell), value(costs, row.other_cell)
-    cross, product, twins = one + other, one * other, int(row.twins)
-    return _together(
-        row,
-        question,
-        {"profit": ClusteredMoments.repeated(0, 0, twins * cross, twins * product)},
-        {"profit": WeightedMoments.repeated(0.0, row.twins_w * cross, row.twins_w * product)},
-    )
-
-
-def _together(
-    row: Any,
-    question: Question,
-    by_unit: Mapping[str, ClusteredMoments],
-    weighted: Mapping[str, WeightedMoments],
-) -> Evidence:
-    who = question.who
+    by_unit = {
+        metric: ClusteredMoments.repeated(*both, *told(f"{score}_cross", f"{score}_product"))
+        for metric, score in scores.items()
+    }
     if who.design == "shadow":
         return replace(who.nothing, pairs={row.beside: Pairs(by_unit=by_unit)})
+    residual = ClusteredMoments.repeated(*both, row.residual_cross, row.residual_product)
+    weighted = {
+        metric: WeightedMoments.repeated(row.twins_w, *told(f"{score}_cross_w", f"{score}_product_w"))
+        for metric, score in scores.items()
+    }
     chances = who.chances(question.declared.at((row.experiment_version, row.allocation)).weights)
-    arm = Arm(by_unit=by_unit, weighted=weighted if chances else {})
+    arm = Arm(by_unit={**by_unit, "calibration": residual}, weighted=weighted if chances else {})
     return replace(who.nothing, arms={row.variant: arm})
 
 

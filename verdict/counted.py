@@ -49,8 +49,6 @@ JOINT_BINS = 20
 LEAST_MS = 0.001
 # Of errors a unit tells once in so many seconds.
 TEN_MINUTES = 600.0
-# Of a unit that is seen more often than that the ledger counts the newest rows together; here all are.
-ROWS_OF_A_UNIT = 500
 # No probability is nearer to 0 or 1 in the log loss: one that is wrong would be an infinite loss.
 CLIP = 1e-15
 
@@ -138,6 +136,8 @@ class Answers(NamedTuple):
         unit: a number for each unit by which requests were assigned; requests that are units by themselves
             have one that nobody else has.
         row: the request's place in its batch, from 0 on; 0 where it came alone.
+        cluster: a number for those who are not independent of each other: the requests of a unit, else those
+            of a batch; a request that is neither has one of its own.
     """
 
     request: Wholes
@@ -153,6 +153,7 @@ class Answers(NamedTuple):
     saved: Truths
     unit: Wholes
     row: Wholes
+    cluster: Wholes
 
     def where(self, chosen: Truths) -> Answers:
         """Some of them."""
@@ -196,12 +197,12 @@ def known(answers: Answers, declared: Declared, now: float, variant: str) -> tup
 
 
 class _Units(NamedTuple):
-    """Of each row that counts itself, and what came before it of its unit: arrays of one length.
+    """Of each row that counts itself, and what came before it of its cluster: arrays of one length.
 
     Attributes:
         w: its weight.
         x: by metric of BY_UNIT, of shape (4, rows): its score, or the difference of both scores.
-        before: how many rows of its unit came before it.
+        before: how many rows of its cluster came before it.
         before_w: their Σw.
         before_x: their Σx, of shape (4, rows).
         before_wx: their Σwx, of shape (4, rows).
@@ -257,7 +258,7 @@ class _Rows:
             weights.
         declared: of the experiment.
         matured: outcomes count of what was asked before.
-        units: None where no unit is seen more than once.
+        units: None where no cluster has more than one row.
     """
 
     all: Answers
@@ -319,7 +320,7 @@ class _Rows:
         )
 
     def with_units(self) -> _Rows:
-        """The same, where each row knows what came before it of its unit among these."""
+        """The same, where each row knows what came before it of its cluster among these."""
         who, variant = self.declared.who, self.all.variant
         counts = self.known
         if who.design == "shadow":
@@ -330,10 +331,10 @@ class _Rows:
                 its = counts & here & (variant == name)
                 w[its] = terms.tilt / terms.weights[name] if terms.weights.get(name) else 0.0
                 x[:, its] = self.where(its)._scores(terms, name)
-        # A unit counts in each arm by itself.
+        # A cluster counts in each arm by itself.
         _, arm = np.unique(variant.astype(str), return_inverse=True)
-        _, unit = np.unique(np.stack([arm, self.all.unit]), axis=1, return_inverse=True)
-        sums = _before(unit.ravel(), self.all.time, np.vstack([counts, w, x, w * x])) * counts
+        _, cluster = np.unique(np.stack([arm, self.all.cluster]), axis=1, return_inverse=True)
+        sums = _before(cluster.ravel(), self.all.time, np.vstack([counts, w, x, w * x])) * counts
         return replace(self, units=_Units(w, x, sums[0], sums[1], sums[2:6], sums[6:10]))
 
     def _scores(self, terms: Terms, variant: str) -> Floats:
@@ -529,7 +530,7 @@ def _apart(answers: Answers, live: Truths) -> tuple[Truths, Wholes]:
 
 
 def _before(unit: Wholes, time: Floats, values: Floats) -> Floats:
-    """Of each row the sums over the rows of its unit that came before it; values of shape (k, rows)."""
+    """Of each row the sums over the rows of its cluster that came before it; values of shape (k, rows)."""
     order = np.lexsort((time, unit))
     ordered, units = values[:, order], unit[order]
     starts = np.flatnonzero(np.diff(units, prepend=-1))

@@ -21,17 +21,6 @@ def of(costs: Costs, decision: bool, outcome: int) -> float:
     return costs.fn if outcome else costs.tn
 
 
-def of_cell(costs: Costs, cell: int) -> float:
-    """The profit of a decision by what became of it: 0 a true positive, 1 a false one, 2, 3 negatives."""
-    return (costs.tp, costs.fp, costs.tn, costs.fn)[cell]
-
-
-def of_pair(costs: Costs, cell: int) -> float:
-    """The champion's profit less the challenger's: 4·(its decision) + 2·(the challenger's) + the outcome."""
-    y = cell & 1
-    return of(costs, bool(cell & 4), y) - of(costs, bool(cell & 2), y)
-
-
 def each(costs: Costs, decisions: NDArray[np.bool_], outcomes: Floats) -> Floats:
     """The profit of each of some decisions, arrays of one length; outcomes are 0 or 1."""
     known = np.where(decisions, costs.tp, costs.fn), np.where(decisions, costs.fp, costs.tn)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from verdict import rates, sequence
+from verdict.contrast import Basis, basis, contrast
 from verdict.evidence import GAP_BINS, Evidence, Rules
 from verdict.moments import Moments
 from verdict.multinomial import log_bayes_factor_of_periods
@@ -22,7 +23,7 @@ UNDECLARED = (
 
 def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     """The checks that concern all variants."""
-    found = [_matured(evidence, rules)]
+    found = [_matured(evidence, rules), _witnesses(evidence, rules)]
     if evidence.design != "shadow":
         found.append(sample_ratio(evidence, rules))
         found.append(_label_ratio(evidence, rules))
@@ -71,6 +72,27 @@ def _matured(evidence: Evidence, rules: Rules) -> Check:
     if rules.maturity is None:
         return Check("maturity", "failed", UNDECLARED)
     return Check("maturity", "passed", seen)
+
+
+def _witnesses(evidence: Evidence, rules: Rules) -> Check:
+    """As how many independent outcomes those count that are known, and what that takes for granted.
+
+    Rows of a unit or of a batch are one witness. Of a request that is neither nobody knows whether it was
+    made before.
+    """
+    counted: list[tuple[str, Basis]] = []
+    for each in evidence.challengers:
+        parts = basis(evidence, each, rules.metric).parts
+        names = (evidence.champion, each) if len(parts) > 1 else (f"pairs with {each}",)
+        counted += [(name, Basis((part,))) for name, part in zip(names, parts, strict=True)]
+    told = {name: contrast(of) for name, of in counted}
+    if not any(each.n for each in told.values()):
+        return Check("witnesses", "not yet", "no outcome is known yet")
+    seen = ", ".join(
+        f"{name} {each.n:,} outcomes that count for {each.independent:,.0f}" for name, each in told.items()
+    )
+    assumed = "requests without a unit are taken to be of different clients, also those that are made again"
+    return Check("witnesses", "passed", f"{seen}; {assumed}")
 
 
 def _label_ratio(evidence: Evidence, rules: Rules) -> Check:
@@ -148,10 +170,10 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
                 culprit = (
                     f"the weights sum to {mine.w:,.0f} for {evidence.champion} and to {its.w:,.0f} for {name}"
                 )
-        # Of few rows of an arm with a small share a standard error means nothing.
+        # Of few rows of an arm with a small share, or of few units, a standard error means nothing.
         counted = [
-            arm.by_unit[metric].units if metric in arm.by_unit else arm.weighted[metric].n
-            for arm in arms.values()
+            arm.by_unit[metric].independent if metric in arm.by_unit else sums[name].n
+            for name, arm in arms.items()
         ]
         small = min(counted) < rules.min_outcomes
         failed = not small and worst >= -math.log(rules.trust_alpha)

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,8 +54,10 @@ from verdict.harness import (
     type_one,
 )
 from verdict.sequence import Floats
-from verdict.settings import BEFORE, ERRORS, FURTHER, GUARDRAILS, WEIGHTS, Setting, wrong
+from verdict.settings import BEFORE, ERRORS, FURTHER, GUARDRAILS, WEIGHTS, Rates, Setting, wrong
 from verdict.simulate import Rows
+from verdict.witnesses import TOGETHER, UNNAMED, WITNESSES, distrusted
+from verdict.witnesses import wrong as wrong_of
 
 LONG = Size(streams=2000, looks=200, batch=100)
 
@@ -71,6 +73,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
 
     timed("type I error", lambda: _type_one_text(type_one(LONG)))
     timed("where standard errors mislead", lambda: _settings_text(2000))
+    timed("who is a witness", lambda: _witnesses_text(2000))
     timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
@@ -126,17 +129,19 @@ Repeated units come again, at up to ten looks one after the other, and with up t
 {_rates(found, 0.05)}"""
 
 
+def _before_and_now(found: Iterable[Rates], bound: float) -> str:
+    lines = ["| | before | now | interval | |", "| --- | ---: | ---: | --- | --- |"]
+    for before, now in found:
+        low, high = now.ends
+        kept = "kept" if high <= bound else "**missed**"
+        shares = f"{_percent(before.share)} | {_percent(now.share)}"
+        lines.append(f"| {now.name} | {shares} | {_percent(low)} to {_percent(high)} | {kept} |")
+    return "\n".join(lines) + "\n"
+
+
 def _settings_text(streams: int) -> str:
     def table(settings: Sequence[Setting]) -> str:
-        lines = ["| | before | now | interval | |", "| --- | ---: | ---: | --- | --- |"]
-        for setting in settings:
-            before, now = wrong(setting, streams)
-            low, high = now.ends
-            kept = "kept" if high <= ALPHA else "**missed**"
-            shares = f"{_percent(before.share)} | {_percent(now.share)}"
-            ends = f"{_percent(low)} to {_percent(high)}"
-            lines.append(f"| {setting.name} | {shares} | {ends} | {kept} |")
-        return "\n".join(lines) + "\n"
+        return _before_and_now((wrong(each, streams) for each in settings), ALPHA)
 
     least = f"{RULES.min_each} of the rarer outcome"
     return f"""## Where standard errors mislead
@@ -163,6 +168,27 @@ A winner is named where shares change:
 And in further settings:
 
 {table(FURTHER)}"""
+
+
+def _witnesses_text(streams: int) -> str:
+    [unnamed] = [wrong_of(each, streams).now for each in UNNAMED]
+    low, high = unnamed.ends
+    return f"""## Who is a witness
+
+Two models that are equally good and not alike, and rows that are not independent (`verdict/witnesses.py`).
+{streams:,} streams for each line; looks after 200 batches of about 100 rows, of units that ask a lot 500.
+*Before* each row of a batch was a witness by itself, and of a unit the newest {TOGETHER} rows were counted
+together. *Now* all rows of a unit, and of a batch, are one
+([decision 0020](decisions/0020-who-is-a-witness.md)). A winner is named:
+
+{_before_and_now((wrong_of(each, streams) for each in WITNESSES), ALPHA)}
+The check of propensities fails without cause, at an α of {100 * RULES.trust_alpha:g} %:
+
+{_before_and_now([distrusted(WITNESSES[0], streams)], RULES.trust_alpha)}
+Who asks again without a unit is taken for somebody else. Where 2 % of the requests are tried again five times
+a winner is then named in {_percent(unnamed.share)} of the streams ({_percent(low)} to {_percent(high)}): α is
+not kept, and the check *witnesses* says which requests have a unit.
+"""
 
 
 def _naive_text(found: Sequence[Rate], peeks: Sequence[tuple[int, float, Rate]]) -> str:

@@ -374,11 +374,11 @@ def test_after_a_change_of_weights_the_share_is_that_of_what_they_assigned(
         house.router.asks(client)
     house.router.asks(clients[0], X_Force_Variant="B")
     expect(page.locator("#tile-requests")).to_have_text("70")
-    expect(page.locator(".tile.share")).to_contain_text("configured 50%, 30 requests")
+    expect(page.locator(".tile.share")).to_contain_text("configured 50%, 30 assigned")
     share = house.stats()["variants"]["B"]["share"]
     page.wait_for_function(f"({LAST_SHARE})()[0] === 30")
     assert page.evaluate(LAST_SHARE) == [30, pytest.approx(share)]
-    expect(page.locator("#summary")).to_contain_text("of the last 30")
+    expect(page.locator("#summary")).to_contain_text("of 30 assigned")
 
 
 @pytest.mark.slow

@@ -252,6 +252,122 @@ def test_rows_of_a_unit_are_counted_together_in_whatever_order_they_become_known
     as_it_should_be(book.evidence())
 
 
+def variant_of(unit: str | None) -> str:
+    """Who answers a unit, by its last digit."""
+    return "B" if unit and unit[-1] in "13579" else "A"
+
+
+def of_many(book: Book, rows: list[tuple[str, str | None, float, int]], **more: Any) -> None:
+    """Requests that came one after the other within some hours; their outcomes are known in another order."""
+    told = [
+        record(
+            id_,
+            time=stamp(NOW - timedelta(seconds=7 * number + 3600)),
+            **{"experiment": "e", "unit": unit, "prediction": p, "propensity": 0.5, **more},
+            variant=variant_of(unit),
+        )
+        for number, (id_, unit, p, _) in enumerate(rows)
+    ]
+    book.ledger.append(Entry([each._replace(request_id=each.id.partition("/")[0]) for each in told]))
+    outcomes = [{"id": id_, "outcome": y} for id_, _, _, y in rows]
+    book.random.shuffle(outcomes)
+    for start in range(0, len(outcomes), 400):
+        list(book.reported.append(outcomes[start : start + 400]))
+        book.fold.catch_up()
+
+
+def test_all_rows_of_a_unit_count_together_however_many_there_are(engine: sa.Engine) -> None:
+    book = Book(engine)
+    # Of each three rows one is of the same unit, and all the same comes of it.
+    rows = [
+        (f"{n}", "one" if n % 3 == 0 else f"u{n}", 0.3 if n % 3 else 0.9, int(n % 3 > 0 and n % 10 < 3))
+        for n in range(1800)
+    ]
+    of_many(book, rows)
+    evidence = book.evidence()
+    found = evidence.arm("A").by_unit["brier"]
+    mine = [row for row in rows if variant_of(row[1]) == "A"]
+    assert sums(found) == pytest.approx(sums(of_units([(str(unit), (p - y) ** 2) for _, unit, p, y in mine])))
+    assert found.rows2 == 600**2 + 600
+    assert found.independent == pytest.approx(1200**2 / (600**2 + 600))
+    # However many rows that are: one unit carries no verdict.
+    verdict = book.verdict()
+    assert verdict.decision == "keep collecting"
+    assert "the outcomes of A count for 4 of the 100 units" in verdict.sentence
+    # By weights they are the same, since all have the same.
+    by_weights = evidence.arm("A").weighted["brier"]
+    assert by_weights.independent == pytest.approx(found.independent)
+    assert book.fold.recount() == 0
+    # Each is corrected, in another order: as if it had been told so at first.
+    told = [{"id": id_, "outcome": 1 - y, "correction": True} for id_, _, _, y in rows]
+    book.random.shuffle(told)
+    list(book.reported.append(told))
+    corrected = of_units([(str(unit), (p - 1 + y) ** 2) for _, unit, p, y in mine])
+    assert sums(book.evidence().arm("A").by_unit["brier"]) == pytest.approx(sums(corrected))
+    assert book.fold.recount() == 0
+
+
+def test_rows_of_a_batch_are_one_witness_and_profit_is_no_exception(engine: sa.Engine) -> None:
+    costs = {"tp": 1, "fp": -2, "tn": 0.5, "fn": -4}
+    book = Book(engine, decision={"metric": "profit", "costs": costs})
+    rows = [(f"b{n // 50}/{n % 50}", None, (n % 7) / 7, int(n % (3 + n // 50 % 4) == 0)) for n in range(2000)]
+    of_many(book, rows)
+    of_many(book, [(f"s{n}", None, (n % 7) / 7, n % 2) for n in range(100)])
+    arm, threshold = book.evidence().arm("A"), book.experiments.current()
+    assert threshold
+    decide = threshold.document.decision.threshold("A")
+    rows += [(f"s{n}", None, (n % 7) / 7, n % 2) for n in range(100)]
+
+    def profit(p: float, y: int) -> float:
+        return costs[("fn", "tp")[p >= decide] if y else ("tn", "fp")[p >= decide]]
+
+    by_batch = [(id_.partition("/")[0], p, y) for id_, _, p, y in rows]
+    for metric, scores in (
+        ("brier", [(batch, (p - y) ** 2) for batch, p, y in by_batch]),
+        ("calibration", [(batch, y - p) for batch, p, y in by_batch]),
+        ("profit", [(batch, profit(p, y)) for batch, p, y in by_batch]),
+    ):
+        assert sums(arm.by_unit[metric]) == pytest.approx(sums(of_units(scores))), metric
+    assert arm.by_unit["brier"].units == 140
+    assert arm.weighted["profit"].standard_error == pytest.approx(
+        arm.by_unit["profit"].standard_error, rel=0.01
+    )
+
+
+def test_who_has_not_been_seen_since_rows_were_pruned_is_forgotten_and_others_are_not(
+    engine: sa.Engine,
+) -> None:
+    book = Book(engine)
+
+    def come(hours_ago: float, *units: str) -> None:
+        for unit in units:
+            book.asked(f"{unit}-{hours_ago}", 0.3, 1, hours_ago=hours_ago, unit=unit, variant="A")
+
+    come(50, "gone", "stays")
+    come(50.1, "gone", "stays")
+    come(2, "stays", "new")
+    book.fold.catch_up()
+    before = sums(book.evidence().arm("A").by_unit["brier"])
+    assert prune(engine, NOW - timedelta(hours=20)) == 4
+    assert sums(book.evidence().arm("A").by_unit["brier"]) == before
+    book.fold.recount()
+    assert sums(book.evidence().arm("A").by_unit["brier"]) == before
+    known = database.read(engine, sa.select(tables.clusters.c.cluster).distinct())
+    assert sorted(each.cluster for each in known) == ["new", "stays"]
+    come(1, "stays", "gone")
+    found = book.evidence().arm("A").by_unit["brier"]
+    # Whoever is forgotten is another one when it comes again.
+    assert (found.units, found.rows, found.rows2) == (4, 8, 2**2 + 4**2 + 1 + 1)
+    with engine.begin() as connection:
+        today = stamp(NOW)[:10]
+        connection.execute(tables.clusters.delete().where(tables.clusters.c.hour > today))
+        more = tables.repeats.update().values(twins=tables.repeats.c.twins + 1)
+        connection.execute(more.where(tables.repeats.c.hour > today))
+    assert book.fold.recount() > 0
+    assert sums(book.evidence().arm("A").by_unit["brier"]) == pytest.approx(sums(found))
+    assert book.fold.recount() == 0
+
+
 @BOTH
 def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> None:
     book = Book(engine)

@@ -33,6 +33,7 @@ def answered(request: Any, outcome: Any, variant: Any, score: Any, **more: Any) 
         "saved": np.zeros(n, bool),
         "unit": request,
         "row": np.zeros(n, np.int64),
+        "cluster": more.get("unit", request),
     }
     variant = np.asarray(variant, object)
     return Answers(request=request, outcome=outcome, variant=variant, score=score, **columns | more)
