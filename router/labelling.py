@@ -12,10 +12,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from router.database import stamp
 from router.experiment import Decision
 from router.tables import gaps, joint_scores, labels, outcome_scores, pairs, repeat_decisions, repeats
 from verdict.counted import CLIP, JOINT_BINS
@@ -40,11 +42,15 @@ class Beside(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of a prediction: its row, its outcome if it has one, what others said of it."""
+    """What is known of a prediction: its row, its outcome if it has one, what others said of it.
+
+    It is `late` where another outcome was known, or none, when it matured.
+    """
 
     row: Any
     outcome: float | None
     beside: tuple[Beside, ...]
+    late: bool = False
 
 
 def adds(known: Known, declared: Decision) -> Iterator[Add]:
@@ -67,11 +73,11 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         decided = [float(each) for each in _decided(positive, y)]
         here, residual = _losses(p, y), y - p
         (brier, loss), swings = here, _swings(y, here, _losses(p, 1 - y))
-        values = (1, int(y), *decided, row.first, brier, brier**2, loss, loss**2, residual, residual**2)
-        values += swings
+        once = (row.first, row.first * int(y), known.late, known.late * int(y))
+        values = (1, int(y), *decided, *once, brier, brier**2, loss, loss**2, residual, residual**2, *swings)
         for segment in segments:
             yield (labels, (*period, segment)), values
-        yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)
+        yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1, row.first)
 
     yield from scored(row.variant, LIVE, p, row.phase)
     for kind, name, other, phase in known.beside:
@@ -82,7 +88,8 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         gap = abs(p - other)
         one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
         only = [float(a and not b and y == c) for a, b in ((one, two), (two, one)) for c in (1, 0)]
-        values = (1, d, d**2, e, e**2, gap, gap**2, *only, *swings)
+        once = (row.first, row.first * int(y))
+        values = (1, d, d**2, e, e**2, gap, gap**2, *only, *once, *swings)
         for segment in segments:
             yield (pairs, (*period, segment)), values
         yield (gaps, (*period, _bin(gap, GAP_BINS))), (1,)
@@ -109,14 +116,21 @@ class _Before:
         self.cells[cell] = count + 1, weight + w
 
 
+def counts_from(hour: str, maturity: timedelta) -> str:
+    """From when on outcomes of what was asked in an hour count: the hour is over, and has matured."""
+    return stamp(datetime.fromisoformat(f"{hour}:00:00+00:00") + timedelta(hours=1) + maturity)
+
+
 class Rules(NamedTuple):
     """What a version of the experiment declares of decisions.
 
-    By its weighting and the shares in force rows count with the weight tilt / propensity.
+    By its weighting and the shares in force rows count with the weight tilt / propensity. Without a maturity
+    outcomes count as they come.
     """
 
     decision: Decision
     tilt: float
+    maturity: timedelta | None
 
 
 def adds_of_unit(rows: Sequence[Known], declared: Callable[[int, int], Rules]) -> Iterator[Add]:
@@ -131,7 +145,7 @@ def adds_of_unit(rows: Sequence[Known], declared: Callable[[int, int], Rules]) -
         row, p, y = known.row, known.row.prediction, known.outcome
         if y not in (0, 1):
             continue
-        decision, tilt = declared(row.experiment_version, row.allocation)
+        decision, tilt, _ = declared(row.experiment_version, row.allocation)
         w, tag = tilt / row.propensity, row.tag or ""
         weights = (row.experiment, row.time[:13], row.experiment_version, row.allocation)
         one = p >= decision.threshold(row.variant)
