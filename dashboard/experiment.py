@@ -436,7 +436,7 @@ def _facts(document: Answer) -> list[tuple[str, str]]:
         canary = document["canary"]
         facts += [
             ("Ramp", " → ".join(map(percent, canary["steps"]))),
-            ("Each step", f"{canary['hold']}, and {canary['min_requests']:,} requests of each"),
+            ("Each step", f"{canary['hold']}, and {canary['min_requests']:,} answers of each"),
         ]
     if mode in ("canary", "bandit"):
         traffic = document[mode]["traffic"]

@@ -205,7 +205,7 @@ def tiles(stats: Stats) -> list[html.Div]:
     """Requests, share or shadows, errors, average probability, latency."""
     every = stats["variants"]
     total = stats["requests"]
-    failed, refused = (sum(each[what] for each in every) for what in ("failed", "refused"))
+    failed, refused = _unanswered(stats)
     first = _champion(stats)
     unseen = "Challengers score unseen." if stats["mode"] == "shadow" else ""
     share = (
@@ -254,6 +254,12 @@ def tiles(stats: Stats) -> list[html.Div]:
     ]
 
 
+def _unanswered(stats: Stats) -> tuple[int, int]:
+    """How many requests failed, and how many were refused."""
+    failed, refused = (sum(each[what] for each in stats["variants"]) for what in ("failed", "refused"))
+    return failed, refused
+
+
 def summary(stats: Stats, tag: str | None) -> str:
     """The page in one sentence."""
     total = stats["requests"]
@@ -262,8 +268,8 @@ def summary(stats: Stats, tag: str | None) -> str:
         what = "No requests" if tag is None else f"No {_kind(tag)} requests"
         return f"{what}{begin or ' yet'}"
     first = _champion(stats)
-    failed = sum(each["failed"] for each in stats["variants"])
-    errors = f"{failed:,} without an answer" if failed else "no errors"
+    unanswered = sum(_unanswered(stats))
+    errors = f"{unanswered:,} without an answer ({unanswered / total:.1%})" if unanswered else "no errors"
     # Of all that is on record alone it is told of which kind it is.
     tags = [tag] if tag else sorted(stats["tags"], key=_order) or ["real"]
     noun = "request" if total == 1 else "requests"

@@ -27,6 +27,7 @@ LOOK_SECONDS = 5.0
 ALPHA = 0.01
 # Draws from the posterior. The probability that an arm is the best is known to about 1/√DRAWS.
 DRAWS = 10_000
+TOO_FEW_ANSWERS = "there are too few answers yet"
 # An allocation that differs by less than the draws' own noise is none.
 NOISE = 0.01
 
@@ -37,12 +38,12 @@ log = logging.getLogger(__name__)
 class Sums:
     """What was counted of a variant, of requests that count alone: not forced, not while paused.
 
-    `errors` are requests that got no answer from it (5xx). `assigned` are the first of units and of batches,
-    `apart` the first of batches, and of units in ten minutes; `apart_failed` of these got no answer, and
-    `together` is Σ over them of in how many ten minutes before their unit got none. `log_latency` and
-    `log_latency_squares` are sums of ln(milliseconds) and of its square over the `timed`, which did not fail,
-    one row of each batch. Of the matured requests `labelled` have an outcome, and of those it is 1 for
-    `positives`.
+    `errors` are requests that got no answer from it: it refused them (4xx), failed (5xx), or another
+    answered. `assigned` are the first of units and of batches, `apart` the first of batches, and of units in
+    ten minutes; `apart_failed` of these got no answer, and `together` is Σ over them of in how many ten
+    minutes before their unit got none. `log_latency` and `log_latency_squares` are sums of ln(milliseconds)
+    and of its square over the `timed`, which were answered, one row of each batch. Of the matured requests
+    `labelled` have an outcome, and of those it is 1 for `positives`.
     """
 
     requests: int = 0
@@ -90,6 +91,12 @@ class Evidence:
         """Whether either of both has had less than the minimum of requests."""
         return min(self.champion.requests, self.challenger.requests) < self.canary.min_requests
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether either of both has answered less than that: no step is taken on what others say."""
+        answered = (each.requests - each.errors for each in (self.champion, self.challenger))
+        return min(answered) < self.canary.min_requests
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -109,10 +116,11 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
     It regresses where the challenger surely is worse by more than the document allows, with an error
     probability of ALPHA for each gate however often one looks, and advances where it seems not to be; to all
     of the traffic, which is a promotion, where it surely is not. It holds where requests do not follow the
-    shares.
+    shares, and where there are too few answers. A request that the challenger refuses counts as an error:
+    chance gives both the same ones, so if the champion takes it that is no fault of the request.
     """
     if evidence.few:
-        return Judgement("hold", "there are too few requests yet")
+        return Judgement("hold", TOO_FEW_ANSWERS)
     gates = evidence.canary.gates
     both = (evidence.champion, evidence.challenger)
     excesses = {
@@ -133,25 +141,34 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
     for name, each in found.items():
         if each["at_least"] > each["allowed"]:
             return Judgement("regress", f"the challenger's {name} is worse than allowed", found)
+    if objection := _objection(evidence, found):
+        return Judgement("hold", objection, found)
+    return Judgement("advance", "errors and latency are as allowed", found)
+
+
+def _objection(evidence: Evidence, found: Mapping[str, Mapping[str, float]]) -> str:
+    """What speaks against a step on; nothing where nothing does."""
     # Units and batches, which chance assigned as a whole.
     counts = evidence.champion.assigned, evidence.challenger.assigned
     if multinomial.log_bayes_factor(counts, (1 - evidence.share, evidence.share)) >= -math.log(ALPHA):
         told = f"{counts[0]:,} went to the champion and {counts[1]:,} to the challenger"
-        return Judgement("hold", f"the requests do not follow the configured shares: {told}", found)
+        return f"the requests do not follow the configured shares: {told}"
+    if evidence.unanswered:
+        return TOO_FEW_ANSWERS
     for name, each in found.items():
         if each["difference"] > each["allowed"]:
-            return Judgement("hold", f"the challenger's {name} seems worse than allowed", found)
+            return f"the challenger's {name} seems worse than allowed"
         if evidence.further == 1 and each["at_most"] > each["allowed"]:
-            return Judgement("hold", f"the challenger's {name} is not surely as allowed yet", found)
-    return Judgement("advance", "errors and latency are as allowed", found)
+            return f"the challenger's {name} is not surely as allowed yet"
+    return ""
 
 
 def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: Gate) -> Change | None:
     """What a canary does now, or would do if it were not held.
 
     Back to 0 as soon as its gate says so; on, when the step was held as long as the document says, both
-    variants have had the minimum of requests, and the gate agrees. From 0 it does not go on by itself, and
-    at 1 there is nothing left to compare it with.
+    variants have answered the minimum of requests in it, and the gate agrees. From 0 it does not go on by
+    itself, and at 1 there is nothing left to compare it with.
 
     Args:
         current: the experiment in force.
@@ -177,7 +194,8 @@ def next_step(current: Current, sums: Mapping[str, Sums], now: datetime, gate: G
     if judgement.says == "regress":
         return Change({champion.name: 1.0, challenger.name: 0.0}, "regress", judgement.reason, told)
     further = evidence.further
-    if judgement.says == "hold" or evidence.few or further is None or now - current.since < canary.hold:
+    waits = evidence.unanswered or now - current.since < canary.hold
+    if judgement.says == "hold" or further is None or waits:
         return None
     weights = {champion.name: 1 - further, challenger.name: further}
     return Change(weights, "step", f"from {share:.4g} to {further:.4g}: {judgement.reason}", told)

@@ -42,6 +42,7 @@ from router.labelling import (
     Rules,
     adds,
     adds_of_cluster,
+    counts_from,
     segments_of,
     together,
 )
@@ -277,10 +278,10 @@ class Fold:
             found = connection.scalar(
                 sa.select(experiments.c.document).where(experiments.c.version == version)
             )
-            decision, shares = Decision(), dict[str, float]()
+            decision, shares, maturity = Decision(), dict[str, float](), None
             try:
                 document = read(json.loads(found or "{}"))
-                decision, shares = document.decision, document.shares
+                decision, shares, maturity = document.decision, document.shares, document.maturity
             # Rows of an older ledger have no document, and one of a later release cannot be read.
             except ExperimentError:
                 pass
@@ -294,6 +295,7 @@ class Fold:
                 # Where one of them has no chance there is nothing to compare.
                 tilt(decision.weighting, _shares(shares)) if all(shares.values()) else 1.0,
                 Costs(**decision.costs.model_dump()) if decision.costs else None,
+                maturity,
             )
         return known
 
@@ -432,8 +434,8 @@ class Fold:
             sums,
             sums.c.hour == TOTAL,
             (
-                *("requests", "failed", "saved", "assigned", "apart", "apart_failed", "together", "timed"),
-                *("log_latency", "log_latency2"),
+                *("requests", "refused", "failed", "saved", "assigned"),
+                *("apart", "apart_failed", "together", "timed", "log_latency", "log_latency2"),
             ),
         )
         told = mine(
@@ -446,10 +448,10 @@ class Fold:
             for variant, n, positives in map(tuple, database.read(self._engine, told))
         }
         return {
-            # What another one had to answer has failed.
+            # What it refused, and what another one had to answer, got no answer from it.
             row.variant: Sums(
                 requests=int(row.requests),
-                errors=int(row.failed) + int(row.saved),
+                errors=int(row.failed) + int(row.refused) + int(row.saved),
                 assigned=int(row.assigned),
                 apart=int(row.apart),
                 apart_failed=int(row.apart_failed),
@@ -534,10 +536,12 @@ def _counting(
     """
     answered, failed = answers.status < 400, answers.status >= 500  # noqa: PLR2004
     live = answers is _P
-    timed = sa.and_(sa.not_(failed), answers.latency_ms.is_not(None), _P.row == 0)
-    first = _FIRST if live else sa.false()
+    own = sa.and_(answered, sa.not_(saved))
+    timed = sa.and_(answered, answers.latency_ms.is_not(None), _P.row == 0)
+    # Beside those that the live variant answered itself, another one is missed.
+    first = _FIRST if live else sa.and_(_FIRST, sa.not_(NO_ANSWER))
     apart = _APART if live else _P.row == 0
-    unanswered = NO_ANSWER if live else failed
+    unanswered = NO_ANSWER if live else sa.not_(answered)
     log_ms = sa.func.ln(sa.case((answers.latency_ms > LEAST_MS, answers.latency_ms), else_=LEAST_MS))
     period = (
         *(_P.experiment, sa.func.substr(_P.time, 1, 13), _P.experiment_version, _P.allocation, _PHASE),
@@ -564,7 +568,7 @@ def _counting(
                 _sum(sa.literal(1), failed),
                 _sum(sa.literal(1), saved),
                 _sum(sa.literal(1), first),
-                _sum(sa.literal(1), sa.and_(first, answered, sa.not_(saved))),
+                _sum(sa.literal(1), sa.and_(first, own)),
                 _sum(sa.literal(1), apart),
                 _sum(sa.literal(1), sa.and_(apart, unanswered)),
                 # `_of_failed` adds it.
@@ -576,9 +580,11 @@ def _counting(
                 _sum(log_ms * log_ms, timed),
             ),
         ),
-        latencies: counting((_whole(log_ms / GROWTH),), (sa.func.count(),), sa.and_(answered, timed)),
+        latencies: counting((_whole(log_ms / GROWTH),), (sa.func.count(),), timed),
         scores: counting(
-            (_whole(answers.prediction * SCORE_BINS),), (sa.func.count(),), answers.prediction.is_not(None)
+            (_whole(answers.prediction * SCORE_BINS),),
+            (sa.func.count(), _sum(sa.literal(1), first)),
+            sa.and_(answers.prediction.is_not(None), own),
         ),
     }
 
@@ -662,7 +668,7 @@ _CELLS = (
 HOUR_AT = list(clusters.columns).index(clusters.c.hour)
 _IDS: Any = sa.bindparam("ids", expanding=True)
 _OUTCOMES = (
-    sa.select(outcomes.c.cursor, outcomes.c.prediction_id, outcomes.c.outcome)
+    sa.select(outcomes.c.cursor, outcomes.c.prediction_id, outcomes.c.outcome, outcomes.c.reported)
     .where(outcomes.c.prediction_id.in_(_IDS))
     .order_by(outcomes.c.cursor)
 )
@@ -779,13 +785,27 @@ def _known(
         model = Model(said.model, said.version, said.digest)
         return book.of_answer(phase, said.kind, said.name, model)
 
+    due: dict[tuple[str, timedelta], str] = {}
+
+    def late(row: Any, those: Sequence[Any]) -> bool:
+        """Whether another outcome was known, or none, when it came to count."""
+        maturity = declared(connection, row.experiment_version, row.allocation).maturity
+        if not maturity or not those:
+            return False
+        place = row.time[:13], maturity
+        if place not in due:
+            due[place] = counts_from(*place)
+        known_then = [each.outcome for each in those if each.reported <= due[place]]
+        return bool(known_then[-1:] != [those[-1].outcome])
+
     def known(row: Any, upto: Cursors, segments: Sequence[str]) -> Known:
-        outcome = [each.outcome for each in told[row.id] if each.cursor <= upto.outcomes]
+        those = [each for each in told[row.id] if each.cursor <= upto.outcomes]
+        outcome = [each.outcome for each in those]
         others = (each for each in beside[row.id] if each.cursor <= upto.side_answers)
         said = tuple(
             Beside(each.kind, each.name, each.prediction, phase_beside(row.phase, each)) for each in others
         )
-        return Known(row, outcome[-1] if outcome else None, said, segments)
+        return Known(row, outcome[-1] if outcome else None, said, segments, late(row, those))
 
     for row in rows.values():
         rules = declared(connection, row.experiment_version, row.allocation)

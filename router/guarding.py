@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 
+from router.controllers import TOO_FEW_ANSWERS, Gate, Judgement, errors_and_latency
 from router.controllers import Evidence as Counted
-from router.controllers import Gate, Judgement, errors_and_latency
 from router.experiments import Current
 from router.verdicts import Verdicts, rules
 from verdict import guardrails
@@ -67,7 +67,7 @@ def _why(step: guardrails.Step) -> str:
     """Why the guardrails say what they say."""
     each = step.because
     if each is None:
-        return "there are too few requests yet" if step.says == "hold" else "no guardrail objects"
+        return TOO_FEW_ANSWERS if step.says == "hold" else "no guardrail objects"
     if isinstance(each, Check):
         return each.seen
     if step.says == "regress":

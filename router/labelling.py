@@ -11,11 +11,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from router.database import stamp
 from router.experiment import Decision
 from router.tables import clusters, gaps, joint_scores, labels, outcome_scores, pairs, repeats
 from verdict import money
@@ -43,13 +45,15 @@ class Beside(NamedTuple):
 class Known(NamedTuple):
     """What is known of a prediction: its row, its outcome if it has one, and what others said of it.
 
-    `segments` are all of the traffic, and the declared parts of it that the record is of.
+    `segments` are all of the traffic, and the declared parts of it that the record is of. It is `late` where
+    another outcome was known, or none, when it matured.
     """
 
     row: Any
     outcome: float | None
     beside: tuple[Beside, ...]
     segments: Sequence[str]
+    late: bool = False
 
 
 def adds(known: Known, declared: Decision) -> Iterator[Add]:
@@ -71,11 +75,11 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         decided = [float(each) for each in _decided(positive, y)]
         here, residual = _losses(p, y), y - p
         (brier, loss), swings = here, _swings(y, here, _losses(p, 1 - y))
-        values = (1, int(y), *decided, row.first, brier, brier**2, loss, loss**2, residual, residual**2)
-        values += swings
+        once = (row.first, row.first * int(y), known.late, known.late * int(y))
+        values = (1, int(y), *decided, *once, brier, brier**2, loss, loss**2, residual, residual**2, *swings)
         for segment in known.segments:
             yield (labels, (*period, segment)), values
-        yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1,)
+        yield (outcome_scores, (*period, int(y), _bin(p, SCORE_BINS))), (1, row.first)
 
     yield from scored(row.variant, LIVE, p, row.phase)
     for kind, name, other, phase in known.beside:
@@ -86,7 +90,8 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         gap = abs(p - other)
         one, two = p >= declared.threshold(row.variant), other >= declared.threshold(name)
         only = [float(a and not b and y == c) for a, b in ((one, two), (two, one)) for c in (1, 0)]
-        values = (1, d, d**2, e, e**2, gap, gap**2, *only, *swings)
+        once = (row.first, row.first * int(y))
+        values = (1, d, d**2, e, e**2, gap, gap**2, *only, *once, *swings)
         for segment in known.segments:
             yield (pairs, (*period, segment)), values
         yield (gaps, (*period, _bin(gap, GAP_BINS))), (1,)
@@ -94,15 +99,22 @@ def adds(known: Known, declared: Decision) -> Iterator[Add]:
         yield (joint_scores, (*period, int(y), *bins)), (1,)
 
 
+def counts_from(hour: str, maturity: timedelta) -> str:
+    """From when on outcomes of what was asked in an hour count: the hour is over, and has matured."""
+    return stamp(datetime.fromisoformat(f"{hour}:00:00+00:00") + timedelta(hours=1) + maturity)
+
+
 class Rules(NamedTuple):
     """What a version of the experiment declares of decisions.
 
-    By its weighting and the shares in force rows count with the weight tilt / propensity.
+    By its weighting and the shares in force rows count with the weight tilt / propensity. Without a maturity
+    outcomes count as they come.
     """
 
     decision: Decision
     tilt: float
     costs: Costs | None
+    maturity: timedelta | None
 
 
 # So many sums are kept of a cluster, and of what its rows make together.

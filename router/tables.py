@@ -66,8 +66,9 @@ sa.Index(
     postgresql_where=_has_unit,
 )
 
-# Those that got no answer from their variant are few: how many of a unit there are is asked when one comes.
-NO_ANSWER = sa.or_(predictions.c.status >= 500, predictions.c.answered_by.is_not(None))  # noqa: PLR2004
+# Those that got no answer from their variant, which failed or refused, are few: how many of a unit there are
+# is asked when one comes.
+NO_ANSWER = sa.or_(predictions.c.status >= 400, predictions.c.answered_by.is_not(None))  # noqa: PLR2004
 _failed = sa.and_(_has_unit, NO_ANSWER)
 sa.Index(
     "predictions_failed_by_unit",
@@ -242,9 +243,10 @@ def _sum(name: str, kind: Any = sa.Float) -> sa.Column[Any]:
 # of these in a phase of the experiment, and `served` those of them that the variant answered itself. What
 # fails for one client fails for it again: the first row of a batch tells of errors, and of a unit the first
 # in ten minutes. These are `apart`, `apart_failed` of them got no answer from the variant, and `together` is
-# Σ over those of in how many ten minutes before, by the same weights, their unit got none. Of the answered Σp
-# and Σp². A batch has one latency, that of its first row: of the `timed`, which did not fail,
-# Σln(milliseconds) and its squares.
+# Σ over those of in how many ten minutes before, by the same weights, their unit got none. Of side answers
+# `assigned` are those to such first rows that the live variant answered itself, and `served` the answered of
+# them. Of the answered Σp and Σp². A batch has one latency, that of its first row: of the `timed`, which were
+# answered, Σln(milliseconds) and its squares.
 sums = sa.Table(
     "sums",
     metadata,
@@ -258,8 +260,14 @@ sums = sa.Table(
 # How many answered requests took about as long: bin b holds those of [g^b, g^(b+1)) ms with g = 1.01.
 latencies = sa.Table("latencies", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
 
-# How many answered rows got about the same prediction: bin b holds those of [b/50, (b+1)/50).
-scores = sa.Table("scores", metadata, *_key(("bin", sa.Integer)), _sum("requests", sa.BigInteger))
+# How many rows got about the same prediction from the variant itself: bin b holds those of [b/50, (b+1)/50).
+# `assigned` are those of them that were assigned for themselves.
+scores = sa.Table(
+    "scores",
+    metadata,
+    *_key(("bin", sa.Integer)),
+    *(_sum(name, sa.BigInteger) for name in ("requests", "assigned")),
+)
 
 
 def _swings() -> Iterator[sa.Column[Any]]:
@@ -271,13 +279,15 @@ def _swings() -> Iterator[sa.Column[Any]]:
 
 # Of the rows that a variant answered itself and whose outcome is known, 0 or 1: how many, how many are 1,
 # what its threshold made of them (true and false positives and negatives), how many were assigned for
-# themselves, and the sums and squares of the Brier score (p − y)², of the log loss, and of y − p; and how
-# much of the scores the outcomes decide.
+# themselves, and how many of those are 1; of how many the outcome was not the same when it had matured, and
+# how many of those are 1; the sums and squares of the Brier score (p − y)², of the log loss, and of y − p;
+# and how much of the scores the outcomes decide.
 labels = sa.Table(
     "labels",
     metadata,
     *_key(_SEGMENT),
-    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives", "tp", "fp", "tn", "fn", "assigned")),
+    *(_sum(name, sa.BigInteger) for name in ("labelled", "positives", "tp", "fp", "tn", "fn")),
+    *(_sum(name, sa.BigInteger) for name in ("assigned", "assigned_positives", "late", "late_positives")),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2")),
     *_swings(),
 )
@@ -287,12 +297,13 @@ outcome_scores = sa.Table(
     "outcome_scores",
     metadata,
     *_key(("outcome", sa.Integer), ("bin", sa.Integer)),
-    _sum("labelled", sa.BigInteger),
+    *(_sum(name, sa.BigInteger) for name in ("labelled", "assigned")),
 )
 
 # Of the same rows, where a side answer is there too: how many pairs, the sums and squares of the differences
 # in score, the live answer's less the other's, and of |p − p'|; the rows that only one of the two decided to
-# be positive, by outcome; and how much of the differences the outcomes decide.
+# be positive, by outcome; how many were assigned for themselves, and how many of those are 1; and how much of
+# the differences the outcomes decide.
 pairs = sa.Table(
     "pairs",
     metadata,
@@ -300,6 +311,7 @@ pairs = sa.Table(
     _sum("pairs", sa.BigInteger),
     *(_sum(name) for name in ("brier", "brier2", "log_loss", "log_loss2", "gap", "gap2")),
     *(_sum(name, sa.BigInteger) for name in ("live_only_1", "live_only_0", "other_only_1", "other_only_0")),
+    *(_sum(name, sa.BigInteger) for name in ("assigned", "assigned_positives")),
     *_swings(),
 )
 

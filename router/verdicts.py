@@ -33,6 +33,7 @@ from router.tables import (
     outcome_scores,
     pairs,
     repeats,
+    scores,
     sums,
 )
 from runoff.problems import NotFound
@@ -42,6 +43,8 @@ from verdict.decision import judge
 from verdict.declared import LIVE, Declared, Place, Roles, Terms
 from verdict.evidence import (
     GAP_BINS,
+    SCORE_BINS,
+    TENTHS,
     Arm,
     Costs,
     Decisions,
@@ -325,6 +328,7 @@ class Verdicts:
             who.nothing,
             arms=self._histograms(scope, who),
             pairs=self._joint(scope, who) if who.design == "shadow" else None,
+            periods=self._by_score(question) if who.design != "shadow" else (),
             segments=self._segments(question),
         )
 
@@ -404,6 +408,23 @@ class Verdicts:
                 found[variant] += Arm(**{which: {bin_: int(count)}})  # type: ignore[arg-type]
         return found
 
+    def _by_score(self, question: Question) -> tuple[Period, ...]:
+        """How many served rows each variant scored alike, and of how many of these the outcome is known."""
+        who, found = question.who, list[Period]()
+        for table, which in ((scores, "scores"), (outcome_scores, "score_labels")):
+            tenth = (table.c.bin // (SCORE_BINS // TENTHS)).label("tenth")
+            key = (table.c.experiment_version, table.c.allocation, table.c.variant, table.c.kind, tenth)
+            chosen = sa.select(*key, sa.func.sum(table.c.assigned))
+            for version, allocation, variant, kind, of, count in map(
+                tuple, self._read(chosen.where(question.scope.matured_of(table)).group_by(*key))
+            ):
+                weights = question.declared.at((version, allocation)).weights
+                if who.has(variant, kind) and weights:
+                    # A score of exactly 1 is of the last one.
+                    place = variant, min(int(of), TENTHS - 1)
+                    found.append(Period(weights, **{which: {place: int(count)}}))  # type: ignore[arg-type]
+        return tuple(found)
+
     def _joint(self, scope: Scope, who: Roles) -> dict[str, Pairs]:
         """How far scores of a row are apart, and how they go together, over all hours."""
         found: dict[str, Pairs] = {name: Pairs() for name in who.challengers}
@@ -437,19 +458,20 @@ class Verdicts:
 
 
 APART = ("apart", "apart_failed", "together")
-ASKED = ("requests", "answered", "failed", "saved", "assigned", "served", *APART)
+ASKED = ("requests", "answered", "refused", "failed", "saved", "assigned", "served", *APART)
 SWINGS = {
     score: tuple(f"{score}_swing{power}_{outcome}" for outcome in (0, 1) for power in (2, 3))
     for score in ("brier", "log_loss")
 }
 LABELS = (
-    *("labelled", "positives", "tp", "fp", "tn", "fn", "assigned"),
+    *("labelled", "positives", "tp", "fp", "tn", "fn"),
+    *("assigned", "assigned_positives", "late", "late_positives"),
     *("brier", "brier2", "log_loss", "log_loss2", "residual", "residual2"),
     *(name for names in SWINGS.values() for name in names),
 )
 PAIRS = (
     *("pairs", "brier", "brier2", "log_loss", "log_loss2"),
-    *("live_only_1", "live_only_0", "other_only_1", "other_only_0"),
+    *("live_only_1", "live_only_0", "other_only_1", "other_only_0", "assigned", "assigned_positives"),
     *(name for names in SWINGS.values() for name in names),
 )
 
@@ -488,16 +510,17 @@ def _summed(
 def _of_asked(row: Any, question: Question) -> Evidence:
     """What requests say, whatever their outcomes."""
     scope, who, empty = question.scope, question.who, question.who.nothing
-    requests, errors = int(row.requests), int(row.failed) + int(row.saved)
-    answered = int(row.answered) - int(row.saved)
+    requests, answered = int(row.requests), int(row.answered) - int(row.saved)
+    errors, missed = requests - answered, int(row.assigned) - int(row.served)
     mature = row.hour < scope.matured
     apart, apart_failed, together = (int(getattr(row, name)) for name in APART)
     arm = Arm(requests, errors, apart, apart_failed, together, answered if mature else 0)
     weights = question.declared.at((row.experiment_version, row.allocation)).weights
     found = replace(empty, arms={row.variant: arm})
     if who.design == "shadow":
-        if row.variant != who.champion and mature:
-            found = replace(found, pairs={row.variant: Pairs(mature=answered)})
+        if row.variant != who.champion:
+            pairs_ = Pairs(mature=answered if mature else 0, asked=int(row.assigned), missed=missed)
+            found = replace(found, pairs={row.variant: pairs_})
         return found
     if weights:
         period = Period(
@@ -508,6 +531,7 @@ def _of_asked(row: Any, question: Question) -> Evidence:
             apart={row.variant: apart},
             apart_failed={row.variant: apart_failed},
             together={row.variant: together},
+            missed={row.variant: missed},
         )
         found = replace(found, periods=(period,))
     return found
@@ -538,6 +562,10 @@ def _of_known(row: Any, question: Question) -> Evidence:
         if who.chances(shares)
         else {},
         by_unit={name: ClusteredMoments.apart(each) for name, each in apart.items()},
+        assigned_labels=int(row.assigned),
+        assigned_positives=int(row.assigned_positives),
+        late=int(row.late),
+        late_positives=int(row.late_positives),
     )
     found = replace(who.nothing, arms={row.variant: arm})
     if who.design != "shadow" and shares:
@@ -576,6 +604,8 @@ def _of_pairs(row: Any, question: Question) -> Evidence:
         by_unit={name: ClusteredMoments.apart(each) for name, each in moments.items()}
         if question.by_unit
         else {},
+        assigned=int(row.assigned),
+        assigned_positives=int(row.assigned_positives),
     )
     return replace(question.who.nothing, pairs={row.beside: pairs_})
 

@@ -115,9 +115,16 @@ def build(app: Flask, service: Service) -> dict[str, Any]:
     if "openapi" not in app.extensions:
         # The types of what is taken and answered stay as they are, and their schemas take long to make.
         views = list(_views(app))
-        app.extensions["openapi"] = views, _Schemas(
-            [ProblemDetails, *(each.answer for each in views), *(each.operation.refusal for each in views)],
-            [each.operation.takes for each in views],
+        app.extensions["openapi"] = (
+            views,
+            _Schemas(
+                [
+                    ProblemDetails,
+                    *(each.answer for each in views),
+                    *(each.operation.refusal for each in views),
+                ],
+                [each.operation.takes for each in views],
+            ),
         )
     views, schemas = app.extensions["openapi"]
     examples = service.examples()

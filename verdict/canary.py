@@ -32,7 +32,7 @@ class Plan:
 
     Attributes:
         steps: the challenger's shares one after the other, the last of them 1.
-        min_requests: that both must have had in a step to go on.
+        min_requests: that both must have answered in a step to go on.
         rules: by which it is judged.
         batch: requests between two looks, after which outcomes come, too.
         looks: until which it is watched.
@@ -150,7 +150,7 @@ def _says(
     clear = of_scores(margins[0] - harm) >= bound
     clear &= rates.log_e_value_of_difference(*failed, margins[1]) >= bound
     agreed &= clear | (steps[np.minimum(step + 1, len(steps) - 1)] < 1)
-    return back, ~back & agreed & (requests.min(0) >= plan.min_requests)
+    return back, ~back & agreed & ((requests - errors).min(0) >= max(plan.min_requests, 1))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from verdict.evidence import (
     GAP_BINS,
     HOUR,
     SCORE_BINS,
+    TENTHS,
     Arm,
     Costs,
     Decisions,
@@ -252,7 +253,8 @@ class _Rows:
         all: of them.
         known: whether the outcome counts: it is there, it has matured, and the answer was the variant's own.
         beside: the champion's score of the same request; NaN where it has none of its own.
-        first: whether chance assigned it for itself: the first one of its unit, or of its batch.
+        first: whether chance assigned it for itself: the first one of its unit, or of its batch; of a side
+            answer, whether the live one did, and was its variant's own.
         apart: whether it tells of errors: the first one of its batch, and of its unit in ten minutes.
         together: where it tells of one, in how many ten minutes before its unit got no answer, by the same
             weights.
@@ -294,6 +296,10 @@ class _Rows:
         for name in who.variants:
             compared |= (answers.variant == name) & (answers.kind == who.kind_of(name))
         first = _first(answers, live)
+        # Of side answers those beside a first row that the live variant answered itself.
+        beside = np.zeros(count, bool)
+        beside[answers.request[first & own]] = True
+        first = np.where(live, first, beside[answers.request])
         apart, together = _apart(answers, live)
         return cls(
             answers.where(compared),
@@ -383,25 +389,28 @@ def _asked(rows: _Rows, terms: Terms, mature: bool) -> Evidence:
     who = rows.declared.who
     found = who.nothing
     for name, mine in rows.arms():
-        requests = len(mine.all.status)
-        own = (mine.all.status < 400) & ~mine.all.saved  # noqa: PLR2004
-        fails = _fails(mine.all)
+        requests, fails = len(mine.all.status), _fails(mine.all)
+        own = ~fails
         apart, apart_failed = int(mine.apart.sum()), int((mine.apart & fails).sum())
+        assigned, missed = int(mine.first.sum()), int((mine.first & fails).sum())
         answered, errors, together = (int(each.sum()) for each in (own, fails, mine.together))
         arm = Arm(requests, errors, apart, apart_failed, together, answered if mature else 0)
         found = found + replace(who.nothing, arms={name: arm})
         if who.design == "shadow":
-            if name != who.champion and mature:
-                found = found + replace(who.nothing, pairs={name: Pairs(mature=answered)})
+            if name != who.champion:
+                pairs = Pairs(mature=answered if mature else 0, asked=assigned, missed=missed)
+                found = found + replace(who.nothing, pairs={name: pairs})
         elif terms.weights:
             period = Period(
                 terms.weights,
                 requests={name: requests},
-                assigned={name: int(mine.first.sum())},
-                served={name: int((mine.first & own).sum()) if mature else 0},
+                assigned={name: assigned},
+                served={name: assigned - missed if mature else 0},
                 apart={name: apart},
                 apart_failed={name: apart_failed},
                 together={name: together},
+                missed={name: missed},
+                scores=_tenths(name, mine.all.score[mine.first & own]) if mature else {},
             )
             found = found + replace(who.nothing, periods=(period,))
     return found
@@ -421,9 +430,15 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
             arm = replace(arm, weighted=mine.units.weighted(weighted) if mine.units else weighted)
         if mine.units and who.design != "shadow":
             arm = replace(arm, by_unit=mine.units.by_unit({**plain, "calibration": arm.calibration}))
+        ones = int((mine.first & (y == 1)).sum())
+        arm = replace(arm, assigned_labels=int(mine.first.sum()), assigned_positives=ones)
         found = found + replace(who.nothing, arms={name: arm})
         if who.design != "shadow" and terms.weights:
-            period = Period(terms.weights, labels={name: int(mine.first.sum())})
+            period = Period(
+                terms.weights,
+                labels={name: int(mine.first.sum())},
+                score_labels=_tenths(name, p[mine.first]),
+            )
             found = found + replace(who.nothing, periods=(period,))
         if who.design == "shadow" and name != who.champion:
             both = ~np.isnan(mine.beside)
@@ -431,7 +446,10 @@ def _known(rows: _Rows, terms: Terms) -> Evidence:
             pairs = paired(mine.beside[both], p[both], y[both], thresholds, costs)
             if mine.units:
                 pairs = replace(pairs, by_unit=mine.units.where(both).by_unit(_by_metric(pairs)))
-            found = found + replace(who.nothing, pairs={name: replace(pairs, max_gap=0.0)})
+            first = mine.first & both
+            once, ones = int(first.sum()), int((first & (y == 1)).sum())
+            pairs = replace(pairs, max_gap=0.0, assigned=once, assigned_positives=ones)
+            found = found + replace(who.nothing, pairs={name: pairs})
     return found
 
 
@@ -490,8 +508,8 @@ def _segments(rows: _Rows, records: Sequence[Mapping[str, Any]]) -> dict[tuple[s
 
 
 def _fails(answers: Answers) -> Truths:
-    """Which got no answer from their variant."""
-    return np.asarray((answers.status >= 500) | answers.saved)  # noqa: PLR2004
+    """Which got no answer from their variant, which refused or failed."""
+    return np.asarray((answers.status >= 400) | answers.saved)  # noqa: PLR2004
 
 
 def _first(answers: Answers, live: Truths) -> Truths:
@@ -570,6 +588,11 @@ def _sums(values: Floats, y: Floats, otherwise: Floats) -> Moments:
 def _bins(values: Floats, bins: int) -> Wholes:
     """The bins of numbers in [0, 1], of which 1 is in the last one."""
     return np.minimum((values * bins).astype(np.int64), bins - 1)
+
+
+def _tenths(variant: str, scores: Floats) -> dict[tuple[str, int], int]:
+    """How many of a variant's scores are of which tenth."""
+    return {(variant, tenth): count for tenth, count in _counts(_bins(scores, TENTHS)).items()}
 
 
 def _counts(bins: Wholes) -> dict[int, int]:

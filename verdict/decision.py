@@ -81,6 +81,7 @@ def _compare(
     measured = ruler(evidence, rules.metric, rules, alpha, challenger)
     now = contrast(basis(evidence, challenger, rules.metric))
     radius = float(measured.radii([now])[0])
+    owed = trust.owed(evidence, challenger, rules)
     # How much better the challenger is: of losses less is better, of profit more.
     advantage = -now.value if rules.metric == "profit" else now.value
     checks = trust.of_pairs(evidence, challenger, rules)
@@ -93,7 +94,8 @@ def _compare(
         challenger=challenger,
         metric=rules.metric,
         advantage=advantage,
-        radius=radius,
+        radius=radius + owed,
+        owed=owed,
         margin=rules.margin,
         n=now.n,
         # An exact interval that leaves no doubt takes no more outcomes.

@@ -23,6 +23,8 @@ Metric = Literal["brier", "log-loss", "profit"]
 SCORE_BINS = 50
 # The same of |p − p′|.
 GAP_BINS = 100
+# In so many the outcomes that are missing are compared.
+TENTHS = 10
 
 # Of a number of bins what may be lost to floating point.
 ROUNDING = 1e-9
@@ -61,7 +63,7 @@ class Arm:
 
     Attributes:
         requests: those that it was asked, in shadow mode unseen by the caller.
-        errors: those that got no answer from it (5xx).
+        errors: those that got no answer from it: it refused them (4xx), failed (5xx), or another answered.
         apart: the requests by which errors are judged: the first of batches, and of units in ten minutes.
         apart_failed: of these the errors.
         together: Σ over these errors of in how many ten minutes before, by the same weights, their unit got
@@ -82,6 +84,11 @@ class Arm:
             [1.01^b, 1.01^(b+1)) ms.
         negative_scores: of rows with the outcome 0, how many by bin of the score, of SCORE_BINS.
         positive_scores: of rows with the outcome 1.
+        assigned_labels: of the labelled those that chance assigned for themselves: the first ones of units,
+            and of batches.
+        assigned_positives: of these those whose outcome is 1.
+        late: of the labelled those of which another outcome was known, or none, when they had matured.
+        late_positives: of these those whose outcome is 1.
     """
 
     requests: int = 0
@@ -102,6 +109,10 @@ class Arm:
     latencies: Mapping[int, int] = field(default_factory=dict)
     negative_scores: Mapping[int, int] = field(default_factory=dict)
     positive_scores: Mapping[int, int] = field(default_factory=dict)
+    assigned_labels: int = 0
+    assigned_positives: int = 0
+    late: int = 0
+    late_positives: int = 0
 
     def __add__(self, other: Arm) -> Arm:
         return Arm(
@@ -123,6 +134,10 @@ class Arm:
             _merged(self.latencies, other.latencies),
             _merged(self.negative_scores, other.negative_scores),
             _merged(self.positive_scores, other.positive_scores),
+            self.assigned_labels + other.assigned_labels,
+            self.assigned_positives + other.assigned_positives,
+            self.late + other.late,
+            self.late_positives + other.late_positives,
         )
 
 
@@ -139,6 +154,11 @@ class Pairs:
         max_gap: the greatest |p − p′|, in [0, 1]; from the ledger's bins it is rounded up to 1 / GAP_BINS.
         by_unit: by metric, the same differences by unit. Needed where a unit is seen more than once.
         joint: how many by (bin of the champion's score, bin of the challenger's, outcome).
+        asked: of what the champion answered, how often the challenger was asked as well, of units and batches
+            the first row alone; matured or not.
+        missed: of these those that it gave no answer to.
+        assigned: of the labelled those that chance assigned for themselves.
+        assigned_positives: of these those whose outcome is 1.
     """
 
     mature: int = 0
@@ -149,6 +169,10 @@ class Pairs:
     max_gap: float = 0.0
     by_unit: Mapping[str, ClusteredMoments] = field(default_factory=dict)
     joint: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    asked: int = 0
+    missed: int = 0
+    assigned: int = 0
+    assigned_positives: int = 0
 
     def __add__(self, other: Pairs) -> Pairs:
         return Pairs(
@@ -160,6 +184,10 @@ class Pairs:
             max(self.max_gap, other.max_gap),
             _merged(self.by_unit, other.by_unit),
             _merged(self.joint, other.joint),
+            self.asked + other.asked,
+            self.missed + other.missed,
+            self.assigned + other.assigned,
+            self.assigned_positives + other.assigned_positives,
         )
 
 
@@ -175,6 +203,9 @@ class Period:
         served: of the assigned ones those that are mature, and were answered by their variant.
         labels: of the served ones those with an outcome.
         apart, apart_failed, together: as those of an arm.
+        missed: of the assigned ones those that their variant did not answer.
+        scores: of the served ones how many by variant and tenth of its score: those of [b/10, (b+1)/10).
+        score_labels: of these those with an outcome.
     """
 
     weights: Mapping[str, float]
@@ -185,6 +216,9 @@ class Period:
     apart: Mapping[str, int] = field(default_factory=dict)
     apart_failed: Mapping[str, int] = field(default_factory=dict)
     together: Mapping[str, int] = field(default_factory=dict)
+    missed: Mapping[str, int] = field(default_factory=dict)
+    scores: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    score_labels: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     def __add__(self, other: Period) -> Period:
         if self.weights != other.weights:
@@ -198,6 +232,9 @@ class Period:
             _merged(self.apart, other.apart),
             _merged(self.apart_failed, other.apart_failed),
             _merged(self.together, other.together),
+            _merged(self.missed, other.missed),
+            _merged(self.scores, other.scores),
+            _merged(self.score_labels, other.score_labels),
         )
 
 

@@ -87,6 +87,8 @@ def at_step(
 ) -> Step:
     """Whether a canary goes back, stays at its step, or may go on.
 
+    It goes on by answers of the step's own alone: who refuses or fails at all that it is asked has none.
+
     Of G guardrails at S steps one sends it back at an e-value of G·S/α: the probability that a canary ever
     goes back although no harm exceeds its margin is at most α, however often one looks. It goes on where the
     requests follow the shares, each guardrail knows of a harm, and none seems above its margin. To all of the
@@ -97,11 +99,12 @@ def at_step(
         challenger: who may be sent back.
         rules: as declared.
         steps: how many steps there are.
-        min_requests: that both must have had to go on.
+        min_requests: that both must have answered to go on, at least one.
         last: whether the next step is all of the traffic.
     """
     found = results(evidence, challenger, replace(rules, guardrail_alpha=rules.guardrail_alpha / steps))
-    requests = [evidence.arm(each).requests for each in (evidence.champion, challenger)]
+    arms = [evidence.arm(each) for each in (evidence.champion, challenger)]
+    answered = min(arm.requests - arm.errors for arm in arms)
     its = evidence.arm(challenger)
     _, alike = rates.alike(its.apart_failed, its.apart, its.together)
     for each in found:
@@ -109,7 +112,7 @@ def at_step(
             return Step("regress", each, found)
     if (ratio := trust.sample_ratio(evidence, rules)).state == "failed":
         return Step("hold", ratio, found)
-    if min(requests) < min_requests:
+    if answered < max(min_requests, 1):
         return Step("hold", None, found)
     for each in found:
         if each.harm is None or each.harm > each.margin or (last and each.state != "clear"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincc, betaincinv, betaln, xlog1py, xlogy
+from scipy.special import betaincc, betaincinv, betaln, logsumexp, xlog1py, xlogy
 
 from verdict.sequence import Floats
 
@@ -16,6 +16,11 @@ PRIOR = 0.5
 
 # The logarithm of an e-value that is as good as infinite: roots are sought among finite numbers.
 UNBELIEVABLE = 1e6
+
+# How many times as often something may be among others as it should: 2^±(1/16, 1/8, …, 4).
+ODDS = 2.0 ** np.concatenate([sign * 2.0 ** np.arange(-4, 3) for sign in (-1, 1)])
+# What the logarithm of that may change by from bin to bin, and how far it may go.
+SLOPES, STEEPEST = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0), 3.0
 
 # Around its least value a convex function is flat: to know its place to a millionth of it changes the
 # logarithm of an e-value by less than n · p · 10⁻¹². Where the place is 0 that needs a bound of its own.
@@ -119,6 +124,61 @@ def log_e_value_of_excess(one: Count, other: Count, margin: ArrayLike, independe
     seen = m / np.maximum(total, 1) - k / np.maximum(n, 1)
     # Where what was seen is within the margin, it itself contradicts least.
     return log_e_value_of_difference((k, n), (m, total), np.where(seen > margin, margin, seen), independent)
+
+
+def log_e_value_of_odds(k: ArrayLike, n: ArrayLike, shares: ArrayLike) -> Floats:
+    """The logarithm of the e-value against each of n being one of some kind as often as it should.
+
+    A mixture over how many times as often one of the kind is among them as it should. Strata in which other
+    shares hold count together, since it is the same times in all of them.
+
+    Args:
+        k: how many are of the kind, of n, of shape (…, strata).
+        n: of how many.
+        shares: with which probability each of them is to be one, in [0, 1].
+
+    Returns:
+        Of shape (…).
+
+    Source: a mixture of likelihood ratios (Robbins, Annals of Mathematical Statistics 1970).
+    """
+    k, n, shares = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, shares)))
+    told = [_log_ratio(k, n, shares, each).sum(-1) for each in np.log(ODDS).tolist()]
+    return np.asarray(logsumexp(np.stack(told), axis=0) - np.log(len(ODDS)))
+
+
+def log_e_value_of_trend(k: ArrayLike, n: ArrayLike, shares: ArrayLike, most: float) -> Floats:
+    """The same where bins follow each other, and it may be more often in low ones, and less in high ones.
+
+    Against its being, in each bin for itself, at most so many times as often as it should, or as seldom.
+
+    Args:
+        k: how many are of the kind, of n, of shape (…, bins, strata).
+        n: of how many.
+        shares: with which probability each of them is to be one, in [0, 1].
+        most: how many times as often it may be.
+
+    Returns:
+        Of shape (…).
+
+    Source: as above; of a composite hypothesis over the greatest likelihood in it (Wasserman, Ramdas &
+    Balakrishnan, PNAS 2020, section 2).
+    """
+    k, n, shares = np.broadcast_arrays(*(np.asarray(each, float) for each in (k, n, shares)))
+    bins = np.arange(k.shape[-2]) + 0.5
+    trends = [
+        slope * (bins - middle)[:, None] for slope in SLOPES for middle in np.arange(1, k.shape[-2]).tolist()
+    ]
+    told = [_log_ratio(k, n, shares, np.clip(each, -STEEPEST, STEEPEST)).sum((-2, -1)) for each in trends]
+    allowed = [_log_ratio(k, n, shares, each).sum(-1) for each in np.log(most) * np.linspace(-1, 1, 17)]
+    mixture = logsumexp(np.stack(told), axis=0) - np.log(len(trends))
+    return np.asarray(mixture - np.stack(allowed).max(0).sum(-1))
+
+
+def _log_ratio(k: Floats, n: Floats, shares: Floats, log_odds: ArrayLike) -> Floats:
+    """By how much more likely k of n are, where each is so many times as often one as it should be."""
+    log_odds = np.asarray(log_odds, float)
+    return np.asarray(k * log_odds - n * np.log1p(shares * np.expm1(log_odds)))
 
 
 def difference(one: Count, other: Count) -> float:

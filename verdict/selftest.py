@@ -20,7 +20,7 @@ from verdict import bandit, guardrails, money, plan, sequence, sequential
 from verdict.contrast import FIELDS
 from verdict.counted import paired, scored
 from verdict.decision import judge
-from verdict.evidence import Arm, Design, Evidence, Period, Rules
+from verdict.evidence import Arm, Design, Evidence, Pairs, Period, Rules
 from verdict.plan import DAY
 from verdict.rates import proportion_interval
 from verdict.sequence import Floats
@@ -33,7 +33,7 @@ LOOKS = 8
 # Of a broken challenger's answers, those that fail.
 BROKEN = 0.2
 # The checks by which that may be found: of the challenger outcomes are missing.
-MISSING = frozenset({"pairs", "label ratio", "propensities"})
+MISSING = frozenset({"pairs", "answers", "label ratio", "propensities"})
 SAME = Credit()
 # The worlds in which it is the better one, and in which outcomes come late.
 BETTER, LATE = "a better challenger", "late outcomes"
@@ -325,9 +325,11 @@ class Experiment:
         counts = {name: int(which.sum()) for name, which in asked.items()}
         errors = {CHAMPION: 0, CHALLENGER: int((asked[CHALLENGER] & ~batch.answered).sum())}
         arms = {name: Arm(n, errors[name], n, errors[name]) for name, n in counts.items()}
-        period = Period(batch.shares, counts, counts, apart=counts, apart_failed=errors)
-        periods = () if self._in_pairs else (period,)
-        return replace(self._nothing, arms=arms, periods=periods)
+        if self._in_pairs:
+            pairs = Pairs(asked=counts[CHALLENGER], missed=errors[CHALLENGER])
+            return replace(self._nothing, arms=arms, pairs={CHALLENGER: pairs})
+        period = Period(batch.shares, counts, counts, apart=counts, apart_failed=errors, missed=errors)
+        return replace(self._nothing, arms=arms, periods=(period,))
 
     def _told(self, batch: _Batch, look: int) -> Evidence:
         """What the outcomes of a batch say that count from a look on."""

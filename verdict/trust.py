@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from verdict import rates, sequence
 from verdict.contrast import Basis, basis, contrast
-from verdict.evidence import GAP_BINS, Evidence, Rules
+from verdict.evidence import GAP_BINS, TENTHS, Arm, Evidence, Period, Rules
 from verdict.moments import Moments
 from verdict.multinomial import log_bayes_factor_of_periods
 from verdict.results import Check, CheckState, finite_exp
 
 METRICS = ("brier", "log-loss", "profit")
-# The share of pairs that may be missing without a word.
-MISSING = 0.05
+# The share of answers, pairs or outcomes that may be missing, or late, without a word: a restart is no bias.
+TOLERATED = 0.005
+# How many times as often as the others' a variant's outcomes may be missing among scores that are alike:
+# models that see different things sort clients who never tell into different tenths.
+UNLIKE = 1.25
+# What a challenger that owes an answer is taken to have said of what came, by the log loss.
+LEAST_SAID = 0.01
 UNDECLARED = (
     "no maturity is declared: say after how long outcomes count, "
     'maturity = "30d", or "0d" where they are known at once'
@@ -26,6 +33,7 @@ def of_experiment(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
     found = [_matured(evidence, rules), _witnesses(evidence, rules)]
     if evidence.design != "shadow":
         found.append(sample_ratio(evidence, rules))
+        found.append(_answers(evidence, rules))
         found.append(_label_ratio(evidence, rules))
         found += _propensities(evidence, rules)
         found += _selection(evidence, rules)
@@ -71,7 +79,50 @@ def _matured(evidence: Evidence, rules: Rules) -> Check:
         return Check("maturity", "not yet", seen)
     if rules.maturity is None:
         return Check("maturity", "failed", UNDECLARED)
-    return Check("maturity", "passed", seen)
+    return _late(list(arms.values()), seen, rules)
+
+
+def _late(arms: Sequence[Arm], seen: str, rules: Rules) -> Check:
+    """Whether outcomes that count were known when they had matured, of each kind nearly all."""
+    late, ones = (sum(getattr(arm, name) for arm in arms) for name in ("late", "late_positives"))
+    labelled, positives = (sum(getattr(arm, name) for arm in arms) for name in ("labelled", "positives"))
+    kinds = [(ones, positives), (late - ones, labelled - positives)]
+    # Half of the risk is on each.
+    log_e = _mean([float(rates.log_e_value_above(k, n, TOLERATED)) for k, n in kinds])
+    if late:
+        told = [f"{k:,} of {n:,} outcomes {y}" for y, (k, n) in zip((1, 0), kinds, strict=True)]
+        seen += f"; {late:,} came or changed after the maturity ({', '.join(told)})"
+    state: CheckState = "passed"
+    if log_e >= -math.log(rules.trust_alpha):
+        state, seen = "failed", f"outcomes come later than the maturity says: {seen}"
+    return Check("maturity", state, seen, finite_exp(log_e))
+
+
+def _answers(evidence: Evidence, rules: Rules) -> Check:
+    """Whether requests got an answer of each variant alike: what it fails on, or refuses, is no random part.
+
+    Chance gave all variants the same requests. So of those that got no answer each is to have its share, and
+    one that has more surely, and by more than is tolerated, chooses by whom it is judged.
+    """
+    names = (evidence.champion, *evidence.challengers)
+    missed, assigned = (
+        {name: sum(getattr(each, which).get(name, 0) for each in evidence.periods) for name in names}
+        for which in ("missed", "assigned")
+    )
+    if not sum(assigned.values()):
+        return Check("answers", "not yet", "there are no requests yet")
+    rate = {name: missed[name] / max(assigned[name], 1) for name in names}
+    strata = [(each.weights, each.missed) for each in evidence.periods]
+    log_e = _mean([_unlike(name, strata) for name in names])
+    most, least = max(names, key=rate.__getitem__), min(names, key=rate.__getitem__)
+    failed = log_e >= -math.log(rules.trust_alpha) and rate[most] - rate[least] > TOLERATED
+    told = " and ".join(
+        f"{name} {missed[name]:,} of {assigned[name]:,} ({_percent(rate[name])})" for name in names
+    )
+    seen = f"without an answer are {told}"
+    if failed:
+        seen += f": surely more of {most} than of {least}, and what it leaves is no random part"
+    return Check("answers", "failed" if failed else "passed", seen, finite_exp(log_e))
 
 
 def _witnesses(evidence: Evidence, rules: Rules) -> Check:
@@ -98,10 +149,95 @@ def _witnesses(evidence: Evidence, rules: Rules) -> Check:
 def _label_ratio(evidence: Evidence, rules: Rules) -> Check:
     """Whether outcomes became known of each variant's answers alike.
 
-    What got no answer can have no outcome, and is no fault of the outcomes.
+    What got no answer can have no outcome, and is no fault of the outcomes. A third of the risk is on the
+    outcomes that are known, on those that are missing, which say more where they are few, and on where these
+    are: by tenths of the variants' scores, since as many may be lost of either kind.
     """
-    periods = [(_shares(each.served), each.labels) for each in evidence.periods if sum(each.served.values())]
-    return _ratio("label ratio", ("the outcomes that are known", "the answers"), periods, evidence, rules)
+    name, what = "label ratio", ("the outcomes that are known", "the answers")
+    periods = [each for each in evidence.periods if sum(each.served.values())]
+    known = [(_shares(each.served), each.labels) for each in periods]
+    if not sum(sum(labels.values()) for _, labels in known):
+        return Check(name, "not yet", f"there are none of {what[0]} yet")
+    names = (evidence.champion, *evidence.challengers)
+    missing = [
+        (shares, {who: each.served.get(who, 0) - each.labels.get(who, 0) for who in names})
+        for (shares, _), each in zip(known, periods, strict=True)
+    ]
+    parts = [
+        log_bayes_factor_of_periods(known),
+        _mean([_unlike(who, missing) for who in names]),
+        _mean([_by_score(periods, names, who) for who in names]),
+    ]
+    log_e = _mean(parts)
+    failed = log_e >= -math.log(rules.trust_alpha)
+    if parts[2] == max(parts) and failed:
+        told = "; ".join(_missing_in(periods, names, tenth) for tenth in range(TENTHS))
+        seen = f"outcomes are not missing alike of scores that are alike ({told})"
+    elif parts[1] == max(parts) and failed:
+        told = ", ".join(f"{who} {_missing_of(missing, periods, who)}" for who in names)
+        seen = f"the outcomes that are missing do not follow {what[1]} ({told})"
+    else:
+        seen = f"{what[0]} {'do not ' if failed else ''}follow {what[1]} ({_expected(known, names)})"
+    return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
+
+
+Stratum = tuple[Mapping[str, float], Mapping[str, int]]
+
+
+def _unlike(who: str, strata: Sequence[Stratum]) -> float:
+    """The logarithm of the e-value against its having its share of what is counted in each stratum."""
+    of = [(counts.get(who, 0), sum(counts.values()), shares.get(who, 0.0)) for shares, counts in strata]
+    # Where it has all, or none, nothing is compared.
+    of = [(k, n, share) for k, n, share in of if n and 0 < share < 1]
+    k, n, share = np.array(of, float).reshape(-1, 3).T
+    return float(rates.log_e_value_of_odds(k, n, share))
+
+
+def _by_score(periods: Sequence[Period], names: Sequence[str], who: str) -> float:
+    """The same against its being as often among the missing outcomes as among the answers, by tenths."""
+    # Of shape (tenths, periods): of the served, and of those without an outcome, its own and all.
+    served, labels = (
+        np.array(
+            [
+                [[getattr(each, which).get((name, tenth), 0) for name in names] for each in periods]
+                for tenth in range(TENTHS)
+            ],
+            float,
+        )
+        for which in ("scores", "score_labels")
+    )
+    missing, mine = served - labels, names.index(who)
+    share = served[..., mine] / np.maximum(served.sum(-1), 1)
+    return float(rates.log_e_value_of_trend(missing[..., mine], missing.sum(-1), share, UNLIKE))
+
+
+def _missing_in(periods: Sequence[Period], names: Sequence[str], tenth: int) -> str:
+    """How many outcomes are missing of a tenth of the scores."""
+    told = []
+    for name in names:
+        served, labels = (
+            sum(getattr(each, which).get((name, tenth), 0) for each in periods)
+            for which in ("scores", "score_labels")
+        )
+        told.append(f"{name} {served - labels:,} of {served:,}")
+    return f"{tenth / TENTHS:g} to {(tenth + 1) / TENTHS:g}: {', '.join(told)}"
+
+
+def _missing_of(missing: Sequence[Stratum], periods: Sequence[Period], who: str) -> str:
+    lacks = sum(counts[who] for _, counts in missing)
+    return f"{lacks:,} of {sum(each.served.get(who, 0) for each in periods):,}"
+
+
+def _mean(log_es: Sequence[float]) -> float:
+    """The logarithm of the mean of e-values, which is one (Vovk & Wang, Annals of Statistics 2021)."""
+    most = max(log_es)
+    if not math.isfinite(most):
+        return most
+    return most + math.log(sum(math.exp(each - most) for each in log_es) / len(log_es))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _shares(counts: Mapping[str, int]) -> dict[str, float]:
@@ -120,18 +256,20 @@ def _ratio(
     if not n:
         return Check(name, "not yet", f"there are none of {what[0]} yet")
     log_e = log_bayes_factor_of_periods(periods)
-    variants = (evidence.champion, *evidence.challengers)
-    counted = {each: sum(counts.get(each, 0) for _, counts in periods) for each in variants}
-    expected = {
-        each: sum(shares.get(each, 0.0) * sum(counts.values()) for shares, counts in periods)
-        for each in variants
-    }
-    told = ", ".join(
-        f"{each} {counted[each]:,} where {expected[each]:,.0f} are expected" for each in variants
-    )
     failed = log_e >= -math.log(rules.trust_alpha)
+    told = _expected(periods, (evidence.champion, *evidence.challengers))
     seen = f"{what[0]} {'do not ' if failed else ''}follow {what[1]} ({told})"
     return Check(name, "failed" if failed else "passed", seen, finite_exp(log_e))
+
+
+def _expected(strata: Sequence[Stratum], variants: Sequence[str]) -> str:
+    """How many were counted of each variant, and how many were to be."""
+    told = []
+    for each in variants:
+        counted = sum(counts.get(each, 0) for _, counts in strata)
+        expected = sum(shares.get(each, 0.0) * sum(counts.values()) for shares, counts in strata)
+        told.append(f"{each} {counted:,} where {expected:,.0f} are expected")
+    return ", ".join(told)
 
 
 def _selection(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
@@ -191,20 +329,72 @@ def _propensities(evidence: Evidence, rules: Rules) -> tuple[Check, ...]:
 
 
 def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
-    """Whether the challenger answered nearly all that it was asked: what it fails on is no random part."""
-    arm = evidence.arm(challenger)
+    """Whether the challenger answered nearly all that it was asked: what it fails on is no random part.
+
+    Half of the risk is on how many answers it owes beside the champion's, of which TOLERATED may be missing,
+    and half on which: those of rows with the outcome 1 are to be missing, and there, as often as others.
+    """
+    arm, pairs = evidence.arm(challenger), evidence.pair(challenger)
     if not arm.requests:
         return Check("pairs", "not yet", f"{challenger} was not asked yet")
-    log_e = float(rates.log_e_value_above(arm.apart_failed, arm.apart, MISSING))
+    parts = [
+        float(rates.log_e_value_above(pairs.missed, pairs.asked, TOLERATED)),
+        _mean(_composition(evidence, challenger)),
+    ]
+    log_e = _mean(parts)
     seen = (
         f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
     )
-    pairs, matured = evidence.pair(challenger).mature, evidence.arm(evidence.champion).mature
-    if pairs < matured:
-        seen += f"; there are pairs of {pairs:,} of the {matured:,} matured requests"
-    return Check(
-        "pairs", "failed" if log_e >= -math.log(rules.trust_alpha) else "passed", seen, finite_exp(log_e)
-    )
+    if pairs.missed:
+        seen += f", and missed {pairs.missed:,} of {pairs.asked:,} that {evidence.champion} answered"
+    matured = evidence.arm(evidence.champion).mature
+    if pairs.mature < matured:
+        seen += f"; there are pairs of {pairs.mature:,} of the {matured:,} matured requests"
+    state: CheckState = "failed" if log_e >= -math.log(rules.trust_alpha) else "passed"
+    if state == "failed" and parts[1] > parts[0]:
+        seen = f"pairs are missing by what came of the rows, {_missing_pairs(evidence, challenger)}: {seen}"
+    return Check("pairs", state, seen, finite_exp(log_e))
+
+
+def _composition(evidence: Evidence, challenger: str) -> list[float]:
+    """The same against pairs being missing, and there, whatever came of the rows; within cells of time.
+
+    What is missing at a time in which other clients come is no choice of the challenger's.
+    """
+    missing, there = list[Stratum](), list[Stratum]()
+    for cell in evidence.history.values() or (evidence,):
+        all_, pairs = cell.arm(evidence.champion), cell.pair(challenger)
+        if all_.assigned_labels:
+            share = {"1": all_.assigned_positives / all_.assigned_labels}
+            there.append(
+                (share, {"1": pairs.assigned_positives, "0": pairs.assigned - pairs.assigned_positives})
+            )
+            lacks = all_.assigned_positives - pairs.assigned_positives
+            missing.append((share, {"1": lacks, "0": all_.assigned_labels - pairs.assigned - lacks}))
+    return [_unlike("1", each) for each in (missing, there)]
+
+
+def _missing_pairs(evidence: Evidence, challenger: str) -> str:
+    all_, pairs = evidence.arm(evidence.champion), evidence.pair(challenger)
+    ones, positives = all_.assigned_positives - pairs.assigned_positives, all_.assigned_positives
+    zeros, negatives = all_.assigned_labels - pairs.assigned - ones, all_.assigned_labels - positives
+    return f"{ones:,} of {positives:,} outcomes 1 and {zeros:,} of {negatives:,} 0"
+
+
+def owed(evidence: Evidence, challenger: str, rules: Rules) -> float:
+    """What the answers that a challenger owes could change of the mean difference in pairs; 0 elsewhere.
+
+    It may have been as wrong on those as one can be, or the champion: a bound, whatever it chose them by
+    (Horowitz & Manski, Journal of the American Statistical Association 2000). The log loss has none, and is
+    taken for that of a probability of LEAST_SAID of what came.
+    """
+    pairs = evidence.pair(challenger)
+    if evidence.design != "shadow" or not pairs.missed:
+        return 0.0
+    greatest = {"brier": 1.0, "log-loss": -math.log(LEAST_SAID)}
+    if rules.costs:
+        greatest["profit"] = max(abs(rules.costs.tp - rules.costs.fn), abs(rules.costs.tn - rules.costs.fp))
+    return greatest.get(rules.metric, 0.0) * pairs.missed / pairs.asked
 
 
 def _gap(evidence: Evidence, challenger: str, rules: Rules) -> tuple[Check, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from data import credit
-from verdict import plan
+from verdict import missing, plan
 from verdict.canary import FAILING, HASTY, USUAL, Sent, sent_back
 from verdict.guardrails import LEAST_RARE
 from verdict.harness import (
@@ -74,6 +74,7 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
     timed("type I error", lambda: _type_one_text(type_one(LONG)))
     timed("where standard errors mislead", lambda: _settings_text(2000))
     timed("who is a witness", lambda: _witnesses_text(2000))
+    timed("what is missing", lambda: _missing_text(2000))
     timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
@@ -189,6 +190,44 @@ Who asks again without a unit is taken for somebody else. Where 2 % of the reque
 a winner is then named in {_percent(unnamed.share)} of the streams ({_percent(low)} to {_percent(high)}): α is
 not kept, and the check *witnesses* says which requests have a unit.
 """
+
+
+def _missing_text(streams: int) -> str:
+    lines = ["| | before | now | interval | |", "| --- | ---: | ---: | --- | --- |"]
+    for setting in missing.WRONG:
+        before, now = missing.wrong(setting, streams)
+        low, high = now.ends
+        shares = f"{_percent(before.share)} | {_percent(now.share)}"
+        ends = f"{_percent(low)} to {_percent(high)} | {'kept' if high <= ALPHA else '**missed**'}"
+        lines.append(f"| {setting.name} | {shares} | {ends} |")
+    found = [missing.found(setting, streams // 10) for setting in missing.FOUND]
+    when = "\n".join(
+        f"| {each.name} | {'never' if each.before == math.inf else f'{each.before:,.0f}'} | {each.now:,.0f} |"
+        for each in found
+    )
+    false = [rate for setting in missing.NOT_FAILING for rate in missing.failing(setting, streams)]
+    wrongly = "\n".join(lines)
+    return f"""## What is missing
+
+Two models that are equally good over all rows, of which one gives no answer to some of them, or loses
+outcomes (`verdict/missing.py`). {streams:,} streams for each line; looks after 200 batches of 100 rows; one
+plans for {RULES.n_star:,} outcomes. *Before* {_percent(missing.BEFORE)} of pairs might be missing, and
+outcomes that are known were counted. *Now* it is as [decision 0021](decisions/0021-what-is-missing.md) says.
+
+A winner is named:
+
+{wrongly}
+
+After how many rows half of {streams // 10} streams have a check that fails, where this is missing:
+
+| | before | now |
+| --- | ---: | ---: |
+{when}
+
+How often a check ever fails where nothing is missing that should not be, at an α of
+{100 * RULES.trust_alpha:g} %:
+
+{_rates(false, RULES.trust_alpha)}"""
 
 
 def _naive_text(found: Sequence[Rate], peeks: Sequence[tuple[int, float, Rate]]) -> str:

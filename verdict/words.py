@@ -19,6 +19,7 @@ YEARS = 3650.0
 class Said:
     """What sentences are made of: the advantage of the challenger in units of the metric, and the radius.
 
+    Of the radius so much is `owed` to answers that the challenger did not give (`trust.owed`).
     `lacking` is what there is too little of for any winner to be named; nothing where there is enough.
     """
 
@@ -27,6 +28,7 @@ class Said:
     metric: str
     advantage: float
     radius: float
+    owed: float
     margin: float
     n: int
     lacking: str
@@ -75,6 +77,12 @@ class Said:
 
     def collect(self) -> str:
         """It is open, and about how long it will be."""
+        if self.owed and abs(self.advantage) > self.radius - self.owed:
+            return (
+                f"Keep collecting: {self.challenger} did not give all answers that it was asked for, and "
+                f"what it might have said could change the difference by {figure(self.owed)}, so nothing "
+                f"tells {self.champion} and {self.challenger} apart."
+            )
         if self.more_outcomes is None:
             return f"Keep collecting: nothing tells {self.champion} and {self.challenger} apart yet."
         outcomes = f"about {rounded(self.more_outcomes):,} more outcomes"

@@ -797,7 +797,7 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
     switches(page, "Canary", "mode: split → canary", "B 20% → 1%", "a new phase begins")
     expect(page.locator("#experiment-summary")).to_have_text("Canary: A 99%, B 1%")
     assert rest(keyed, "/v1/experiment") == before | {"mode": "canary"}
-    waits = "By its gates the canary stays at this step: there are too few requests yet."
+    waits = "By its gates the canary stays at this step: there are too few answers yet."
     expect(page.locator("#judged")).to_have_text(waits, timeout=30_000)
 
     def judged() -> tuple[Any, ...]:
@@ -805,7 +805,7 @@ def test_a_canary_is_held_and_the_undo_of_that_resumes_it(keyed: House, page: Pa
         return told.get("says"), told.get("reason")
 
     # Each of the router's processes judges on its own, now and then.
-    until(lambda: judged() == ("hold", "there are too few requests yet"), "the router says it, too")
+    until(lambda: judged() == ("hold", "there are too few answers yet"), "the router says it, too")
     confirms(page, "Hold …", "Nothing moves the shares by itself")
     expect(page.locator("#experiment-summary")).to_contain_text("held")
     assert rest(keyed, "/v1/experiment/state")["held"]

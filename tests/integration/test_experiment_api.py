@@ -377,7 +377,7 @@ def test_the_same_can_be_done_from_a_shell(app: Flask, shell: Shell, tmp_path: P
     shell.says("set", canary, *why)
     assert "its gates say" not in shell.says("show")
     app.extensions["runner"].look()
-    assert "its gates say hold: there are too few requests yet" in shell.says("show")
+    assert "its gates say hold: there are too few answers yet" in shell.says("show")
     assert shell.says("hold", *why) == "version 4 is in force, held: A 99.0%, B 1.0%\n"
     assert "version 4, held" in shell.says("show")
     assert shell.says("resume", *why) == "version 4 is in force: A 99.0%, B 1.0%\n"

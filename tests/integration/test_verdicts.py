@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +17,12 @@ from jsonschema import Draft202012Validator
 
 from router import database, tables
 from router.controllers import Evidence as Counted
-from router.controllers import Judgement, Runner, Sums
+from router.controllers import Judgement, Runner, Sums, errors_and_latency
 from router.database import stamp
 from router.entries import Entry
 from router.experiment import Canary, Experiment, ExperimentError, read
 from router.experiments import Current, Experiments, Following
-from router.fold import Fold
+from router.fold import SUMS, Fold
 from router.guarding import Guards
 from router.ledger import Ledger
 from router.outcomes import Outcomes
@@ -257,7 +258,7 @@ def variant_of(unit: str | None) -> str:
     return "B" if unit and unit[-1] in "13579" else "A"
 
 
-def of_many(book: Book, rows: list[tuple[str, str | None, float, int]], **more: Any) -> None:
+def of_many(book: Book, rows: Sequence[tuple[str, str | None, float, int]], **more: Any) -> None:
     """Requests that came one after the other within some hours; their outcomes are known in another order."""
     told = [
         record(
@@ -444,7 +445,110 @@ def test_outcomes_count_when_their_requests_have_matured(engine: sa.Engine) -> N
     assert (arm.requests, arm.mature, arm.labelled) == (3, 2, 1)
     matured = next(check for check in book.verdict().checks if check.name == "maturity")
     assert "2 of 3 requests have matured" in matured.seen
-    assert matured.seen.endswith("have an outcome (50%): A 67% and 50%, B 0% and 0%")
+    assert matured.seen.endswith(
+        "have an outcome (50%): A 67% and 50%, B 0% and 0%; 1 came or changed after the maturity "
+        "(1 of 1 outcomes 1, 0 of 0 outcomes 0)"
+    )
+
+
+def told_at(engine: sa.Engine, id_: str, outcome: int, days_ago: float) -> None:
+    """An outcome that was reported some days before NOW."""
+    when = stamp(NOW - timedelta(days=days_ago))
+    row = {"prediction_id": id_, "outcome": outcome, "time": when, "reported": when, "correction": False}
+    with engine.begin() as connection:
+        connection.execute(tables.outcomes.insert(), [row])
+
+
+def test_outcomes_that_come_or_change_after_the_maturity_contradict_it(engine: sa.Engine) -> None:
+    book = Book(engine, maturity="30d")
+    for number in range(60):
+        book.asked(f"{number}", 0.3, hours_ago=24 * 50, variant="AB"[number % 2], unit=f"u{number // 2}")
+        told_at(engine, f"{number}", int(number % 3 == 0), 45)
+    [check] = [each for each in book.verdict().checks if each.name == "maturity"]
+    assert (check.state, "after the maturity" in check.seen) == ("passed", False)
+    # What is told again as it was contradicts nothing; the hour of the request is to be over as well.
+    told_at(engine, "1", 0, 5)
+    told_at(engine, "2", 1, 20 - 0.5 / 24)
+    evidence = book.evidence()
+    assert (evidence.arm("A").late, evidence.arm("B").late) == (0, 0)
+    for number in (4, 5, 7, 8):
+        told_at(engine, f"{number}", 1, 10)
+    evidence = book.evidence()
+    assert (evidence.arm("A").late, evidence.arm("A").late_positives) == (2, 2)
+    assert (evidence.arm("B").late, evidence.arm("B").late_positives) == (2, 2)
+    verdict = book.verdict()
+    assert verdict.decision == "don't trust"
+    assert "outcomes come later than the maturity says" in verdict.sentence
+    assert "4 came or changed after the maturity (4 of 25 outcomes 1, 0 of 35 outcomes 0)" in verdict.sentence
+    assert book.fold.recount() == 0
+
+
+def test_what_is_missing_is_counted_by_units_and_scores(engine: sa.Engine) -> None:
+    book = Book(engine)
+    for number in range(40):
+        variant = "AB"[number % 2]
+        known = 0 if number % 4 else None
+        # Who comes again tells nothing new.
+        for again in range(2):
+            book.asked(f"{number}-{again}", 0.05, known, variant=variant, unit=f"u{number}")
+    book.asked("one", 1.0, 1, variant="B", unit="u41")
+    book.asked("saved", 0.95, variant="B", unit="u42", answered_by="A")
+    [period] = book.evidence().periods
+    assert period.missed == {"A": 0, "B": 1}
+    assert period.scores == {("A", 0): 20, ("B", 0): 20, ("B", 9): 1}
+    assert period.score_labels == {("A", 0): 10, ("B", 0): 20, ("B", 9): 1}
+    assert book.fold.recount() == 0
+
+
+def test_the_pairs_that_a_challenger_owes_are_those_that_the_champion_answered(engine: sa.Engine) -> None:
+    book = Book(engine, mode="shadow")
+    for number in range(30):
+        book.asked(f"{number}", 0.3, number % 2, shadow=0.4, unit=f"u{number}")
+    owed = [aside(f"{number}", "B")._replace(status=422, prediction=None) for number in range(30, 40)]
+    for number, each in enumerate(owed, start=30):
+        book.asked(f"{number}", 0.3, 1, unit=f"u{number}")
+        book.ledger.append(Entry(side_answers=[each]))
+    refused = record("no", time=stamp(NOW), experiment="e", status=422, prediction=None, unit="u99")
+    book.ledger.append(Entry([refused], [aside("no", "B")._replace(status=422, prediction=None)]))
+    evidence = book.evidence()
+    pairs, shadow, champion = evidence.pair("B"), evidence.arm("B"), evidence.arm("A")
+    assert (pairs.asked, pairs.missed, pairs.assigned, pairs.assigned_positives) == (40, 10, 30, 15)
+    assert (champion.assigned_labels, champion.assigned_positives) == (40, 25)
+    assert (shadow.requests, shadow.errors, champion.errors) == (41, 11, 1)
+    [check] = [each for each in book.verdict().comparisons[0].checks if each.name == "pairs"]
+    assert check.state == "failed"
+    assert "missed 10 of 40 that A answered" in check.seen
+    assert book.fold.recount() == 0
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_an_older_ledger_is_counted_again_for_what_is_missing(engine: sa.Engine, *, pruned: bool) -> None:
+    book = Book(engine)
+    for number in range(6):
+        book.asked(f"{number}", 0.2, number % 2, variant="AB"[number % 2], unit=f"u{number}")
+    before = book.evidence()
+    kept = [tables.experiments, tables.predictions, tables.outcomes, *SUMS, tables.folds, tables.phases]
+    kept.append(tables.spans)
+    with engine.begin() as connection:
+        rows = [[dict(row) for row in connection.execute(sa.select(each)).mappings()] for each in kept]
+        tables.metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+    migrated(engine, "0005")
+    with engine.begin() as connection:
+        for table, those in zip(kept, rows, strict=True):
+            there = {each["name"] for each in sa.inspect(connection).get_columns(table.name)}
+            lean = [{name: value for name, value in row.items() if name in there} for row in those]
+            if table is tables.folds and pruned:
+                lean = [row | {"pruned": "2026-11-24T00"} for row in lean]
+            if lean:
+                names = lean[0].keys()
+                columns = ", ".join(f'"{name}"' for name in names)
+                values = ", ".join(f":{name}" for name in names)
+                connection.execute(sa.text(f"INSERT INTO {table.name} ({columns}) VALUES ({values})"), lean)
+    database.migrate(engine)
+    after = book.evidence()
+    assert after.periods == before.periods
+    assert after.arms == before.arms
 
 
 def test_no_verdict_on_outcomes_is_trusted_before_a_maturity_is_declared(engine: sa.Engine) -> None:
@@ -691,6 +795,35 @@ def test_a_guardrail_sends_a_canary_back_with_the_evidence_in_the_audit(engine: 
     [told] = entry.evidence["gate"]
     assert (told["state"], told["harm"]) == ("breached", 1)
     assert told["e_value"] >= told["bound"] == pytest.approx(2 / 0.05), "of two steps"
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["by guardrails", "by its gates"])
+def test_a_canary_that_refuses_what_its_champion_takes_goes_back(engine: sa.Engine, *, guarded: bool) -> None:
+    book = Book(engine, **(CANARY if guarded else {**CANARY, "guardrails": []}))
+    current = book.experiments.current()
+    assert current
+    for number in range(400):
+        refuses: dict[str, Any] = {"status": 422, "prediction": None} if number % 2 else {}
+        # What nobody takes is no fault of a variant.
+        nobody: dict[str, Any] = {"status": 422, "prediction": None} if number % 10 < 2 else {}
+        row = record(
+            time=stamp(NOW), experiment="e", variant="AB"[number % 2], unit=f"u{number}", **refuses | nobody
+        )
+        book.ledger.append(Entry([row]))
+    counted = book.fold.counted("e", (1, 1), 0, NOW, None)
+    assert (counted["A"].errors, counted["B"].errors) == (40, 200)
+    assert (counted["A"].apart_failed, counted["B"].apart_failed, counted["B"].timed) == (40, 200, 0)
+    assert (book.evidence().arm("B").errors, book.evidence().arm("A").errors) == (200, 40)
+    [answers] = [each for each in book.verdict().checks if each.name == "answers"]
+    assert "A 40 of 200 (20 %) and B 200 of 200 (100 %)" in answers.seen
+    if guarded:
+        back = canary_decides(book)
+        assert back
+        assert back.weights == {"A": 1, "B": 0}
+    else:
+        canary = Canary(steps=(0.5, 1), min_requests=100)
+        told = errors_and_latency(Counted(canary, 0.5, counted["A"], counted["B"]))
+        assert told.says == "regress"
 
 
 def test_a_canary_whose_guardrails_do_not_object_goes_on_and_one_that_seems_worse_waits(

@@ -108,3 +108,25 @@ def test_checks_of_several_challengers_name_theirs() -> None:
     check = {"name": "disagreement", "state": "passed", "seen": "1 of 20 differ"}
     told = {"checks": [], "comparisons": [{"challenger": name, "checks": [check]} for name in ("B", "C")]}
     assert [name for name, *_ in verdict_words.checks(told)] == ["Disagreement, B", "Disagreement, C"]
+
+
+def test_the_headline_tells_of_errors_what_the_tile_tells() -> None:
+    def variant(name: str, refused: int, failed: int) -> dict[str, Any]:
+        figures = {"requests": 500, "answered": 500 - refused - failed, "refused": refused, "failed": failed}
+        share = {"share": 0.5, "share_of": 1000, "configured_share": 0.5, "share_interval": [0.4, 0.6]}
+        more = {"latency_ms": None, "mean_prediction": 0.2, "shadow": None, "forced": 0, "failing": None}
+        return {"name": name, "role": "champion" if name == "A" else "challenger"} | figures | share | more
+
+    def told(refused: int, failed: int) -> tuple[str, str]:
+        stats = {
+            "variants": [variant("A", 0, 0), variant("B", refused, failed)],
+            **{"requests": 1000, "mode": "split", "paused": False, "since": None, "tags": {"real": 1000}},
+            **{"version": 1, "allocation": 0, "labelled": 0, "experiment": "e", "as_of": "", "cursor": 1000},
+        }
+        [tile] = [each for each in pieces.tiles(stats) if "50.1%" in str(each) or "Errors" in str(each)]
+        return pieces.summary(stats, "real"), str(tile)
+
+    headline, tile = told(500, 1)
+    assert "501 without an answer (50.1%)" in headline
+    assert "50.1%" in tile
+    assert "no errors" in told(0, 0)[0]
