@@ -473,7 +473,7 @@ def test_the_rows_of_an_older_ledger_are_kept_and_count_for_no_experiment(tmp_pa
     ledger.append(Entry([record("new")]))
     fold.catch_up()
     assert [(row["cursor"], row["id"]) for row in ledger.page(0, 9)] == [(7, "old"), (8, "new")]
-    assert fold.counts("e") == {(1, 0, "A"): Counts(1, 1, 0, 0, 0.25)}
+    assert fold.counts("e") == {(1, 0, "A"): Counts(1, 1, 0, 0, 1, 0.25)}
 
 
 OLDER = """
