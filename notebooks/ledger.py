@@ -156,6 +156,7 @@ def answers(found: pd.DataFrame) -> Answers:
         outcome=row("outcome", float),
         saved=both(saved, [False] * len(side), bool),
         unit=_numbers(found, found["unit"])[request],
+        named=found["unit"].notna().to_numpy()[request],
         row=row("row", np.int64),
         cluster=_numbers(found, found["unit"].fillna("batch " + found["request_id"]))[request],
     )

@@ -136,6 +136,7 @@ class Answers(NamedTuple):
         saved: of live answers, whether another variant gave it since this one failed.
         unit: a number for each unit by which requests were assigned; requests that are units by themselves
             have one that nobody else has.
+        named: whether the request told its unit.
         row: the request's place in its batch, from 0 on; 0 where it came alone.
         cluster: a number for those who are not independent of each other: the requests of a unit, else those
             of a batch; a request that is neither has one of its own.
@@ -153,6 +154,7 @@ class Answers(NamedTuple):
     outcome: Floats
     saved: Truths
     unit: Wholes
+    named: Truths
     row: Wholes
     cluster: Wholes
 
@@ -517,7 +519,7 @@ def _first(answers: Answers, live: Truths) -> Truths:
     _, earliest = np.unique(answers.unit[live], return_index=True)
     first = np.zeros(len(live), bool)
     first[np.flatnonzero(live)[earliest]] = True
-    return np.where(_come_again(answers, live), first, live & (answers.row == 0))
+    return np.where(answers.named, first, live & (answers.row == 0))
 
 
 def _come_again(answers: Answers, live: Truths) -> Truths:

@@ -559,7 +559,10 @@ def test_no_verdict_on_outcomes_is_trusted_before_a_maturity_is_declared(engine:
         if number == 100:
             early = book.verdict()
             assert early.decision == "keep collecting"
-            assert {each.name: each.state for each in early.checks} == {"maturity": "not yet"}
+            assert {each.name: each.state for each in early.checks} == {
+                "maturity": "not yet",
+                "witnesses": "not yet",
+            }
     refused = book.verdict()
     assert refused.decision == "don't trust"
     assert 'say after how long outcomes count, maturity = "30d", or "0d"' in refused.sentence

@@ -32,6 +32,7 @@ def answered(request: Any, outcome: Any, variant: Any, score: Any, **more: Any) 
         "latency": np.full(n, 20.0),
         "saved": np.zeros(n, bool),
         "unit": request,
+        "named": np.full(n, "unit" in more),
         "row": np.zeros(n, np.int64),
         "cluster": more.get("unit", request),
     }
