@@ -119,7 +119,7 @@ def _form() -> html.Section:
                 html.P(
                     "It runs in a process of its own, ends by itself, and goes to these targets alone. Each "
                     "request is due at a moment decided beforehand, and latency counts from then. It is "
-                    "tagged as simulated. Opening this page sends nothing.",
+                    "tagged load-test. Opening this page sends nothing.",
                     className="note",
                 ),
             ],
