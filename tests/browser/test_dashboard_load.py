@@ -44,9 +44,7 @@ def newest(house: House) -> Run:
 
 
 @pytest.mark.slow
-def test_an_empty_page_offers_one_test_which_is_kept(
-    quiet: House, page: Page
-) -> None:
+def test_an_empty_page_offers_one_test_which_is_kept(quiet: House, page: Page) -> None:
     opens(page, quiet, "load")
     expect(page.locator("#load-empty")).to_contain_text("Targets are router, model_a, model_b")
     expect(page.locator("#load-charts")).to_be_hidden()
@@ -74,7 +72,7 @@ def test_an_empty_page_offers_one_test_which_is_kept(
 
 
 @pytest.mark.slow
-def test_a_run_is_found_again_after_a_reload_stopped_compared_by_an_address_and_exported(quiet: House, page: Page) -> None:
+def test_a_run_is_found_again_stopped_compared_by_an_address_and_exported(quiet: House, page: Page) -> None:
     opens(page, quiet, "load")
     page.get_by_role("textbox", name="Target").click()
     page.get_by_role("option", name="model_a").click()
