@@ -3,6 +3,7 @@
 This is the one file that runs before anything is installed, so it needs nothing but Python.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -53,13 +54,17 @@ def of(lock: Path) -> Path:
     """
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     folder = ROOT / "var" / "environments" / f"{lock.stem}-{digest}"
-    if not (folder / "made").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        # The development environment brings uv along, which is several times faster than pip.
-        places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
-        install = _installer(shutil.which("uv", path=places), folder, sys.executable)
-        _run(*install, "--quiet", "--requirement", str(lock))
-        (folder / "made").touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("a") as alone:
+        # One process makes it, and others that need it wait.
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            # The development environment brings uv along, which is several times faster than pip.
+            places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+            install = _installer(shutil.which("uv", path=places), folder, sys.executable)
+            _run(*install, "--quiet", "--requirement", str(lock))
+            (folder / "made").touch()
     return folder / "bin" / "python"
 
 

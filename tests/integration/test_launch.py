@@ -211,3 +211,29 @@ def test_its_help_says_what_it_does_and_does_nothing_of_it(surroundings: dict[st
     assert "--smoke" in helped.stdout
     assert "Starting the services" not in helped.stdout
     assert launch(surroundings, "--nonsense").returncode == 2
+
+
+MAKES = (
+    "import pathlib, sys; from launch import environment; print(environment.of(pathlib.Path(sys.argv[1])))"
+)
+
+
+def test_processes_that_need_an_environment_at_once_get_one_that_is_whole(tmp_path: Path) -> None:
+    # Locks of nothing, each of a content of its own.
+    for number in range(3):
+        lock = tmp_path / f"nothing-{number}.txt"
+        lock.write_text(f"# {tmp_path}, {number}\n")
+        starting = [
+            subprocess.Popen([sys.executable, "-c", MAKES, lock], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        told = {process.communicate()[0].strip() for process in starting}
+        [python] = map(Path, told)
+        try:
+            assert [process.returncode for process in starting] == [0] * 4
+            assert (
+                subprocess.run([python, "-c", "print(1)"], check=True, capture_output=True).stdout == b"1\n"
+            )
+        finally:
+            shutil.rmtree(python.parents[1])
+            python.parents[1].with_name(f"{python.parents[1].name}.lock").unlink()
