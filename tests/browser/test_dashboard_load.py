@@ -79,7 +79,7 @@ def test_a_run_is_found_again_stopped_compared_by_an_address_and_exported(quiet:
     page.get_by_role("textbox", name="Offer", exact=True).click()
     page.get_by_role("option", name="Users, who wait for answers").click()
     page.get_by_label("Users ≤ 500").fill("12")
-    page.get_by_label("Seconds ≤ 600").fill("600")
+    page.get_by_label("Seconds ≤ 600").fill("60")
     page.get_by_role("button", name="Start").click()
     expect(page.locator("#load-summary")).to_contain_text("Offering 12 users to model_a")
     page.reload()
