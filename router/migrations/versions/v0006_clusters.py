@@ -61,7 +61,7 @@ def upgrade() -> None:
 
 def _bring_over_profit(connection: sa.Connection) -> None:
     """Add the profit of rows that are gone, by what was decided of them and what that was to bring."""
-    told = connection.execute(sa.text("SELECT version, document FROM experiments")).tuples()
+    told = connection.execute(sa.text("SELECT version, document FROM experiments"))
     costs: dict[int, Any] = {
         version: (json.loads(document).get("decision") or {}).get("costs") for version, document in told
     }
