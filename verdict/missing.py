@@ -202,7 +202,10 @@ class Shadow(World):
         ]
         many = rates.log_e_value_above(self.missed, self.asked, TOLERATED)
         return Seen(
-            named, surely, before, {"pairs": _fails(many, _mean(*parts)), "maturity": self.too_late()}
+            named,
+            surely,
+            before,
+            {"pairs": _fails(many, rates.log_mean(*parts)), "maturity": self.too_late()},
         )
 
 
@@ -261,13 +264,8 @@ class Split(World):
         return rates.log_e_value_of_trend(k, n, shares, UNLIKE)
 
 
-def _mean(*log_es: Floats) -> Floats:
-    """The logarithm of the mean of e-values."""
-    return np.asarray(np.logaddexp.reduce(np.stack(log_es)) - math.log(len(log_es)))
-
-
 def _fails(*log_es: Floats) -> Truths:
-    return np.asarray(_mean(*log_es) >= -math.log(RULES.trust_alpha))
+    return np.asarray(rates.log_mean(*log_es) >= -math.log(RULES.trust_alpha))
 
 
 def _named(*sums: Summed, owed: Floats | float = 0.0) -> Truths:

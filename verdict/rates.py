@@ -67,6 +67,15 @@ def log_e_value_above(k: ArrayLike, n: ArrayLike, rate: ArrayLike) -> Floats:
     return np.asarray(log_e_value(k, n, rate) + share)
 
 
+def log_mean(*log_es: ArrayLike) -> Floats:
+    """The logarithm of the mean of e-values, which is an e-value (Vovk & Wang, Annals of Statistics 2021).
+
+    Args:
+        log_es: the logarithms of each, of one shape.
+    """
+    return np.asarray(np.logaddexp.reduce(np.stack(log_es)) - np.log(len(log_es)))
+
+
 def log_e_value_of_difference(
     one: Count, other: Count, difference: ArrayLike, independent: bool = True
 ) -> Floats:

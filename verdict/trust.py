@@ -88,7 +88,7 @@ def _late(arms: Sequence[Arm], seen: str, rules: Rules) -> Check:
     labelled, positives = (sum(getattr(arm, name) for arm in arms) for name in ("labelled", "positives"))
     kinds = [(ones, positives), (late - ones, labelled - positives)]
     # Half of the risk is on each.
-    log_e = _mean([float(rates.log_e_value_above(k, n, TOLERATED)) for k, n in kinds])
+    log_e = float(rates.log_mean(*(rates.log_e_value_above(k, n, TOLERATED) for k, n in kinds)))
     if late:
         told = [f"{k:,} of {n:,} outcomes {y}" for y, (k, n) in zip((1, 0), kinds, strict=True)]
         seen += f"; {late:,} came or changed after the maturity ({', '.join(told)})"
@@ -113,7 +113,7 @@ def _answers(evidence: Evidence, rules: Rules) -> Check:
         return Check("answers", "not yet", "there are no requests yet")
     rate = {name: missed[name] / max(assigned[name], 1) for name in names}
     strata = [(each.weights, each.missed) for each in evidence.periods]
-    log_e = _mean([_unlike(name, strata) for name in names])
+    log_e = float(rates.log_mean(*(_unlike(name, strata) for name in names)))
     most, least = max(names, key=rate.__getitem__), min(names, key=rate.__getitem__)
     failed = log_e >= -math.log(rules.trust_alpha) and rate[most] - rate[least] > TOLERATED
     told = " and ".join(
@@ -165,10 +165,10 @@ def _label_ratio(evidence: Evidence, rules: Rules) -> Check:
     ]
     parts = [
         log_bayes_factor_of_periods(known),
-        _mean([_unlike(who, missing) for who in names]),
-        _mean([_by_score(periods, names, who) for who in names]),
+        float(rates.log_mean(*(_unlike(who, missing) for who in names))),
+        float(rates.log_mean(*(_by_score(periods, names, who) for who in names))),
     ]
-    log_e = _mean(parts)
+    log_e = float(rates.log_mean(*parts))
     failed = log_e >= -math.log(rules.trust_alpha)
     if parts[2] == max(parts) and failed:
         told = "; ".join(_missing_in(periods, names, tenth) for tenth in range(TENTHS))
@@ -226,14 +226,6 @@ def _missing_in(periods: Sequence[Period], names: Sequence[str], tenth: int) -> 
 def _missing_of(missing: Sequence[Stratum], periods: Sequence[Period], who: str) -> str:
     lacks = sum(counts[who] for _, counts in missing)
     return f"{lacks:,} of {sum(each.served.get(who, 0) for each in periods):,}"
-
-
-def _mean(log_es: Sequence[float]) -> float:
-    """The logarithm of the mean of e-values, which is one (Vovk & Wang, Annals of Statistics 2021)."""
-    most = max(log_es)
-    if not math.isfinite(most):
-        return most
-    return most + math.log(sum(math.exp(each - most) for each in log_es) / len(log_es))
 
 
 def _percent(share: float) -> str:
@@ -339,9 +331,9 @@ def _answered(evidence: Evidence, challenger: str, rules: Rules) -> Check:
         return Check("pairs", "not yet", f"{challenger} was not asked yet")
     parts = [
         float(rates.log_e_value_above(pairs.missed, pairs.asked, TOLERATED)),
-        _mean(_composition(evidence, challenger)),
+        float(rates.log_mean(*_composition(evidence, challenger))),
     ]
-    log_e = _mean(parts)
+    log_e = float(rates.log_mean(*parts))
     seen = (
         f"{challenger} answered {arm.requests - arm.errors:,} of the {arm.requests:,} requests it was asked"
     )
