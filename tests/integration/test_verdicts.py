@@ -369,6 +369,33 @@ def test_who_has_not_been_seen_since_rows_were_pruned_is_forgotten_and_others_ar
     assert book.fold.recount() == 0
 
 
+def taken_back(engine: sa.Engine, revision: str, kept: Sequence[sa.Table], **changed: dict[str, Any]) -> None:
+    """Give a ledger the tables of an older release, and the rows of some of them, by what columns they had.
+
+    Args:
+        engine: the ledger's.
+        revision: of the older release.
+        kept: the tables whose rows stay.
+        changed: by table, what is otherwise in each of its rows.
+    """
+    with engine.begin() as connection:
+        rows = [[dict(row) for row in connection.execute(sa.select(each)).mappings()] for each in kept]
+        tables.metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+    migrated(engine, revision)
+    with engine.begin() as connection:
+        for table, those in zip(kept, rows, strict=True):
+            there = {each["name"] for each in sa.inspect(connection).get_columns(table.name)}
+            lean: list[dict[str, Any]] = [
+                {name: row[name] for name in there & row.keys()} | changed.get(table.name, {})
+                for row in those
+            ]
+            if lean:
+                columns = ", ".join(f'"{name}"' for name in lean[0])
+                values = ", ".join(f":{name}" for name in lean[0])
+                connection.execute(sa.text(f"INSERT INTO {table.name} ({columns}) VALUES ({values})"), lean)
+
+
 @BOTH
 def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> None:
     book = Book(engine)
@@ -376,17 +403,7 @@ def test_an_older_ledger_is_counted_again_for_its_units(engine: sa.Engine) -> No
         book.asked(str(number), 0.2 + number / 10, number % 2, unit=f"unit-{number % 3}", variant="A")
     before = book.evidence().arm("A")
     # As it was before there were sums by unit.
-    kept = [tables.experiments, tables.predictions, tables.outcomes]
-    with engine.begin() as connection:
-        rows = [[dict(row) for row in connection.execute(sa.select(each)).mappings()] for each in kept]
-        tables.metadata.drop_all(connection)
-        connection.execute(sa.text("DROP TABLE alembic_version"))
-    migrated(engine, "0001")
-    with engine.begin() as connection:
-        for table, those in zip(kept, rows, strict=True):
-            for row in those:
-                row.pop("attempt", None)
-            connection.execute(table.insert(), those)
+    taken_back(engine, "0001", [tables.experiments, tables.predictions, tables.outcomes])
     database.migrate(engine)
     after = book.evidence().arm("A")
     assert after.by_unit["brier"].units == 3
@@ -527,24 +544,9 @@ def test_an_older_ledger_is_counted_again_for_what_is_missing(engine: sa.Engine,
     for number in range(6):
         book.asked(f"{number}", 0.2, number % 2, variant="AB"[number % 2], unit=f"u{number}")
     before = book.evidence()
-    kept = [tables.experiments, tables.predictions, tables.outcomes, *SUMS, tables.folds, tables.phases]
-    kept.append(tables.spans)
-    with engine.begin() as connection:
-        rows = [[dict(row) for row in connection.execute(sa.select(each)).mappings()] for each in kept]
-        tables.metadata.drop_all(connection)
-        connection.execute(sa.text("DROP TABLE alembic_version"))
-    migrated(engine, "0005")
-    with engine.begin() as connection:
-        for table, those in zip(kept, rows, strict=True):
-            there = {each["name"] for each in sa.inspect(connection).get_columns(table.name)}
-            lean = [{name: value for name, value in row.items() if name in there} for row in those]
-            if table is tables.folds and pruned:
-                lean = [row | {"pruned": "2026-11-24T00"} for row in lean]
-            if lean:
-                names = lean[0].keys()
-                columns = ", ".join(f'"{name}"' for name in names)
-                values = ", ".join(f":{name}" for name in names)
-                connection.execute(sa.text(f"INSERT INTO {table.name} ({columns}) VALUES ({values})"), lean)
+    kept = [tables.experiments, tables.predictions, tables.outcomes, *SUMS, tables.phases, tables.spans]
+    folds = {"pruned": "2026-11-24T00"} if pruned else {}
+    taken_back(engine, "0005", [*kept, tables.folds], folds=folds)
     database.migrate(engine)
     after = book.evidence()
     assert after.periods == before.periods
