@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from runoff.processes import INTERRUPTED
+
 # Plain progress speaks this many times, so that a log stays short.
 PLAIN_STEPS = 4
-
-# How a shell names what Ctrl-C has ended.
-INTERRUPTED = 130
 
 # Takes how many are done.
 Advance = Callable[[int], None]

@@ -20,12 +20,11 @@ import nbformat
 from data import credit
 from notebooks import executed
 from notebooks.executed import OnCell
+from runoff.processes import INTERRUPTED
 from runoff.store import ModelVersion, Store
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-# What a shell takes for "stopped by Ctrl-C".
-INTERRUPTED = 130
 
 # The notebook of each model, in the order of training: B compares itself with A.
 NOTEBOOKS = {"model-a": FOLDER / "train_model_a.ipynb", "model-b": FOLDER / "train_model_b.ipynb"}
