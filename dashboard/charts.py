@@ -90,7 +90,7 @@ class Points:
 
     @property
     def split(self) -> list[bool]:
-        """Of each of the records that the weights in force assigned, whether the followed variant got it.
+        """Whether the followed variant got each of the records that the weights in force assigned.
 
         Units and batches count once: chance assigned them as a whole.
         """

@@ -33,7 +33,7 @@ CONCURRENCY = 4
 SEED = 2009
 ALL_WELL = 200
 
-# What can be wrong without a fault of ours; its message is all that is said.
+# Errors that are no fault of ours: the command says their message, and nothing else.
 EXPECTED = (
     LaunchError,
     train.TrainingFailed,
@@ -79,7 +79,7 @@ def run(voice: Voice, ports: Mapping[str, int], *, smoke: bool) -> int:
 def _train(voice: Voice) -> None:
     """Execute the notebooks of which the store holds no version of this data and code.
 
-    What is trained here is released here. Where nothing is trained, what was released stays.
+    A version that is trained here is released here; where none is trained, releases stay as they are.
     """
     management = Management(Store.open())
     for name in train.NOTEBOOKS:

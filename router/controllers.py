@@ -147,7 +147,7 @@ def errors_and_latency(evidence: Evidence) -> Judgement:
 
 
 def _objection(evidence: Evidence, found: Mapping[str, Mapping[str, float]]) -> str:
-    """What speaks against a step on; nothing where nothing does."""
+    """The reason against a step on; an empty text where there is none."""
     # Units and batches, which chance assigned as a whole.
     counts = evidence.champion.assigned, evidence.challenger.assigned
     if multinomial.log_bayes_factor(counts, (1 - evidence.share, evidence.share)) >= -math.log(ALPHA):

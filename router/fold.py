@@ -103,7 +103,7 @@ BEFORE: Cell = (TOTAL, 0, 0)
 
 @dataclass(frozen=True)
 class Counts:
-    """What the ledger holds of one variant: requests = answered + refused (4xx) + failed (5xx).
+    """Counts of one variant in the ledger: requests = answered + refused (4xx) + failed (5xx).
 
     `assigned` are those that chance assigned for themselves: the first of units and of batches.
     """
@@ -448,7 +448,7 @@ class Fold:
             for variant, n, positives in map(tuple, database.read(self._engine, told))
         }
         return {
-            # What it refused, and what another one had to answer, got no answer from it.
+            # It gave no answer to requests that it refused, or that another variant had to answer.
             row.variant: Sums(
                 requests=int(row.requests),
                 errors=int(row.failed) + int(row.refused) + int(row.saved),
@@ -696,7 +696,7 @@ _BY_CURSOR = sa.select(_P.cursor, _P.model, _P.version, _P.status, _P.problem).w
 
 
 def _added(connection: sa.Connection, at: Cursors, to: Cursors, declared: Declared) -> tuple[Added, News]:
-    """What is added to the sums, and to those of clusters, by what came after some cursors, up to others."""
+    """The additions to sums, and to those of clusters, of all that came after some cursors, up to others."""
     between = bounds(at, to)
     added: Added = defaultdict(list)
     news: News = defaultdict(list)
@@ -822,7 +822,7 @@ def _known(
 def _repeated(
     connection: sa.Connection, news: News, summed: Cells
 ) -> Iterator[tuple[tuple[sa.Table, Key], Sequence[float]]]:
-    """What new rows of clusters add together with all others, beyond what each adds alone."""
+    """The products of new rows of clusters with all others: they add these beyond what each adds alone."""
     for cluster, made in _changes(connection, summed):
         place = _repeats_of(cluster)
         for cell, changed in made.items():
@@ -832,7 +832,7 @@ def _repeated(
 
 
 def _changes(connection: sa.Connection, added: Cells) -> Iterator[tuple[Cluster, dict[Cell, list[float]]]]:
-    """By how much it changes what rows of clusters make together, when something is added to their sums."""
+    """The change of what rows of clusters make together, when something is added to their sums."""
     by_name: dict[str, list[Cluster]] = defaultdict(list)
     since: dict[str, str] = {}
     for cluster, cells in added.items():
@@ -854,7 +854,7 @@ def _is_one(cells: Mapping[Cell, Sequence[float]]) -> bool:
 
 
 def _summed(rows: Iterable[Addition]) -> dict[Cell, list[float]]:
-    """What rows add to their cluster's sums."""
+    """The sum of what rows add to their cluster, by hours and weights."""
     found: dict[Cell, list[float]] = {}
     for row in rows:
         _into(found, row.cell, row.values, row.sign)

@@ -1,4 +1,4 @@
-"""What is missing is evidence, too: streams of equally good models of which one loses answers or outcomes.
+"""Missing answers and outcomes: streams of equally good models of which one loses answers or outcomes.
 
 The short forms of these settings are tests, the long ones lines of `make validate`. At each look it is
 decided as `verdict/trust.py` decides of one experiment, here by arrays over the streams.

@@ -73,8 +73,8 @@ def report(environment: Path | None, say: Callable[[str], None]) -> str:
 
     timed("type I error", lambda: _type_one_text(type_one(LONG)))
     timed("where standard errors mislead", lambda: _settings_text(2000))
-    timed("who is a witness", lambda: _witnesses_text(2000))
-    timed("what is missing", lambda: _missing_text(2000))
+    timed("units and batches as clusters", lambda: _witnesses_text(2000))
+    timed("missing answers and outcomes", lambda: _missing_text(2000))
     timed("naive", lambda: _naive_text(naive(LONG), armitage(20_000)))
     timed("late outcomes", lambda: _delayed_text(*delayed(2000), delayed_type_one(2000)))
     timed(
@@ -174,7 +174,7 @@ And in further settings:
 def _witnesses_text(streams: int) -> str:
     [unnamed] = [wrong_of(each, streams).now for each in UNNAMED]
     low, high = unnamed.ends
-    return f"""## Who is a witness
+    return f"""## Units and batches as clusters
 
 Two models that are equally good and not alike, and rows that are not independent (`verdict/witnesses.py`).
 {streams:,} streams for each line; looks after 200 batches of about 100 rows, of units that ask a lot 500.
@@ -207,7 +207,7 @@ def _missing_text(streams: int) -> str:
     )
     false = [rate for setting in missing.NOT_FAILING for rate in missing.failing(setting, streams)]
     wrongly = "\n".join(lines)
-    return f"""## What is missing
+    return f"""## Missing answers and outcomes
 
 Two models that are equally good over all rows, of which one gives no answer to some of them, or loses
 outcomes (`verdict/missing.py`). {streams:,} streams for each line; looks after 200 batches of 100 rows; one

@@ -1,7 +1,7 @@
 """Settings in which rows are not independent: batches, units that ask a lot, requests that are tried again.
 
-Both models are equally good, and not alike. What is drawn are groups of rows; what is compared is who counts
-as a witness: as it was before, each row of a batch, and of a unit the last rows together, or each group with
+Both models are equally good, and not alike. The streams are groups of rows, and two rules are compared: the
+old one counted each row of a batch, and the last rows of a unit together; the new one counts each group with
 all of its rows.
 """
 

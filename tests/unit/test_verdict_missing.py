@@ -1,4 +1,4 @@
-"""What is missing is evidence, too: the short form of what `make validate` says of it, and what is said."""
+"""Missing answers and outcomes: short forms of what `make validate` simulates, and the words of the checks."""
 
 from __future__ import annotations
 

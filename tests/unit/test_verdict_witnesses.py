@@ -1,4 +1,4 @@
-"""Who is a witness: the short form of what `make validate` says of rows that are not independent."""
+"""Units and batches are clusters: the short form of what `make validate` says of rows that are not independent."""
 
 from __future__ import annotations
 
