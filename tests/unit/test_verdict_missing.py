@@ -1,4 +1,4 @@
-"""Missing answers and outcomes: short forms of what `make validate` simulates, and the words of the checks."""
+"""Missing answers and outcomes: short forms of what `make validate` simulates, and words of the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units and batches are clusters: the short form of what `make validate` says of rows that are not independent."""
+"""Units and batches are clusters: short forms of what `make validate` simulates of rows that depend."""
 
 from __future__ import annotations
 
